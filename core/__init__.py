@@ -1,0 +1,1 @@
+"""Everything NeighborDx can do; works from a notebook with no Streamlit installed."""

@@ -1,0 +1,365 @@
+"""Run configuration: frozen records, presets, range checks, JSON in and out, machine settings.
+
+Owns every default in one place. Refuses to know paths of data or anything about pixels.
+"""
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from core.errors import ConfigError
+
+SCHEMA_VERSION = 1
+K_CANDIDATES = (5, 9, 15, 20, 25, 30, 40, 50)
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How pixels become a batch. Crop and jitter apply in training only."""
+
+    input_size: int = 448
+    crop_scale_min: float = 0.87  # of the area; (448 / 480) squared is the report's crop
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.5
+    rotation_deg: float = 15.0
+    brightness: float = 0.15
+    contrast: float = 0.15
+
+    def __post_init__(self) -> None:
+        _require(
+            32 <= self.input_size <= 1024, f"input_size must be 32..1024, got {self.input_size}."
+        )
+        for name in ("horizontal_flip", "vertical_flip", "brightness", "contrast"):
+            value = getattr(self, name)
+            _require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
+        _require(
+            0.05 <= self.crop_scale_min <= 1.0,
+            f"crop_scale_min must be 0.05..1, got {self.crop_scale_min}.",
+        )
+        _require(
+            0.0 <= self.rotation_deg <= 180.0,
+            f"rotation_deg must be 0..180, got {self.rotation_deg}.",
+        )
+
+
+@dataclass(frozen=True)
+class EmbedderConfig:
+    """Which backbones, where they are cut, and the adapter on top."""
+
+    backbones: tuple[str, ...] = ()
+    tail_depth: int = 1
+    hidden_dim: int = 512
+    embedding_dim: int = 128
+    dropout: float = 0.5
+    tta: bool = True
+    precision: str = "auto"
+    random_weights: bool = False  # tests only: the one preset that sets it is not offered
+
+    def __post_init__(self) -> None:
+        _require(len(self.backbones) >= 1, "backbones must name at least one timm model.")
+        _require(1 <= self.tail_depth <= 4, f"tail_depth must be 1..4, got {self.tail_depth}.")
+        _require(self.hidden_dim > 0 and self.embedding_dim > 1, "adapter sizes must be positive.")
+        _require(0.0 <= self.dropout < 1.0, f"dropout must be 0..1, got {self.dropout}.")
+        _require(
+            self.precision in PRECISIONS,
+            f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.",
+        )
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the adapter and the tails are trained for."""
+
+    name: str = "triplet"
+    margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(
+            self.name == "triplet", f"objective must be one of triplet, got {self.name!r}."
+        )
+        _require(0.0 < self.margin <= 2.0, f"margin must be in (0, 2], got {self.margin}.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimiser, the schedule, and the trunk cache."""
+
+    epochs: int = 20
+    n_images_per_class: int = 8
+    adapter_lr: float = 1e-3
+    tail_lr: float = 5e-6
+    weight_decay: float = 1e-3
+    n_views: int = 8  # augmented views per image in the trunk cache, beside the clean one
+    val_fraction: float = 0.15
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.epochs <= 1000, f"epochs must be 1..1000, got {self.epochs}.")
+        _require(
+            2 <= self.n_images_per_class <= 256,
+            f"n_images_per_class must be 2..256, got {self.n_images_per_class}.",
+        )
+        _require(1 <= self.n_views <= 64, f"n_views must be 1..64, got {self.n_views}.")
+        _require(
+            0.02 <= self.val_fraction <= 0.5,
+            f"val_fraction must be 0.02..0.5, got {self.val_fraction}.",
+        )
+        for name in ("adapter_lr", "tail_lr", "weight_decay"):
+            value = getattr(self, name)
+            _require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """The neighbour vote and what it refuses to answer."""
+
+    k_candidates: tuple[int, ...] = K_CANDIDATES
+    novelty_percentile: float = 99.0  # of leave-one-out gallery distances
+    abstain_margin: float = 0.1  # calibrated p within 0.5 +- margin is not answered
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.k_candidates) and all(k >= 1 for k in self.k_candidates),
+            f"k_candidates must be positive integers, got {self.k_candidates}.",
+        )
+        _require(
+            50.0 <= self.novelty_percentile <= 100.0,
+            f"novelty_percentile must be 50..100, got {self.novelty_percentile}.",
+        )
+        _require(
+            0.0 <= self.abstain_margin < 0.5,
+            f"abstain_margin must be in [0, 0.5), got {self.abstain_margin}.",
+        )
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """The soft vote of several models."""
+
+    min_val_accuracy: float = 0.85
+
+    def __post_init__(self) -> None:
+        _require(
+            0.0 <= self.min_val_accuracy <= 1.0,
+            f"min_val_accuracy must be 0..1, got {self.min_val_accuracy}.",
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a training run; saved beside the weights before training starts."""
+
+    preset: str
+    embedder: EmbedderConfig
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Return the record as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> "RunConfig":
+        """Rebuild the record; unknown keys and other schema versions are refused.
+
+        Raises:
+            ConfigError: malformed JSON, an unknown key, a wrong type or a value out of range.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as err:
+            raise ConfigError(f"config.json is not JSON ({err}); restore the file.") from err
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        _require(
+            version == SCHEMA_VERSION,
+            f"config.json: expected schema_version {SCHEMA_VERSION}, got {version!r}.",
+        )
+        config: RunConfig = _build(RunConfig, raw, "config")
+        return config
+
+    def with_overrides(self, assignments: list[str]) -> "RunConfig":
+        """Apply ``section.key=value`` strings, values in JSON (bare words are strings)."""
+        raw = dataclasses.asdict(self)
+        for assignment in assignments:
+            path, equals, text = assignment.partition("=")
+            section, dot, key = path.strip().partition(".")
+            _require(
+                bool(equals and dot), f"expected section.key=value, got {assignment!r}."
+            )
+            _require(
+                isinstance(raw.get(section), dict) and key in raw[section],
+                f"unknown setting {path!r}; sections are "
+                + ", ".join(k for k, v in raw.items() if isinstance(v, dict))
+                + ".",
+            )
+            try:
+                raw[section][key] = json.loads(text)
+            except json.JSONDecodeError:
+                raw[section][key] = text
+        config: RunConfig = _build(RunConfig, raw, "config")
+        return config
+
+
+def _build(cls: Any, raw: object, where: str) -> Any:
+    """Build a config dataclass from plain JSON values, refusing unknown keys and wrong types."""
+    _require(isinstance(raw, dict), f"{where}: expected an object, got {type(raw).__name__}.")
+    assert isinstance(raw, dict)
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(raw) - set(hints))
+    _require(
+        not unknown,
+        f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(hints))}.",
+    )
+    values = {k: _convert(hints[k], v, f"{where}.{k}") for k, v in raw.items()}
+    try:
+        return cls(**values)
+    except TypeError as err:
+        raise ConfigError(f"{where}: {err}.") from err
+
+
+def _convert(hint: Any, value: object, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        _require(
+            isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}."
+        )
+        item = typing.get_args(hint)[0]
+        return tuple(_convert(item, v, where) for v in typing.cast(list[object], value))
+    _require(
+        not isinstance(hint, types.UnionType) and origin is None, f"{where}: unsupported type."
+    )
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    _require(right, f"{where}: expected {hint.__name__}, got {value!r}.")
+    return value
+
+
+def _preset(name: str, *backbones: str, size: int = 448) -> RunConfig:
+    return RunConfig(
+        preset=name,
+        embedder=EmbedderConfig(backbones=backbones),
+        preprocess=PreprocessConfig(input_size=size),
+    )
+
+
+def _offline() -> RunConfig:
+    """The no-hub preset; where it departs from the report, README's recipe section says why."""
+    return RunConfig(
+        preset="offline",
+        embedder=EmbedderConfig(
+            backbones=("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k"), tail_depth=2
+        ),
+        preprocess=PreprocessConfig(
+            input_size=288, crop_scale_min=0.5, brightness=0.3, contrast=0.3
+        ),
+        train=TrainConfig(epochs=8, n_images_per_class=16, tail_lr=1e-4, n_views=4),
+    )
+
+
+def _tiny_random() -> RunConfig:
+    return RunConfig(
+        preset="tiny-random",
+        embedder=EmbedderConfig(
+            backbones=("convnext_atto", "vit_tiny_patch16_224"),
+            hidden_dim=32,
+            precision="float32",
+            random_weights=True,
+        ),
+        preprocess=PreprocessConfig(input_size=64),
+        train=TrainConfig(epochs=2, n_images_per_class=4, n_views=2),
+        knn=KnnConfig(k_candidates=(1, 3, 5)),
+    )
+
+
+def build_preset(name: str) -> RunConfig:
+    """Return the RunConfig of a preset.
+
+    Raises:
+        ConfigError: the name is not a preset; the message lists the valid ones.
+    """
+    presets = {
+        "paper": lambda: _preset(
+            "paper", "convnext_large.fb_in22k", "vit_large_patch16_224.augreg_in21k_ft_in1k"
+        ),
+        "swin-effnetv2": lambda: _preset(
+            "swin-effnetv2",
+            "swin_large_patch4_window7_224.ms_in22k",
+            "tf_efficientnetv2_l.in21k_ft_in1k",
+        ),
+        "convnextv2-beit": lambda: _preset(
+            "convnextv2-beit",
+            "convnextv2_large.fcmae_ft_in22k_in1k",
+            "beit_large_patch16_224.in22k_ft_in22k_in1k",
+        ),
+        "compact": lambda: _preset(
+            "compact", "convnext_tiny.fb_in22k", "vit_small_patch16_224.augreg_in21k_ft_in1k"
+        ),
+        "offline": _offline,
+        "tiny-random": _tiny_random,
+    }
+    if name not in presets:
+        offered = ", ".join(PRESETS)
+        raise ConfigError(f"unknown preset {name!r}; choose one of {offered}.")
+    return presets[name]()
+
+
+PRESETS = ("paper", "swin-effnetv2", "convnextv2-beit", "compact", "offline")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Machine settings, read from the environment; never stored in a bundle."""
+
+    checkpoints_dir: Path = Path("checkpoints")
+    weights_dir: Path | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    n_threads: int = 0  # 0: all cores
+    max_upload_mb: int = 64
+    max_files: int = 50
+
+    @staticmethod
+    def from_env() -> "Settings":
+        """Read NEIGHBORDX_CHECKPOINTS, _WEIGHTS_DIR, _DEVICE, _THREADS, _MAX_UPLOAD_MB, _MAX_FILES.
+
+        Raises:
+            ConfigError: a number that is not one, or an unknown device.
+        """
+        env = os.environ
+        weights = env.get("NEIGHBORDX_WEIGHTS_DIR")
+        device = env.get("NEIGHBORDX_DEVICE", "auto")
+        _require(
+            device in ("auto", "cpu", "cuda", "mps"),
+            f"NEIGHBORDX_DEVICE must be auto, cpu, cuda or mps, got {device!r}.",
+        )
+        return Settings(
+            checkpoints_dir=Path(env.get("NEIGHBORDX_CHECKPOINTS", "checkpoints")),
+            weights_dir=Path(weights) if weights else None,
+            device=typing.cast(Literal["auto", "cpu", "cuda", "mps"], device),
+            n_threads=_int_env("NEIGHBORDX_THREADS", 0),
+            max_upload_mb=_int_env("NEIGHBORDX_MAX_UPLOAD_MB", 64),
+            max_files=_int_env("NEIGHBORDX_MAX_FILES", 50),
+        )
+
+
+def _int_env(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    _require(text.isdigit(), f"{name} must be a whole number, got {text!r}.")
+    return int(text)
