@@ -29,7 +29,8 @@ class PreprocessConfig:
     """How pixels become a batch. Crop and jitter apply in training only."""
 
     input_size: int = 448
-    crop_scale_min: float = 0.87  # of the area; (448 / 480) squared is the report's crop
+    crop_scale_min: float = 0.871  # share of the area; the report crops 448 out of 480
+    crop_scale_max: float = 0.871
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.5
     rotation_deg: float = 15.0
@@ -44,8 +45,9 @@ class PreprocessConfig:
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
         _require(
-            0.05 <= self.crop_scale_min <= 1.0,
-            f"crop_scale_min must be 0.05..1, got {self.crop_scale_min}.",
+            0.05 <= self.crop_scale_min <= self.crop_scale_max <= 1.0,
+            "crop_scale_min and crop_scale_max must be 0.05..1 and ascending, got "
+            f"{self.crop_scale_min} and {self.crop_scale_max}.",
         )
         _require(
             0.0 <= self.rotation_deg <= 180.0,
@@ -268,7 +270,7 @@ def _offline() -> RunConfig:
             backbones=("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k"), tail_depth=2
         ),
         preprocess=PreprocessConfig(
-            input_size=288, crop_scale_min=0.5, brightness=0.3, contrast=0.3
+            input_size=288, crop_scale_min=0.5, crop_scale_max=1.0, brightness=0.3, contrast=0.3
         ),
         train=TrainConfig(epochs=8, n_images_per_class=16, tail_lr=1e-4, n_views=4),
     )

