@@ -87,9 +87,7 @@ class ObjectiveConfig:
     margin: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(
-            self.name == "triplet", f"objective must be one of triplet, got {self.name!r}."
-        )
+        _require(self.name == "triplet", f"objective must be one of triplet, got {self.name!r}.")
         _require(0.0 < self.margin <= 2.0, f"margin must be in (0, 2], got {self.margin}.")
 
 
@@ -200,9 +198,7 @@ class RunConfig:
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
             section, dot, key = path.strip().partition(".")
-            _require(
-                bool(equals and dot), f"expected section.key=value, got {assignment!r}."
-            )
+            _require(bool(equals and dot), f"expected section.key=value, got {assignment!r}.")
             _require(
                 isinstance(raw.get(section), dict) and key in raw[section],
                 f"unknown setting {path!r}; sections are "
@@ -239,9 +235,7 @@ def _convert(hint: Any, value: object, where: str) -> Any:
         return _build(hint, value, where)
     origin = typing.get_origin(hint)
     if origin is tuple:
-        _require(
-            isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}."
-        )
+        _require(isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}.")
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, v, where) for v in typing.cast(list[object], value))
     _require(

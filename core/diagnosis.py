@@ -1,0 +1,177 @@
+"""The answer on one image with its evidence, and its agreed JSON and CSV forms.
+
+Owns the record that the command line, the pages and a notebook share. Computes nothing: what
+a page shows is already in here.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESEARCH_USE = "Research use, not a diagnosis."
+Status = Literal["answered", "abstained", "rejected"]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One line of the vote ledger: a training image and what it contributed."""
+
+    rank: int  # 1 is the nearest
+    index: int  # row of the gallery
+    key: str  # image key: the path inside the data folder
+    label: int
+    class_name: str
+    distance: float  # Euclidean, between unit embeddings, 0..2
+    weight: float  # 1 / distance
+    share: float  # of the vote; the shares of a ledger sum to 1
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """How far the image lies from the gallery, seen by the frozen backbones."""
+
+    distance_percentile: float  # among the gallery's own leave-one-out distances, 0..100
+    is_novel: bool  # beyond the limit: not the kind of image the model knows
+
+
+@dataclass(frozen=True)
+class MemberVote:
+    """One model's probabilities and its weight in the ensemble (1.0 for a single model)."""
+
+    model_id: str
+    probabilities: dict[str, float]
+    weight: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A gallery image that was kept out of this image's vote, and why."""
+
+    index: int
+    key: str
+    reason: Literal["duplicate", "group"]
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """Everything known about one image. A rejected file has ``error`` and no evidence."""
+
+    file: str
+    status: Status
+    model_id: str
+    data_id: str
+    created: str  # ISO 8601, UTC
+    disease_class: str
+    predicted_class: str | None = None  # also set when abstained: the leaning; None if rejected
+    probabilities: dict[str, float] = field(default_factory=dict)  # calibrated, sum to 1
+    vote_shares: dict[str, float] = field(default_factory=dict)  # the ledger summed by class
+    k: int = 0
+    neighbours: tuple[Neighbour, ...] = ()
+    nearest_other: Neighbour | None = None  # nearest case of the class not predicted
+    left_out: tuple[LeftOut, ...] = ()
+    members: tuple[MemberVote, ...] = ()
+    novelty: Novelty | None = None
+    heatmaps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    # backbone name -> (H, W) in [0, 1], on the geometry of ``pixels``
+    heatmap_class: str | None = None  # the class the heatmaps argue for
+    map_xy: tuple[float, float] | None = None
+    pixels: NDArray[np.uint8] | None = None  # (H, W, 3), what the model saw, at most 1024 px
+    abstain_reason: Literal["uncertain", "novel"] | None = None
+    error: str | None = None
+    error_code: str | None = None
+    error_params: Mapping[str, object] = field(default_factory=dict)
+
+
+def to_json(
+    diagnosis: Diagnosis, *, heatmap_files: Mapping[str, str] | None = None
+) -> dict[str, object]:
+    """Return the agreed plain-JSON form (DESIGN section 4); numbers rounded to 6 places.
+
+    Args:
+        diagnosis: one answer.
+        heatmap_files: backbone name -> file written, when heatmaps were saved.
+    """
+    novelty = diagnosis.novelty
+    return {
+        "file": diagnosis.file,
+        "status": diagnosis.status,
+        "predicted_class": diagnosis.predicted_class,
+        "probabilities": _rounded(diagnosis.probabilities),
+        "vote_shares": _rounded(diagnosis.vote_shares),
+        "neighbours": [
+            {
+                "rank": n.rank,
+                "file": n.key,
+                "label": n.class_name,
+                "distance": round(n.distance, 6),
+                "weight": round(n.weight, 6),
+                "share": round(n.share, 6),
+            }
+            for n in diagnosis.neighbours
+        ],
+        "left_out": [{"file": n.key, "reason": n.reason} for n in diagnosis.left_out],
+        "members": [
+            {
+                "model_id": m.model_id,
+                "probabilities": _rounded(m.probabilities),
+                "weight": round(m.weight, 6),
+            }
+            for m in diagnosis.members
+        ],
+        "novelty": None
+        if novelty is None
+        else {
+            "distance_percentile": round(novelty.distance_percentile, 3),
+            "is_novel": novelty.is_novel,
+        },
+        "abstain_reason": diagnosis.abstain_reason,
+        "heatmaps": dict(heatmap_files or {}),
+        "model_id": diagnosis.model_id,
+        "data_id": diagnosis.data_id,
+        "created": diagnosis.created,
+        "notice": RESEARCH_USE,
+        "error": diagnosis.error,
+    }
+
+
+def dump_json(diagnoses: Sequence[Diagnosis]) -> str:
+    """Return the whole list as indented JSON text."""
+    return json.dumps([to_json(d) for d in diagnoses], indent=2, ensure_ascii=False)
+
+
+def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
+    """Return a worklist table, one row per file. Cells that a spreadsheet would run are quoted."""
+    classes = sorted({name for d in diagnoses for name in d.probabilities})
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(
+        ["file", "status", "predicted_class", *(f"p_{c}" for c in classes)]
+        + ["distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"]
+        + ["data_id", "created", "error", "notice"]
+    )
+    for d in diagnoses:
+        nearest = d.neighbours[0] if d.neighbours else None
+        row: list[object] = [d.file, d.status, d.predicted_class or ""]
+        row += [f"{d.probabilities[c]:.4f}" if c in d.probabilities else "" for c in classes]
+        row += (
+            [f"{d.novelty.distance_percentile:.1f}", d.novelty.is_novel] if d.novelty else ["", ""]
+        )
+        row += [nearest.key, f"{nearest.distance:.4f}"] if nearest else ["", ""]
+        row += [d.model_id, d.data_id, d.created, d.error or "", RESEARCH_USE]
+        writer.writerow([_defuse(cell) for cell in row])
+    return out.getvalue()
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(float(value), 6) for name, value in values.items()}
+
+
+def _defuse(cell: object) -> object:
+    """Prefix text that a spreadsheet would take for a formula (CSV injection)."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell
