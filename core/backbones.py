@@ -87,6 +87,12 @@ class Tail(nn.Module):
             return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
         return activation.permute(0, 3, 1, 2) if self.family == "SwinTransformer" else activation
 
+    def pool(self, activation: Tensor) -> Tensor:
+        """Average a trunk activation over space: (B, C)."""
+        if self.is_tokens:
+            return activation[:, self.n_prefix :].mean(dim=1)
+        return activation.mean(dim=(1, 2) if self.family == "SwinTransformer" else (2, 3))
+
     def forward(self, activation: Tensor) -> Tensor:
         """Run the tail and pool: (B, F) float."""
         x = activation
@@ -308,12 +314,12 @@ def _from_hub(model: nn.Module, name: str) -> tuple[str, str] | None:
 
 @cache
 def _is_hub_reachable() -> bool:
-    """Ask the hub once per process: its client retries for 46 s a model when there is no network."""
+    """Ask the hub once per process: without a network its client retries for 46 s a model."""
     if hub_constants.HF_HUB_OFFLINE:
         return False
     request = urllib.request.Request(hub_constants.ENDPOINT, method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=_HUB_PROBE_TIMEOUT_S):  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_HUB_PROBE_TIMEOUT_S):
             return True
     except urllib.error.HTTPError:
         return True  # it answered

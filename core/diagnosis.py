@@ -151,9 +151,12 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(
-        ["file", "status", "predicted_class", *(f"p_{c}" for c in classes)]
-        + ["distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"]
-        + ["data_id", "created", "error", "notice"]
+        [
+            *("file", "status", "predicted_class"),
+            *(f"p_{c}" for c in classes),
+            *("distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"),
+            *("data_id", "created", "error", "notice"),
+        ]
     )
     for d in diagnoses:
         nearest = d.neighbours[0] if d.neighbours else None

@@ -65,7 +65,9 @@ def augment(
     angle = float(rng.uniform(-config.rotation_deg, config.rotation_deg))
     view = F.rotate(view, angle, interpolation=_BILINEAR).float() / 255.0
     view = F.adjust_brightness(view, 1.0 + float(rng.uniform(-1, 1)) * config.brightness)
-    return F.adjust_contrast(view, 1.0 + float(rng.uniform(-1, 1)) * config.contrast)
+    view = F.adjust_contrast(view, 1.0 + float(rng.uniform(-1, 1)) * config.contrast)
+    assert isinstance(view, Tensor)
+    return view
 
 
 def build_views(batch: Tensor, *, tta: bool) -> Tensor:

@@ -1,0 +1,209 @@
+"""Metrics, confidence intervals and calibration: arrays in, frozen report out.
+
+Conventions: class "disease" is the positive one; ``is_disease`` is (N,) bool truth and
+``p_disease`` (N,) a probability; an image counts as called disease when p > 0.5, which is the
+argmax with ties going to normal. Knows nothing of models, images or files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+from scipy.stats import binomtest
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    log_loss,
+    roc_auc_score,
+)
+
+from core.errors import DataError, check_shape
+
+_N_BOOTSTRAP = 2000
+_N_ECE_BINS = 10
+_TEMPERATURES = (0.05, 20.0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model is worth on one split."""
+
+    n: int
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    balanced_accuracy: float
+    auroc: float
+    auroc_ci95: tuple[float, float]
+    average_precision: float
+    sensitivity: float
+    specificity: float
+    brier: float
+    ece: float
+    confusion: dict[str, int]  # tn, fp, fn, tp
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature fitted on validation, and what it did there."""
+
+    temperature: float
+    k: int  # the vote it was fitted for; sets the smoothing of unanimous votes
+    n: int = 0
+    ece_before: float = 0.0
+    ece_after: float = 0.0
+
+    def apply(self, p_disease: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Calibrate (N,) vote scores; keeps their order and the side of 0.5."""
+        scaled: NDArray[np.float64] = expit(_smoothed_logit(p_disease, self.k) / self.temperature)
+        return scaled
+
+
+def evaluate(
+    is_disease: NDArray[np.bool_],
+    p_disease: NDArray[np.floating],
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Report:
+    """Measure probabilities against the truth.
+
+    Args:
+        is_disease: (N,) truth; both classes must occur.
+        p_disease: (N,) probability of disease.
+        groups: patient of each image. Given, intervals resample patients, not images.
+        seed: of the bootstrap.
+
+    Returns:
+        The report. The accuracy interval is Wilson's without groups and the percentile bootstrap
+        with them; the AUROC interval is the percentile bootstrap (2000 resamples).
+
+    Raises:
+        ShapeError: lengths differ.
+        DataError: no image, or only one class.
+
+    Reference: Wilson 1927, JASA 22, 209-212; Efron & Tibshirani 1993, ch. 13;
+    Naeini et al. 2015 (ECE, 10 equal-width bins of the predicted class's probability).
+    """
+    truth = np.asarray(is_disease, dtype=bool)
+    probs = np.asarray(p_disease, dtype=np.float64)
+    check_shape("p_disease", probs, truth.shape)
+    if len(np.unique(truth)) < 2:
+        raise DataError(
+            "this split holds one class only (or nothing); sensitivity, specificity and AUROC need "
+            "images of both. Choose another split.",
+            code="evaluation.one_class",
+        )
+    called = probs > 0.5
+    tn, fp, fn, tp = (int(v) for v in confusion_matrix(truth, called).ravel())
+    clusters = _find_clusters(groups, len(truth))
+    accuracies, aurocs = _bootstrap(truth, probs, clusters, seed=seed)
+    if len(clusters) == len(truth):
+        interval = binomtest(tn + tp, len(truth)).proportion_ci(0.95, method="wilson")
+        accuracy_ci = (float(interval.low), float(interval.high))
+    else:
+        accuracy_ci = _percentiles(accuracies)
+    return Report(
+        n=len(truth),
+        accuracy=(tn + tp) / len(truth),
+        accuracy_ci95=accuracy_ci,
+        balanced_accuracy=float(balanced_accuracy_score(truth, called)),
+        auroc=float(roc_auc_score(truth, probs)),
+        auroc_ci95=_percentiles(aurocs),
+        average_precision=float(average_precision_score(truth, probs)),
+        sensitivity=tp / (tp + fn),
+        specificity=tn / (tn + fp),
+        brier=float(brier_score_loss(truth, probs)),
+        ece=compute_ece(truth, probs),
+        confusion={"tn": tn, "fp": fp, "fn": fn, "tp": tp},
+    )
+
+
+def compute_ece(is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating]) -> float:
+    """Expected calibration error of the called class, 10 equal-width bins over 0.5..1."""
+    called = p_disease > 0.5
+    confidence = np.where(called, p_disease, 1.0 - p_disease)
+    right = called == is_disease
+    bins = np.minimum(((confidence - 0.5) * 2 * _N_ECE_BINS).astype(int), _N_ECE_BINS - 1)
+    gaps = [
+        abs(float(right[bins == b].mean() - confidence[bins == b].mean()))
+        * float(np.mean(bins == b))
+        for b in np.unique(bins)
+    ]
+    return float(sum(gaps))
+
+
+def fit_calibration(
+    is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating], *, k: int
+) -> Calibration:
+    """Fit one temperature on validation by maximum likelihood.
+
+    Unanimous votes (0 or 1) are first smoothed by half a neighbour of each class.
+
+    Args:
+        is_disease: (N,) truth.
+        p_disease: (N,) uncalibrated vote share of disease.
+        k: neighbours behind each vote.
+
+    Reference: Guo et al. 2017, arXiv:1706.04599.
+    """
+    truth = np.asarray(is_disease, dtype=bool)
+    check_shape("p_disease", np.asarray(p_disease), truth.shape)
+    scores = _smoothed_logit(p_disease, k)
+
+    def loss(log_temperature: float) -> float:
+        probs = expit(scores / np.exp(log_temperature))
+        return float(log_loss(truth, probs, labels=[False, True]))
+
+    best = minimize_scalar(loss, bounds=tuple(np.log(_TEMPERATURES)), method="bounded")
+    fitted = Calibration(float(np.exp(best.x)), k)
+    return Calibration(
+        temperature=fitted.temperature,
+        k=k,
+        n=len(truth),
+        ece_before=compute_ece(truth, np.asarray(p_disease)),
+        ece_after=compute_ece(truth, fitted.apply(p_disease)),
+    )
+
+
+def _smoothed_logit(p_disease: NDArray[np.floating], k: int) -> NDArray[np.float64]:
+    smoothed = (np.asarray(p_disease, dtype=np.float64) * k + 0.5) / (k + 1.0)
+    values: NDArray[np.float64] = logit(smoothed)
+    return values
+
+
+def _find_clusters(groups: Sequence[str] | None, n: int) -> list[NDArray[np.int64]]:
+    """Rows of each patient; images without a patient stand alone."""
+    names = [g or f"\0{i}" for i, g in enumerate(groups)] if groups else [str(i) for i in range(n)]
+    _, inverse = np.unique(names, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(inverse))[:-1])
+
+
+def _bootstrap(
+    truth: NDArray[np.bool_],
+    probs: NDArray[np.float64],
+    clusters: list[NDArray[np.int64]],
+    *,
+    seed: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Accuracy and AUROC of resampled patients; draws with one class only are drawn again."""
+    rng = np.random.default_rng(seed)
+    accuracies, aurocs = list[float](), list[float]()
+    while len(aurocs) < _N_BOOTSTRAP:
+        drawn = rng.integers(0, len(clusters), len(clusters))
+        rows = np.concatenate([clusters[i] for i in drawn])
+        if truth[rows].all() or not truth[rows].any():
+            continue
+        accuracies.append(float(np.mean((probs[rows] > 0.5) == truth[rows])))
+        aurocs.append(float(roc_auc_score(truth[rows], probs[rows])))
+    return np.array(accuracies), np.array(aurocs)
+
+
+def _percentiles(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,220 @@
+"""Gallery, exact neighbour search, the distance-weighted vote as a ledger, and the choice of K.
+
+Owns the vote. FAISS sits behind ``Gallery.search`` alone, so that an approximate or served index
+can take its place. Distances are Euclidean between unit embeddings: 0 (same) to 2 (opposite).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from core.errors import DataError, ShapeError, check_shape
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """The training images that may vote, one row each. Rows are never changed."""
+
+    embeddings: NDArray[np.float32]  # (N, D) unit length
+    labels: NDArray[np.int64]  # (N,)
+    keys: tuple[str, ...]
+    splits: tuple[str, ...]
+    groups: tuple[str, ...]  # patient; empty text where unknown
+    sha256: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_shape("embeddings", self.embeddings, (None, None))
+        n = len(self.embeddings)
+        check_shape("labels", self.labels, (n,))
+        for name in ("keys", "splits", "groups", "sha256"):
+            if len(getattr(self, name)) != n:
+                raise ShapeError(f"{name}: expected {n} rows, got {len(getattr(self, name))}.")
+        if n == 0:
+            raise DataError("the gallery is empty: train on at least one image.", code="knn.empty")
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @cached_property
+    def _index(self) -> faiss.IndexFlatL2:
+        index = faiss.IndexFlatL2(self.embeddings.shape[1])
+        index.add(np.ascontiguousarray(self.embeddings))
+        return index
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        *,
+        excluded: Sequence[NDArray[np.int64]] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Find the k nearest rows of each query.
+
+        Args:
+            queries: (Q, D) float32.
+            k: neighbours wanted; fewer come back when the gallery has fewer left.
+            excluded: for each query the rows that may not be found.
+
+        Returns:
+            distances (Q, K) float32 ascending and rows (Q, K) int64; equal distances in row order.
+
+        Raises:
+            ShapeError: wrong width, or k below 1.
+            DataError: every row of the gallery is excluded for a query.
+        """
+        check_shape("queries", queries, (None, self.embeddings.shape[1]))
+        if k < 1:
+            raise ShapeError(f"k: expected at least 1, got {k}.")
+        if excluded is not None and len(excluded) != len(queries):
+            raise ShapeError(f"excluded: expected {len(queries)} lists, got {len(excluded)}.")
+        most = max((len(rows) for rows in excluded), default=0) if excluded is not None else 0
+        k = min(k, len(self) - most)
+        if k < 1:
+            raise DataError(
+                "no gallery image is left to vote: all are duplicates or of its own group.",
+                code="knn.nobody",
+            )
+        _, found = self._index.search(np.ascontiguousarray(queries), min(k + most, len(self)))
+        distances = _exact_distances(queries, self.embeddings[found])
+        if most and excluded is not None:
+            for row, barred in enumerate(excluded):
+                distances[row, np.isin(found[row], barred)] = np.inf
+        order = np.lexsort((found, distances), axis=1)[:, :k]
+        return np.take_along_axis(distances, order, 1), np.take_along_axis(found, order, 1)
+
+    def find_related(self, *, sha256: str, group: str = "") -> dict[int, str]:
+        """Return the rows that may not vote on an image, each with "duplicate" or "group"."""
+        related = {i: "group" for i, g in enumerate(self.groups) if group and g == group}
+        related.update({i: "duplicate" for i, s in enumerate(self.sha256) if s and s == sha256})
+        return related
+
+
+def _exact_distances(
+    queries: NDArray[np.float32], found: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Distances by subtraction: FAISS's expanded form is not exactly zero for equal vectors."""
+    distances: NDArray[np.float32] = np.linalg.norm(found - queries[:, None, :], axis=2)
+    return distances
+
+
+def compute_shares(distances: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn distances into the share of the vote of each neighbour.
+
+    Each neighbour weighs 1/distance. If any lies at distance zero, only those at zero count,
+    equally.
+
+    Args:
+        distances: (Q, K) Euclidean, non-negative.
+
+    Returns:
+        (Q, K) float32; every row sums to 1.
+
+    Raises:
+        ShapeError: not two-dimensional, K is 0, or a distance is negative or not a number.
+
+    Reference: Dudani 1976, IEEE Trans. SMC 6(4), 325-327.
+    """
+    check_shape("distances", distances, (None, None))
+    if distances.shape[1] == 0:
+        raise ShapeError("distances: expected at least one neighbour, got 0.")
+    if not np.all(distances >= 0):
+        raise ShapeError("distances: expected non-negative numbers.")
+    is_zero = distances == 0
+    nearest = np.where(is_zero.any(1, keepdims=True), 1.0, distances.min(1, keepdims=True))
+    with np.errstate(divide="ignore"):
+        # relative to the nearest, so that tiny distances cannot overflow
+        inverse = nearest.astype(np.float64) / distances
+    voting = np.where(is_zero.any(1, keepdims=True), is_zero.astype(np.float64), inverse)
+    shares: NDArray[np.float32] = (voting / voting.sum(1, keepdims=True)).astype(np.float32)
+    return shares
+
+
+def vote(
+    distances: NDArray[np.float32], labels: NDArray[np.int64], *, n_classes: int
+) -> NDArray[np.float32]:
+    """Turn neighbour distances into class scores: the sum of the shares of each class.
+
+    Args:
+        distances: (Q, K) Euclidean, non-negative.
+        labels: (Q, K) class index of each neighbour, in [0, n_classes).
+
+    Returns:
+        (Q, n_classes) float32; every row sums to 1.
+
+    Raises:
+        ShapeError: the two arrays differ in shape, K is 0, or a label is out of range.
+    """
+    check_shape("labels", labels, distances.shape)
+    if labels.size and not (labels.min() >= 0 and labels.max() < n_classes):
+        raise ShapeError(f"labels: expected values in 0..{n_classes - 1}.")
+    shares = compute_shares(distances)
+    return np.stack([np.where(labels == c, shares, 0.0).sum(1) for c in range(n_classes)], axis=1)
+
+
+@dataclass(frozen=True)
+class KScore:
+    """What one K scored on validation."""
+
+    k: int
+    accuracy: float
+    auroc: float
+
+
+@dataclass(frozen=True)
+class KSearch:
+    """The chosen K and the whole curve behind the choice."""
+
+    k: int
+    scores: tuple[KScore, ...]
+
+
+def search_k(
+    gallery: Gallery,
+    queries: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    *,
+    candidates: Sequence[int],
+    disease_index: int,
+) -> KSearch:
+    """Choose K on validation in one neighbour search.
+
+    The best accuracy wins; ties go to the better AUROC, then to the larger K (the calmer vote).
+
+    Args:
+        gallery: the training rows.
+        queries: (Q, D) validation embeddings.
+        labels: (Q,) their true classes, both classes present.
+        candidates: the values to try; those above the gallery's size are dropped.
+        disease_index: the positive class.
+
+    Raises:
+        DataError: no candidate fits, or validation holds one class only.
+    """
+    fitting = sorted({k for k in candidates if k <= len(gallery)})
+    if not fitting:
+        raise DataError(
+            f"K is searched among {sorted(candidates)}, but the gallery has only {len(gallery)} "
+            "images; add images or set knn.k_candidates.",
+            code="knn.k",
+        )
+    if len(np.unique(labels)) < 2:
+        raise DataError(
+            "validation holds one class only; K cannot be chosen. Add images of the other class.",
+            code="knn.one_class",
+        )
+    distances, rows = gallery.search(queries, fitting[-1])
+    found = gallery.labels[rows]
+    n_classes = int(max(gallery.labels.max(), labels.max())) + 1
+    scores = []
+    for k in fitting:
+        probs = vote(distances[:, :k], found[:, :k], n_classes=n_classes)
+        accuracy = float(np.mean(probs.argmax(1) == labels))
+        auroc = float(roc_auc_score(labels == disease_index, probs[:, disease_index]))
+        scores.append(KScore(k, accuracy, auroc))
+    best = max(scores, key=lambda s: (s.accuracy, s.auroc, s.k))
+    return KSearch(best.k, tuple(scores))
