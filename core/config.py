@@ -126,6 +126,7 @@ class KnnConfig:
 
     k_candidates: tuple[int, ...] = K_CANDIDATES
     novelty_percentile: float = 99.0  # of leave-one-out gallery distances
+    novelty_slack: float = 1.2  # factor on that distance: another camera is not another organ
     abstain_margin: float = 0.1  # calibrated p within 0.5 +- margin is not answered
 
     def __post_init__(self) -> None:
@@ -136,6 +137,10 @@ class KnnConfig:
         _require(
             50.0 <= self.novelty_percentile <= 100.0,
             f"novelty_percentile must be 50..100, got {self.novelty_percentile}.",
+        )
+        _require(
+            1.0 <= self.novelty_slack <= 10.0,
+            f"novelty_slack must be 1..10, got {self.novelty_slack}.",
         )
         _require(
             0.0 <= self.abstain_margin < 0.5,
@@ -189,7 +194,7 @@ class RunConfig:
             version == SCHEMA_VERSION,
             f"config.json: expected schema_version {SCHEMA_VERSION}, got {version!r}.",
         )
-        config: RunConfig = _build(RunConfig, raw, "config")
+        config: RunConfig = build_record(RunConfig, raw, "config")
         return config
 
     def with_overrides(self, assignments: list[str]) -> "RunConfig":
@@ -209,12 +214,12 @@ class RunConfig:
                 raw[section][key] = json.loads(text)
             except json.JSONDecodeError:
                 raw[section][key] = text
-        config: RunConfig = _build(RunConfig, raw, "config")
+        config: RunConfig = build_record(RunConfig, raw, "config")
         return config
 
 
-def _build(cls: Any, raw: object, where: str) -> Any:
-    """Build a config dataclass from plain JSON values, refusing unknown keys and wrong types."""
+def build_record(cls: Any, raw: object, where: str) -> Any:
+    """Build a frozen dataclass from plain JSON values, refusing unknown keys and wrong types."""
     _require(isinstance(raw, dict), f"{where}: expected an object, got {type(raw).__name__}.")
     assert isinstance(raw, dict)
     hints = typing.get_type_hints(cls)
@@ -232,7 +237,7 @@ def _build(cls: Any, raw: object, where: str) -> Any:
 
 def _convert(hint: Any, value: object, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
+        return build_record(hint, value, where)
     origin = typing.get_origin(hint)
     if origin is tuple:
         _require(isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}.")

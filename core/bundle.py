@@ -1,0 +1,374 @@
+"""The model bundle: one folder with all that a model needs, written whole and checked when read.
+
+A bundle is written to a temporary folder and renamed, and never edited afterwards. Pickle is
+never read: parameters are safetensors, arrays are plain npz, the rest is JSON. Trunk parameters
+are not in it: it names them by hash.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from core import novelty
+from core.config import RunConfig, Settings, build_record
+from core.embedder import Embedder, build_embedder
+from core.errors import CheckpointError, ConfigError, CoreError
+from core.evaluation import Calibration
+from core.image_io import decode
+from core.knn import Gallery
+from core.novelty import NoveltyReference
+from core.projection import Projection
+
+logger = logging.getLogger(__name__)
+
+MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """Which frozen trunk a bundle stands on; checked when it is loaded."""
+
+    name: str
+    trunk_hash: str
+    source_kind: str
+    source_location: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """config.json: everything needed to rebuild the model and to say what it is."""
+
+    model_id: str
+    created: str  # ISO 8601, UTC
+    run: RunConfig
+    class_names: tuple[str, ...]  # in label order, normal first
+    disease_index: int
+    data_id: str
+    data_root: str  # where the training images lay
+    is_synthetic: bool
+    backbones: tuple[BackboneInfo, ...]
+    precision: str  # how the trunks ran when the gallery was embedded
+    weights_sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """The arrays and reports of a bundle, beside its config and network."""
+
+    gallery: Gallery
+    novelty: NoveltyReference
+    gallery_xy: NDArray[np.float32]  # (N, 2)
+    projection_key: str
+    calibration: Calibration
+    metrics: dict[str, Any]
+    thumbnails: tuple[bytes, ...]  # encoded pictures, at most 256 px, row i of the gallery
+    card: str
+    log: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelBundle:
+    """A loaded model. Shared by every user: read-only; hold ``lock`` while it computes."""
+
+    config: BundleConfig
+    embedder: Embedder
+    contents: Contents
+    projection: Projection
+    novelty_limit: float
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def model_id(self) -> str:
+        """Name of its folder."""
+        return self.config.model_id
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In label order, normal first."""
+        return self.config.class_names
+
+    @property
+    def disease_class(self) -> str:
+        """Name of the positive class."""
+        return self.config.class_names[self.config.disease_index]
+
+    @property
+    def data_id(self) -> str:
+        """Short hash of the training data."""
+        return self.config.data_id
+
+    @property
+    def created(self) -> str:
+        """When training finished, ISO 8601, UTC."""
+        return self.config.created
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether it was trained on the drawn demo images."""
+        return self.config.is_synthetic
+
+    @property
+    def gallery(self) -> Gallery:
+        """The images that vote."""
+        return self.contents.gallery
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        return self.contents.metrics
+
+    def thumbnail(self, index: int) -> NDArray[np.uint8]:
+        """Picture of a gallery row, (h, w, 3) uint8, at most 256 px."""
+        data = self.contents.thumbnails[index]
+        return decode(data, name=self.gallery.keys[index]).pixels
+
+    def has_original(self, index: int) -> bool:
+        """Whether the training image still lies where it was."""
+        root = Path(self.config.data_root)
+        return root.is_file() or (root / self.gallery.keys[index]).is_file()
+
+
+def check_model_id(model_id: str) -> str:
+    """Return the id if it is a safe folder name.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not MODEL_ID.fullmatch(model_id):
+        raise ConfigError(
+            f"model name {model_id!r}: expected 1 to 64 letters, digits, dots, dashes or "
+            "underscores, beginning with a letter or digit.",
+            code="config.model_id",
+        )
+    return model_id
+
+
+def save_bundle(
+    directory: Path, config: BundleConfig, embedder: Embedder, contents: Contents
+) -> Path:
+    """Write a bundle whole: into a temporary folder, flushed, then renamed.
+
+    Args:
+        directory: the checkpoints folder.
+        config: its weights_sha256 is filled in here.
+        embedder: whose net is stored.
+        contents: the rest.
+
+    Raises:
+        CheckpointError: the name is taken.
+    """
+    final = directory / check_model_id(config.model_id)
+    if final.exists():
+        raise CheckpointError(
+            f"model {config.model_id!r} exists; finished models are never overwritten. "
+            "Choose another name or delete it first.",
+            code="checkpoint.exists",
+            params={"model_id": config.model_id},
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f".writing-{config.model_id}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in embedder.net.state_dict().items()},
+        temporary / "weights.safetensors",
+    )
+    config = dataclasses.replace(
+        config, weights_sha256=_hash_file(temporary / "weights.safetensors")
+    )
+    _save_arrays(temporary, contents)
+    for name, value in (
+        ("config.json", dataclasses.asdict(config)),
+        ("calibration.json", dataclasses.asdict(contents.calibration)),
+        ("metrics.json", contents.metrics),
+    ):
+        write_text(temporary / name, json.dumps(value, indent=2))
+    write_text(temporary / "card.md", contents.card)
+    write_text(temporary / "train.log", contents.log)
+    for path in temporary.iterdir():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+    temporary.rename(final)
+    return final
+
+
+def _save_arrays(folder: Path, contents: Contents) -> None:
+    gallery = contents.gallery
+    np.savez(
+        folder / "gallery.npz",
+        embeddings=gallery.embeddings,
+        labels=gallery.labels,
+        keys=np.array(gallery.keys, dtype=np.str_),
+        splits=np.array(gallery.splits, dtype=np.str_),
+        groups=np.array(gallery.groups, dtype=np.str_),
+        sha256=np.array(gallery.sha256, dtype=np.str_),
+        descriptors=contents.novelty.descriptors,
+    )
+    np.savez(
+        folder / "projection.npz",
+        gallery_xy=contents.gallery_xy,
+        cache_key=np.array(contents.projection_key),
+    )
+    np.savez(
+        folder / "thumbnails.npz",
+        data=np.frombuffer(b"".join(contents.thumbnails), dtype=np.uint8),
+        ends=np.cumsum([len(t) for t in contents.thumbnails], dtype=np.int64),
+    )
+
+
+def read_bundle(folder: Path, settings: Settings) -> ModelBundle:
+    """Read a bundle folder and build its network on the pretrained backbones.
+
+    Raises:
+        CheckpointError: damaged, or its backbones' pretrained parameters have changed.
+        BackboneError: the backbones' parameters are not to be had here.
+    """
+    config = read_bundle_config(folder)
+    contents = _load_contents(folder, config)
+    embedder = build_embedder(config.run, settings)
+    for info, backbone in zip(config.backbones, embedder.backbones, strict=True):
+        if info.trunk_hash != backbone.trunk_hash:
+            raise CheckpointError(
+                f"model {folder.name!r} was trained on {info.name} weights from "
+                f"{info.source_location}; the ones found here ({backbone.source.location}) differ. "
+                "Use the same weights or train again.",
+                code="checkpoint.trunk",
+                params={"name": info.name},
+            )
+    _load_net(folder, config, embedder)
+    if embedder.precision != config.precision:
+        logger.warning(
+            "model %s was built in %s and runs here in %s",
+            folder.name,
+            config.precision,
+            embedder.precision,
+        )
+    limit = contents.novelty.compute_limit(
+        percentile=config.run.knn.novelty_percentile, slack=config.run.knn.novelty_slack
+    )
+    projection = Projection(contents.gallery_xy, contents.projection_key)
+    return ModelBundle(config, embedder, contents, projection, limit)
+
+
+def _load_net(folder: Path, config: BundleConfig, embedder: Embedder) -> None:
+    path = folder / "weights.safetensors"
+    try:
+        if _hash_file(path) != config.weights_sha256:
+            raise _damaged(folder, "weights.safetensors does not match its recorded hash")
+        state = load_file(path)
+        embedder.net.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError) as err:
+        raise _damaged(folder, f"weights.safetensors: {err}") from err
+    if not all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point()):
+        raise _damaged(folder, "weights.safetensors holds values that are not numbers")
+    embedder.net.requires_grad_(False).eval()
+
+
+def _load_contents(folder: Path, config: BundleConfig) -> Contents:
+    try:
+        with np.load(folder / "gallery.npz", allow_pickle=False) as arrays:
+            gallery = Gallery(
+                embeddings=arrays["embeddings"],
+                labels=arrays["labels"],
+                keys=tuple(arrays["keys"].tolist()),
+                splits=tuple(arrays["splits"].tolist()),
+                groups=tuple(arrays["groups"].tolist()),
+                sha256=tuple(arrays["sha256"].tolist()),
+            )
+            descriptors = arrays["descriptors"]
+        with np.load(folder / "projection.npz", allow_pickle=False) as arrays:
+            gallery_xy, key = arrays["gallery_xy"], str(arrays["cache_key"])
+        with np.load(folder / "thumbnails.npz", allow_pickle=False) as arrays:
+            data, ends = arrays["data"].tobytes(), arrays["ends"].tolist()
+        calibration = build_record(
+            Calibration, read_json(folder / "calibration.json"), "calibration.json"
+        )
+        card = (folder / "card.md").read_text(encoding="utf-8")
+    except (*_ARRAY_ERRORS, CoreError) as err:
+        raise _damaged(folder, str(err)) from err
+    if not (len(gallery_xy) == len(ends) == len(gallery) == len(descriptors)):
+        raise _damaged(folder, "gallery, map and thumbnails differ in length")
+    if gallery.labels.min() < 0 or gallery.labels.max() >= len(config.class_names):
+        raise _damaged(folder, "gallery labels do not fit the class names")
+    starts = [0, *ends[:-1]]
+    return Contents(
+        gallery=gallery,
+        novelty=novelty.fit(descriptors),
+        gallery_xy=gallery_xy,
+        projection_key=key,
+        calibration=calibration,
+        metrics=read_json(folder / "metrics.json"),
+        thumbnails=tuple(data[a:b] for a, b in zip(starts, ends, strict=True)),
+        card=card,
+    )
+
+
+def read_bundle_config(folder: Path) -> BundleConfig:
+    """Read config.json of a bundle folder.
+
+    Raises:
+        CheckpointError: it is not there or not one of ours.
+    """
+    raw = read_json(folder / "config.json")
+    try:
+        config = build_record(BundleConfig, raw, "config.json")
+    except ConfigError as err:
+        raise _damaged(folder, str(err)) from err
+    assert isinstance(config, BundleConfig)
+    if not 0 <= config.disease_index < len(config.class_names):
+        raise _damaged(folder, "config.json: disease_index is not one of the classes")
+    # The folder's name is the id: a copied or renamed bundle goes by its new name.
+    return dataclasses.replace(config, model_id=folder.name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a bundle.
+
+    Raises:
+        CheckpointError: missing, not JSON, or not an object.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise _damaged(path.parent, f"{path.name}: {err}") from err
+    if not isinstance(raw, dict):
+        raise _damaged(path.parent, f"{path.name}: expected an object")
+    return raw
+
+
+def _damaged(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"model {folder.name!r} cannot be loaded ({reason}). "
+        "Restore the folder from a copy, or delete it and train again.",
+        code="checkpoint.damaged",
+        params={"model_id": folder.name, "reason": reason},
+    )
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole: temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,188 @@
+"""Grad-CAM of the neighbour vote itself, from the activations the prediction already computed.
+
+Owns the target (log-odds of the distance-weighted vote, differentiable in the embedding) and the
+overlay. The CAM is the grad-cam package's, run on the tail alone: the trunk is not run again.
+Hooks are put on the shared net while it works: the caller holds the bundle's lock.
+
+Reference: Selvaraju et al. 2017, arXiv:1610.02391.
+"""
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_grad_cam import GradCAM
+from torch import Tensor, nn
+
+from core.backbones import Tail
+from core.embedder import Embedder, EmbeddingNet
+from core.errors import ShapeError, check_shape
+from core.knn import Gallery
+from core.transforms import merge_views, undo_views
+
+_MIN_DISTANCE = 1e-6
+
+
+class _TailCam(GradCAM):  # type: ignore[misc]
+    """GradCAM that leaves maps at the layer's resolution; its input may be (V, N, C) tokens."""
+
+    def get_target_width_height(self, input_tensor: Tensor) -> None:  # noqa: ARG002
+        return None
+
+
+class _VoteModel(nn.Module):
+    """One backbone's activation (V, ...) -> log-odds of the vote (1, C); the others held fixed."""
+
+    def __init__(
+        self,
+        net: EmbeddingNet,
+        activations: Sequence[Tensor],
+        *,
+        index: int,
+        neighbours: Sequence[Tensor],
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.activations = list(activations)
+        self.index = index
+        self.neighbours = neighbours  # per class (K, D)
+
+    def forward(self, activation: Tensor) -> Tensor:
+        inputs = [*self.activations]
+        inputs[self.index] = activation
+        embedding = merge_views(self.net(inputs)[:, None])  # (1, D)
+        return compute_vote_log_odds(embedding, self.neighbours)
+
+
+class _ClassTarget:
+    """Picks one class's log-odds; the package calls it once per output row."""
+
+    def __init__(self, class_index: int) -> None:
+        self.class_index = class_index
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return output[self.class_index]
+
+
+def compute_vote_log_odds(embedding: Tensor, neighbours: Sequence[Tensor]) -> Tensor:
+    """Log-odds of each class's 1/distance vote, over its own k nearest gallery images.
+
+    Taking the k nearest of every class keeps a gradient when the k nearest overall agree, where
+    the vote itself is flat at 0 or 1.
+
+    Args:
+        embedding: (1, D), with gradient.
+        neighbours: per class the (K, D) embeddings of its nearest gallery images.
+
+    Returns:
+        (1, C): log of the class's summed weights minus log of all the others'.
+    """
+    votes = torch.stack(
+        [
+            (1.0 / (embedding - rows).norm(dim=1).clamp_min(_MIN_DISTANCE)).sum()
+            for rows in neighbours
+        ]
+    )
+    return (votes.log() - (votes.sum() - votes).log())[None]
+
+
+def find_class_neighbours(
+    gallery: Gallery,
+    embedding: NDArray[np.float32],
+    *,
+    k: int,
+    n_classes: int,
+    excluded: Sequence[int] = (),
+) -> list[NDArray[np.int64]]:
+    """For each class the rows of its k nearest gallery images to one (D,) embedding.
+
+    Raises:
+        ShapeError: a class has no image left.
+    """
+    distances = np.linalg.norm(gallery.embeddings - embedding, axis=1)
+    distances[list(excluded)] = np.inf
+    rows = []
+    for label in range(n_classes):
+        mine = np.flatnonzero((gallery.labels == label) & np.isfinite(distances))
+        if len(mine) == 0:
+            raise ShapeError(f"class {label} has no gallery image left to explain with.")
+        rows.append(mine[np.argsort(distances[mine], kind="stable")[:k]])
+    return rows
+
+
+def compute_heatmaps(
+    embedder: Embedder,
+    activations: Sequence[Tensor],
+    *,
+    class_index: int,
+    neighbours: Sequence[NDArray[np.float32]],
+) -> dict[str, NDArray[np.float32]]:
+    """Explain the vote for one class on one image.
+
+    Args:
+        embedder: the model; hooks are added and always removed.
+        activations: per backbone the (V, ...) trunk activations of the image's views.
+        class_index: the class argued for.
+        neighbours: per class the (K, D) embeddings of its nearest gallery images.
+
+    Returns:
+        backbone name -> (h, w) float32 in [0, 1] at the layer's resolution: the mean over the
+        views, each turned upright. All zero where nothing speaks for the class.
+    """
+    # Outside inference mode a copy is an ordinary tensor that autograd may use.
+    inputs = [a.to(embedder.device).float().clone() for a in activations]
+    rows = [torch.from_numpy(n).to(embedder.device) for n in neighbours]
+    heatmaps = {}
+    for index, backbone in enumerate(embedder.backbones):
+        model = _VoteModel(embedder.net, inputs, index=index, neighbours=rows)
+        heatmap = _compute_heatmap(model.eval(), backbone.tail, inputs[index], class_index)
+        heatmaps[backbone.name] = heatmap
+    return heatmaps
+
+
+def _compute_heatmap(
+    model: _VoteModel, tail: Tail, activation: Tensor, class_index: int
+) -> NDArray[np.float32]:
+    reshape: Callable[[Tensor], Tensor] = tail.to_map
+    cam = _TailCam(model, [tail.cam_layer], reshape_transform=reshape)
+    try:
+        maps = cam(activation.detach().requires_grad_(True), [_ClassTarget(class_index)])
+    finally:
+        cam.activations_and_grads.release()
+    merged = undo_views(torch.from_numpy(maps)).mean(dim=0)
+    peak = merged.max()
+    heatmap: NDArray[np.float32] = (merged / peak if peak > 0 else merged).numpy()
+    return heatmap.astype(np.float32)
+
+
+def resize_heatmap(heatmap: NDArray[np.float32], *, height: int, width: int) -> NDArray[np.float32]:
+    """Bring a (h, w) heatmap to the geometry of the displayed image, still in [0, 1]."""
+    check_shape("heatmap", heatmap, (None, None))
+    resized = cv2.resize(heatmap, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.clip(resized, 0.0, 1.0).astype(np.float32)
+
+
+def overlay(
+    pixels: NDArray[np.uint8], heatmap: NDArray[np.float32], *, opacity: float
+) -> NDArray[np.uint8]:
+    """Lay a heatmap over an image; where the heatmap is zero the image stays as it is.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB; not modified.
+        heatmap: (H, W) in [0, 1].
+        opacity: 0 (image alone) to 1 (colour alone at the peak).
+
+    Raises:
+        ShapeError: geometries differ, or opacity is out of range.
+    """
+    check_shape("pixels", pixels, (None, None, 3))
+    check_shape("heatmap", heatmap, pixels.shape[:2])
+    if not 0.0 <= opacity <= 1.0:
+        raise ShapeError(f"opacity: expected 0..1, got {opacity}.")
+    levels = np.round(np.clip(heatmap, 0.0, 1.0) * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    alpha = (opacity * np.clip(heatmap, 0.0, 1.0))[:, :, None]
+    mixed = (1.0 - alpha) * pixels + alpha * colours
+    return np.round(mixed).astype(np.uint8)

@@ -1,0 +1,74 @@
+"""Is this the kind of image the model knows? Distance to the gallery, seen by frozen trunks.
+
+The trained embedding cannot tell: it was taught to spread two classes over the sphere, and a cat
+lands on one of them. The trunks never saw the labels, so their pooled activations still tell a
+chest film from a fundus. Owns the reference distances and the limit.
+
+Reference: Sun et al. 2022, arXiv:2204.06507 (deep nearest neighbours for out-of-distribution).
+"""
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import DataError, check_shape
+
+_N_NEAREST = 5
+
+
+@dataclass(frozen=True, eq=False)
+class NoveltyReference:
+    """Gallery descriptors and how far each lies from the others."""
+
+    descriptors: NDArray[np.float32]  # (N, P) unit length
+    distances: NDArray[np.float32]  # (N,) ascending, leave-one-out
+
+    def score(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mean Euclidean distance of (Q, P) descriptors to their 5 nearest gallery rows: (Q,)."""
+        check_shape("descriptors", descriptors, (None, self.descriptors.shape[1]))
+        return _mean_nearest(self.descriptors, descriptors, n_skipped=0)
+
+    def compute_percentiles(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Place scores among the gallery's own: (Q,) in 0..100."""
+        placed = np.searchsorted(self.distances, scores, side="right") / len(self.distances)
+        return placed * 100.0
+
+    def compute_limit(self, *, percentile: float, slack: float) -> float:
+        """The distance beyond which an image is refused.
+
+        Args:
+            percentile: of the gallery's own distances, 50..100.
+            slack: factor on it, at least 1; allows for another camera or hospital.
+        """
+        return float(np.percentile(self.distances, percentile)) * slack
+
+
+def fit(descriptors: NDArray[np.float32]) -> NoveltyReference:
+    """Measure each row's distance to the rest.
+
+    Args:
+        descriptors: (N, P) unit length, N of at least 2.
+
+    Raises:
+        DataError: fewer than two rows.
+    """
+    check_shape("descriptors", descriptors, (None, None))
+    if len(descriptors) < 2:
+        raise DataError("novelty needs at least 2 gallery images, got 1.", code="novelty.few")
+    distances = _mean_nearest(descriptors, descriptors, n_skipped=1)
+    return NoveltyReference(descriptors, np.sort(distances))
+
+
+def _mean_nearest(
+    gallery: NDArray[np.float32], queries: NDArray[np.float32], *, n_skipped: int
+) -> NDArray[np.float32]:
+    squared, _ = faiss.knn(
+        np.ascontiguousarray(queries),
+        np.ascontiguousarray(gallery),
+        min(_N_NEAREST + n_skipped, len(gallery)),
+    )
+    distances = np.sqrt(np.maximum(squared[:, n_skipped:], 0.0))
+    mean: NDArray[np.float32] = distances.mean(axis=1)
+    return mean

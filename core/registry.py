@@ -1,0 +1,136 @@
+"""The checkpoints folder: list, find, load, activate, delete.
+
+The folder listing is the only index: nothing can go stale. A model id from outside is matched
+against the listing, never joined to a path.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.bundle import (
+    MODEL_ID,
+    ModelBundle,
+    read_bundle,
+    read_bundle_config,
+    read_json,
+    write_text,
+)
+from core.config import Settings
+from core.errors import CheckpointError, CoreError
+
+_ACTIVE_FILE = "active"
+_DEMO_ID = "demo"
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """One line of the model list. ``problem`` says why a folder cannot be loaded."""
+
+    model_id: str
+    preset: str = ""
+    created: str = ""
+    weights_sha256: str = ""
+    data_id: str = ""
+    class_names: tuple[str, ...] = ()
+    disease_class: str = ""
+    val_accuracy: float | None = None
+    val_auroc: float | None = None
+    n_gallery: int = 0
+    k: int = 0
+    problem: str | None = None
+
+
+def list_models(directory: Path) -> list[ModelSummary]:
+    """Return every bundle folder, by name; half-written and hidden folders are not listed."""
+    if not directory.is_dir():
+        return []
+    folders = sorted(p for p in directory.iterdir() if p.is_dir() and MODEL_ID.fullmatch(p.name))
+    return [_summarise(folder) for folder in folders]
+
+
+def _summarise(folder: Path) -> ModelSummary:
+    try:
+        config = read_bundle_config(folder)
+        metrics = read_json(folder / "metrics.json")
+    except CoreError as err:
+        return ModelSummary(folder.name, problem=str(err))
+    report = metrics.get("validation", {})
+    return ModelSummary(
+        model_id=folder.name,
+        preset=config.run.preset,
+        created=config.created,
+        weights_sha256=config.weights_sha256,
+        data_id=config.data_id,
+        class_names=config.class_names,
+        disease_class=config.class_names[config.disease_index],
+        val_accuracy=report.get("accuracy"),
+        val_auroc=report.get("auroc"),
+        n_gallery=int(metrics.get("n_gallery", 0)),
+        k=int(metrics.get("k", 0)),
+    )
+
+
+def active_model_id(directory: Path) -> str | None:
+    """The model the app opens with: the activated one, else the demo, else the first that loads."""
+    usable = [m.model_id for m in list_models(directory) if m.problem is None]
+    marker = directory / _ACTIVE_FILE
+    chosen = marker.read_text(encoding="utf-8").strip() if marker.is_file() else _DEMO_ID
+    if chosen in usable:
+        return chosen
+    return _DEMO_ID if _DEMO_ID in usable else next(iter(usable), None)
+
+
+def activate(directory: Path, model_id: str) -> None:
+    """Make a model the one the app opens with.
+
+    Raises:
+        CheckpointError: no such model, or it cannot be loaded.
+    """
+    summary = find_model(directory, model_id)
+    if summary.problem:
+        raise CheckpointError(summary.problem)
+    write_text(directory / _ACTIVE_FILE, summary.model_id)
+
+
+def delete_model(directory: Path, model_id: str) -> None:
+    """Remove a bundle; the folder disappears from the listing before its files go.
+
+    Raises:
+        CheckpointError: no such model.
+    """
+    folder = directory / find_model(directory, model_id).model_id
+    doomed = directory / f".deleted-{folder.name}-{os.getpid()}"
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def find_model(directory: Path, model_id: str) -> ModelSummary:
+    """Match an id against the listing.
+
+    Raises:
+        CheckpointError: no such model; the message lists those there are.
+    """
+    models = list_models(directory)
+    for summary in models:
+        if summary.model_id == model_id:
+            return summary
+    known = ", ".join(m.model_id for m in models) or "none yet"
+    raise CheckpointError(
+        f"no model {model_id!r} in {directory}; there are: {known}. "
+        "Train one with `python -m core train` or build the demo with `python -m core demo`.",
+        code="checkpoint.unknown",
+        params={"model_id": model_id, "known": known},
+    )
+
+
+def load_bundle(directory: Path, model_id: str, *, settings: Settings | None = None) -> ModelBundle:
+    """Load a listed model with its backbones; see ``bundle.read_bundle`` for what can fail.
+
+    Raises:
+        CheckpointError: no such model, or it is damaged.
+        BackboneError: its backbones' pretrained parameters are not to be had here.
+    """
+    folder = directory / find_model(directory, model_id).model_id
+    return read_bundle(folder, settings or Settings.from_env())
