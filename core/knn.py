@@ -89,9 +89,24 @@ class Gallery:
 
     def find_related(self, *, sha256: str, group: str = "") -> dict[int, str]:
         """Return the rows that may not vote on an image, each with "duplicate" or "group"."""
-        related = {i: "group" for i, g in enumerate(self.groups) if group and g == group}
-        related.update({i: "duplicate" for i, s in enumerate(self.sha256) if s and s == sha256})
+        related = dict.fromkeys(self._rows_by_group.get(group, ()) if group else (), "group")
+        related.update(dict.fromkeys(self._rows_by_sha256.get(sha256, ()), "duplicate"))
         return related
+
+    @cached_property
+    def _rows_by_group(self) -> dict[str, list[int]]:
+        return _index_rows(self.groups)
+
+    @cached_property
+    def _rows_by_sha256(self) -> dict[str, list[int]]:
+        return _index_rows(self.sha256)
+
+
+def _index_rows(names: Sequence[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return rows
 
 
 def _exact_distances(
@@ -180,6 +195,7 @@ def search_k(
     *,
     candidates: Sequence[int],
     disease_index: int,
+    excluded: Sequence[NDArray[np.int64]] | None = None,
 ) -> KSearch:
     """Choose K on validation in one neighbour search.
 
@@ -191,11 +207,13 @@ def search_k(
         labels: (Q,) their true classes, both classes present.
         candidates: the values to try; those above the gallery's size are dropped.
         disease_index: the positive class.
+        excluded: for each query the rows that may not vote; K stays below what they leave.
 
     Raises:
         DataError: no candidate fits, or validation holds one class only.
     """
-    fitting = sorted({k for k in candidates if k <= len(gallery)})
+    most = max((len(rows) for rows in excluded), default=0) if excluded is not None else 0
+    fitting = sorted({k for k in candidates if k <= len(gallery) - most})
     if not fitting:
         raise DataError(
             f"K is searched among {sorted(candidates)}, but the gallery has only {len(gallery)} "
@@ -207,7 +225,7 @@ def search_k(
             "validation holds one class only; K cannot be chosen. Add images of the other class.",
             code="knn.one_class",
         )
-    distances, rows = gallery.search(queries, fitting[-1])
+    distances, rows = gallery.search(queries, fitting[-1], excluded=excluded)
     found = gallery.labels[rows]
     n_classes = int(max(gallery.labels.max(), labels.max())) + 1
     scores = []

@@ -1,0 +1,67 @@
+"""The embedded demo: synthetic data and a model trained on it, so that a fresh app answers.
+
+Owns its size and its recipe; does nothing when the model exists and goes on when interrupted.
+"""
+
+from pathlib import Path
+
+from core import phantom
+from core.config import RunConfig, Settings, build_preset
+from core.datasets import read_dataset
+from core.embedder import Progress
+from core.training import train
+
+MODEL_ID = "demo"
+_DATA_FOLDER = ".demo-data"  # hidden: it is not a model
+_N_TRAIN, _N_TEST = 480, 120
+_DRAW_SHARE = 0.1
+
+
+def build_demo(
+    settings: Settings,
+    *,
+    config: RunConfig | None = None,
+    n_train: int = _N_TRAIN,
+    n_test: int = _N_TEST,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw the images, train the model `demo` and return its folder.
+
+    Args:
+        settings: where it goes.
+        config: another recipe than the offline preset (tests).
+        n_train: images drawn for training and validation.
+        n_test: images drawn for ``evaluate``.
+        progress: told the share done and a sentence.
+    """
+    final = settings.checkpoints_dir / MODEL_ID
+    if final.is_dir():
+        if progress:
+            progress(1.0, "the demo model exists")
+        return final
+    data = settings.checkpoints_dir / _DATA_FOLDER
+    settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
+    phantom.write_dataset(
+        data, n_train=n_train, n_test=n_test, progress=_scale(progress, 0.0, _DRAW_SHARE)
+    )
+    config = config or build_preset("offline")
+    dataset = read_dataset(data, val_fraction=config.train.val_fraction, seed=config.train.seed)
+    return train(
+        dataset,
+        config,
+        name=MODEL_ID,
+        settings=settings,
+        resume=True,
+        is_synthetic=True,
+        progress=_scale(progress, _DRAW_SHARE, 1.0 - _DRAW_SHARE),
+    )
+
+
+def _scale(progress: Progress | None, start: float, share: float) -> Progress | None:
+    if progress is None:
+        return None
+
+    def report(done: float, text: str) -> None:
+        progress(start + share * done, text)
+
+    return report

@@ -1,0 +1,247 @@
+"""The fitting loop: P x M batches out of the trunk cache, triplet loss, Lightning, checkpoints.
+
+Owns what one optimiser step sees and how the loop survives being killed. Every random draw comes
+from the run's seed and the step it belongs to, so a run that was killed and resumed ends where an
+uninterrupted one does.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L  # noqa: N812 - Lightning's own idiom
+import numpy as np
+import torch
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from numpy.typing import NDArray
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import BatchHardMiner
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from core.config import RunConfig
+from core.embedder import Embedder, EmbeddingNet, Progress
+from core.trunk_cache import TrunkCache
+
+_STEPS_PER_GROUP = 20  # steps between two checkpoints: what a kill can lose
+_COLLAPSED = 0.02  # spread below this: all images lie in one place
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: which rows of the cache, and which view of each."""
+
+    rows: tuple[int, ...]
+    views: tuple[int, ...]
+
+
+def draw_steps(
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    *,
+    n_images_per_class: int,
+    n_views: int,
+    seed: int,
+    epoch: int,
+    is_stored: bool = True,
+) -> list[Step]:
+    """Draw one epoch of P x M batches: every class present, M images of it, each with a view.
+
+    The epoch ends when the larger class has been shown once; the smaller is shown again.
+
+    Args:
+        labels: (N,) class of each row.
+        rows: (N,) cache rows.
+        n_images_per_class: M.
+        n_views: augmented views to choose from, beside the clean one.
+        seed: of the run.
+        epoch: same seed and epoch, same steps.
+        is_stored: False takes a fresh augmented view per epoch instead of a stored one.
+    """
+    rng = np.random.default_rng([seed, 1, epoch])
+    classes = [rows[labels == label] for label in np.unique(labels)]
+    n_steps = max(1, round(max(len(c) for c in classes) / n_images_per_class))
+    shown = []
+    for members in classes:
+        n_needed = n_steps * n_images_per_class
+        n_rounds = -(-n_needed // len(members))
+        order = np.concatenate([rng.permutation(members) for _ in range(n_rounds)])[:n_needed]
+        shown.append(order.reshape(n_steps, n_images_per_class))
+    steps = []
+    for step_rows in np.concatenate(shown, axis=1):
+        drawn = rng.integers(0, n_views + 1, len(step_rows)) if is_stored else None
+        views = drawn.tolist() if drawn is not None else [epoch + 1] * len(step_rows)
+        steps.append(Step(tuple(step_rows.tolist()), tuple(views)))
+    return steps
+
+
+class _StepDataset(Dataset[tuple[list[Tensor], Tensor]]):
+    """Reads the batch of a step out of the cache."""
+
+    def __init__(self, cache: TrunkCache, steps: list[Step]) -> None:
+        self.cache = cache
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor]:
+        step = self.steps[index]
+        labels = torch.tensor([self.cache.records[row].label for row in step.rows])
+        return self.cache.read_views(step.rows, step.views), labels
+
+
+class TripletModule(L.LightningModule):  # type: ignore[misc]
+    """Batch-hard triplet loss on the tails and the adapter, each with its own learning rate.
+
+    Lightning's epoch is a group of steps here, so that a checkpoint is written every few seconds
+    however long a pass over the data takes.
+    """
+
+    def __init__(self, net: EmbeddingNet, config: RunConfig, *, cache: TrunkCache) -> None:
+        super().__init__()
+        self.net = net
+        self.config = config
+        self.cache = cache
+        distance = LpDistance(p=2, power=1, normalize_embeddings=False)
+        self.miner = BatchHardMiner(distance=distance)
+        self.loss = TripletMarginLoss(margin=config.objective.margin, distance=distance)
+        rows = cache.find_rows("train")
+        labels = np.array([cache.records[row].label for row in rows], dtype=np.int64)
+        self.steps = [
+            step
+            for epoch in range(config.train.epochs)
+            for step in draw_steps(
+                labels,
+                rows,
+                n_images_per_class=config.train.n_images_per_class,
+                n_views=config.train.n_views,
+                seed=config.train.seed,
+                epoch=epoch,
+                is_stored=cache.is_stored,
+            )
+        ]
+
+    @property
+    def n_groups(self) -> int:
+        """Lightning epochs in the run."""
+        return -(-len(self.steps) // _STEPS_PER_GROUP)
+
+    def train_dataloader(self) -> DataLoader[tuple[list[Tensor], Tensor]]:
+        """The steps of the current group; made anew for every group."""
+        start = self.current_epoch * _STEPS_PER_GROUP
+        chosen = self.steps[start : start + _STEPS_PER_GROUP]
+        return DataLoader(_StepDataset(self.cache, chosen), batch_size=None, shuffle=False)
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """AdamW, differential learning rates, cosine to zero over the whole run."""
+        config = self.config.train
+        optimiser = torch.optim.AdamW(
+            [
+                {"params": list(self.net.adapter.parameters()), "lr": config.adapter_lr},
+                {"params": list(self.net.tails.parameters()), "lr": config.tail_lr},
+            ],
+            weight_decay=config.weight_decay,
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=len(self.steps))
+        return {
+            "optimizer": optimiser,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:  # noqa: ARG002
+        """Dropout's draws belong to the step, whatever ran before."""
+        torch.manual_seed(self.config.train.seed * 1_000_003 + self.global_step)
+
+    def training_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Embed, mine the hardest pairs, return the loss."""
+        activations, labels = batch
+        embeddings = self.net(activations)
+        loss: Tensor = self.loss(embeddings, labels, self.miner(embeddings, labels))
+        spread = compute_spread(embeddings.detach().cpu().numpy())
+        self.log_dict({"loss": loss, "spread": spread}, batch_size=len(labels))
+        return loss
+
+
+def compute_spread(embeddings: NDArray[np.float32]) -> float:
+    """How far (N, D) unit embeddings spread: 0 all in one place, 1 balanced over the sphere."""
+    return float(1.0 - np.linalg.norm(embeddings.mean(axis=0)))
+
+
+class _Saver(L.Callback):  # type: ignore[misc]
+    """After each group of steps: a checkpoint by rename, a line in the log, the progress."""
+
+    def __init__(self, path: Path, *, log: Log, progress: Progress | None) -> None:
+        self.path = path
+        self.log = log
+        self.progress = progress
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: TripletModule) -> None:
+        temporary = self.path.with_suffix(".writing")
+        trainer.save_checkpoint(temporary)
+        os.replace(temporary, self.path)
+        metrics = trainer.callback_metrics
+        loss, spread = float(metrics["loss"]), float(metrics["spread"])
+        n_done, n_steps = trainer.global_step, len(pl_module.steps)
+        self.log(f"step {n_done} of {n_steps}: loss {loss:.4f}, spread {spread:.3f}")
+        warning = find_collapse(spread)
+        if warning:
+            self.log(warning)
+        if self.progress:
+            self.progress(n_done / n_steps, f"step {n_done} of {n_steps}, loss {loss:.3f}")
+
+
+def find_collapse(spread: float) -> str | None:
+    """Return a warning in words when the spread says that the embedding has collapsed."""
+    if spread >= _COLLAPSED:
+        return None
+    return (
+        f"WARNING: the embedding has collapsed (spread {spread:.3f}): every image is at nearly "
+        "the same place, so neighbours mean nothing. Lower train.adapter_lr and train.tail_lr, "
+        "raise train.n_images_per_class, and check the labels with audit."
+    )
+
+
+def fit(
+    embedder: Embedder,
+    cache: TrunkCache,
+    folder: Path,
+    *,
+    log: Log,
+    progress: Progress | None = None,
+) -> None:
+    """Train the tails and the adapter in place, from the last checkpoint if there is one.
+
+    Args:
+        embedder: its net is trained; frozen and in eval mode again afterwards.
+        cache: complete.
+        folder: of the run; ``last.ckpt`` in it is replaced after every group of steps.
+        log: takes a line per group.
+        progress: told the share of steps done.
+    """
+    embedder.net.requires_grad_(True)
+    module = TripletModule(embedder.net, embedder.config, cache=cache)
+    last = folder / "last.ckpt"
+    log("training goes on from the last checkpoint" if last.is_file() else "training begins")
+    with warnings.catch_warnings():
+        # Batches are read from a memory map: loader processes would only copy them.
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        trainer = L.Trainer(
+            accelerator={"cuda": "gpu"}.get(embedder.device.type, embedder.device.type),
+            devices=1,
+            max_epochs=module.n_groups,
+            reload_dataloaders_every_n_epochs=1,
+            callbacks=[_Saver(last, log=log, progress=progress)],
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, ckpt_path=last if last.is_file() else None, weights_only=True)
+    embedder.net.to(embedder.device).requires_grad_(False).eval()

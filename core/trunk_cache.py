@@ -1,0 +1,302 @@
+"""Trunk activations of a data set, kept on disk: run the trunk once, train the tails many times.
+
+Owns the files, their resumption after a kill, and the list of images that could not be read. For
+every image of train and validation it keeps the clean test-time views (they become the gallery),
+for training images the augmented views too, drawn once from the run's seed. Memory-mapped, in the
+trunk's own precision.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core.datasets import Record, load_record
+from core.embedder import Embedder, Progress
+from core.errors import DataError, ImageError
+from core.image_io import Image, encode_jpeg, thumbnail
+from core.transforms import augment, build_batch, build_views
+
+logger = logging.getLogger(__name__)
+
+_GROUP = 16  # images between two marks of progress on disk: what a kill can lose
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What ``progress.json`` holds."""
+
+    key: str
+    n_done: int
+    sha256: dict[int, str]
+    skipped: dict[int, str]
+
+
+class TrunkCache:
+    """Activations of ``records``, row by row, in one folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        embedder: Embedder,
+        records: Sequence[Record],
+        *,
+        is_stored: bool = True,
+    ) -> None:
+        """Open or create the files.
+
+        Args:
+            folder: where they lie; an interrupted build in it is continued.
+            embedder: runs the trunks; its config says how many views.
+            records: training and validation images, in a fixed order.
+            is_stored: False keeps no activations: images are read and run through the trunks
+                whenever asked for, and there is no limit on the number of augmented views.
+
+        Raises:
+            DataError: the disk is too small.
+        """
+        self.folder = folder
+        self.embedder = embedder
+        self.records = tuple(records)
+        self.is_stored = is_stored
+        config = embedder.config
+        self.n_clean = 4 if config.embedder.tta else 1
+        self.n_augmented = config.train.n_views
+        # Augmented views are stored for training rows only.
+        is_train = [record.split == "train" for record in records]
+        self._train_row = np.cumsum(is_train) - 1
+        folder.mkdir(parents=True, exist_ok=True)
+        self._key = self._compute_key()
+        self._state = self._read_progress()
+        self._clean: list[np.memmap] = []
+        self._augmented: list[np.memmap] = []
+        if is_stored:
+            n_train = max(1, sum(is_train))
+            self._shapes = [tuple(a.shape[1:]) for a in embedder.run_trunks(self._blank())]
+            self._check_disk(n_train)
+            self._clean = self._open("clean", len(self.records), self.n_clean)
+            self._augmented = self._open("augmented", n_train, self.n_augmented)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every image has been through the trunks."""
+        return self._state.n_done == len(self.records)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Key and reason of every image that could not be read."""
+        return {self.records[row].key: why for row, why in self._state.skipped.items()}
+
+    def find_rows(self, split: str) -> NDArray[np.int64]:
+        """Rows of the readable images of a split."""
+        rows = [
+            row
+            for row, record in enumerate(self.records)
+            if record.split == split and row not in self._state.skipped
+        ]
+        return np.array(rows, dtype=np.int64)
+
+    def compute_sha256(self, row: int) -> str:
+        """Hash of the file behind a readable row, as it was when read."""
+        return self._state.sha256[row]
+
+    def read_clean(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Tensor]:
+        """Per backbone the (V, B, ...) activations of the test-time views."""
+        if not self.is_stored:
+            views = torch.stack([self._draw_clean(self._load(int(row))) for row in rows], dim=1)
+            outputs = self._run(views.flatten(0, 1))
+            return [a.reshape(self.n_clean, -1, *a.shape[1:]) for a in outputs]
+        return [
+            self._to_tensor(stored[np.asarray(rows)]).transpose(0, 1).contiguous()
+            for stored in self._clean
+        ]
+
+    def read_views(self, rows: Sequence[int], views: Sequence[int]) -> list[Tensor]:
+        """Per backbone the (B, ...) activations of one view each: 0 is clean, then augmented."""
+        if not self.is_stored:
+            pairs = zip(rows, views, strict=True)
+            drawn = [self._draw(self._load(row), row=row, view=view) for row, view in pairs]
+            return self._run(torch.stack(drawn))
+        return [
+            self._to_tensor(
+                np.stack(
+                    [
+                        clean[row, 0] if view == 0 else drawn[self._train_row[row], view - 1]
+                        for row, view in zip(rows, views, strict=True)
+                    ]
+                )
+            )
+            for clean, drawn in zip(self._clean, self._augmented, strict=True)
+        ]
+
+    def read_thumbnail(self, row: int) -> bytes:
+        """The encoded thumbnail of a readable row."""
+        return (self.folder / "thumbnails" / f"{row}.jpg").read_bytes()
+
+    def build(self, *, progress: Progress | None = None) -> None:
+        """Run the trunks over what is still missing; safe to kill at any moment.
+
+        Args:
+            progress: told the share done and a sentence after each group of images.
+        """
+        (self.folder / "thumbnails").mkdir(exist_ok=True)
+        while not self.is_complete:
+            start = self._state.n_done
+            stop = min(start + _GROUP, len(self.records))
+            sha256, skipped = dict(self._state.sha256), dict(self._state.skipped)
+            for row in range(start, stop):
+                try:
+                    image = load_record(self.records[row])
+                except ImageError as err:
+                    skipped[row] = str(err)
+                    logger.warning("an image was left out: %s", err.code)
+                    continue
+                sha256[row] = image.sha256
+                self._write_row(row, image)
+            for stored in (*self._clean, *self._augmented):
+                stored.flush()
+            self._write_progress(_Progress(self._key, stop, sha256, skipped))
+            if progress:
+                progress(stop / len(self.records), f"{stop} of {len(self.records)} images")
+
+    def delete(self) -> None:
+        """Remove the files."""
+        self._clean, self._augmented = [], []
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write_row(self, row: int, image: Image) -> None:
+        path = self.folder / "thumbnails" / f"{row}.jpg"
+        path.write_bytes(encode_jpeg(thumbnail(image.pixels)))
+        if not self.is_stored:
+            return
+        is_train = self.records[row].split == "train"
+        drawn = [
+            self._draw(image, row=row, view=view)[None]
+            for view in range(1, self.n_augmented + 1)
+            if is_train
+        ]
+        outputs = self._run(torch.cat([self._draw_clean(image), *drawn]))
+        for clean, augmented, output in zip(self._clean, self._augmented, outputs, strict=True):
+            array = _to_array(output)
+            clean[row] = array[: self.n_clean]
+            if is_train:
+                augmented[self._train_row[row]] = array[self.n_clean :]
+
+    def _load(self, row: int) -> Image:
+        image = load_record(self.records[row])
+        if image.sha256 != self._state.sha256[row]:
+            raise DataError(
+                f"{self.records[row].key} has changed while training ran; restore it or begin "
+                "the training anew.",
+                code="data.changed",
+            )
+        return image
+
+    def _run(self, batch: Tensor) -> list[Tensor]:
+        # A copy made outside inference mode is an ordinary tensor that autograd may use.
+        return [output.clone() for output in self.embedder.run_trunks(batch)]
+
+    def _draw_clean(self, image: Image) -> Tensor:
+        size = self.embedder.config.preprocess.input_size
+        return build_views(build_batch([image.pixels], size=size), tta=self.n_clean > 1)[:, 0]
+
+    def _draw(self, image: Image, *, row: int, view: int) -> Tensor:
+        """One training view (3, S, S): 0 is the clean one; same row and view, same picture."""
+        config = self.embedder.config
+        if view == 0:
+            return build_batch([image.pixels], size=config.preprocess.input_size)[0]
+        rng = np.random.default_rng([config.train.seed, row, view])
+        return augment(image.pixels, config=config.preprocess, rng=rng)
+
+    def _blank(self) -> Tensor:
+        size = self.embedder.config.preprocess.input_size
+        return torch.zeros(1, 3, size, size)
+
+    @property
+    def _dtype(self) -> np.dtype[np.uint16] | np.dtype[np.float32]:
+        half = self.embedder.precision == "bfloat16"
+        return np.dtype(np.uint16) if half else np.dtype(np.float32)
+
+    def _to_tensor(self, stored: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(stored))
+        return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor
+
+    def _open(self, name: str, n_rows: int, n_views: int) -> list[np.memmap]:
+        maps = []
+        for index, shape in enumerate(self._shapes):
+            path = self.folder / f"{name}-{index}.bin"
+            full = (n_rows, n_views, *shape)
+            n_bytes = int(np.prod(full)) * self._dtype.itemsize
+            if not path.is_file() or path.stat().st_size != n_bytes:
+                self._state = _Progress(self._key, 0, {}, {})
+                with path.open("wb") as handle:
+                    handle.truncate(n_bytes)
+            maps.append(np.memmap(path, dtype=self._dtype, mode="r+", shape=full))
+        return maps
+
+    def _check_disk(self, n_train: int) -> None:
+        per_view = sum(int(np.prod(shape)) for shape in self._shapes) * self._dtype.itemsize
+        n_views = len(self.records) * self.n_clean + n_train * self.n_augmented
+        there = sum(path.stat().st_blocks * 512 for path in self.folder.glob("*.bin"))
+        needed = per_view * n_views - there
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise DataError(
+                f"the trunk cache needs {needed / 1e9:.1f} GB in {self.folder}, but "
+                f"{free / 1e9:.1f} GB are free. Free some space, set train.n_views lower than "
+                f"{self.n_augmented}, or pass --no-cache-trunk (slower).",
+                code="data.disk",
+            )
+
+    def _compute_key(self) -> str:
+        config = self.embedder.config
+        parts = [
+            *(backbone.trunk_hash for backbone in self.embedder.backbones),
+            *(f"{record.key}:{record.split}" for record in self.records),
+            repr(config.preprocess),
+            f"{config.train.seed}:{self.n_clean}:{self.n_augmented}:{self.embedder.precision}",
+            str(self.is_stored),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _read_progress(self) -> _Progress:
+        path = self.folder / "progress.json"
+        if path.is_file():
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["key"] == self._key:
+                sha256 = {int(row): text for row, text in raw["sha256"].items()}
+                skipped = {int(row): text for row, text in raw["skipped"].items()}
+                return _Progress(self._key, raw["n_done"], sha256, skipped)
+        return _Progress(self._key, 0, {}, {})
+
+    def _write_progress(self, state: _Progress) -> None:
+        temporary = self.folder / ".progress.json"
+        temporary.write_text(
+            json.dumps(
+                {
+                    "key": state.key,
+                    "n_done": state.n_done,
+                    "sha256": state.sha256,
+                    "skipped": state.skipped,
+                }
+            ),
+            encoding="utf-8",
+        )
+        os.replace(temporary, self.folder / "progress.json")
+        self._state = state
+
+
+def _to_array(tensor: Tensor) -> NDArray[np.generic]:
+    on_cpu = tensor.detach().cpu().contiguous()
+    half = on_cpu.dtype == torch.bfloat16
+    array: NDArray[np.generic] = (on_cpu.view(torch.uint16) if half else on_cpu).numpy()
+    return array
