@@ -1,0 +1,64 @@
+"""Fixtures that several test modules share: small real models, no network, no stored weights."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core import phantom
+from core.bundle import ModelBundle
+from core.config import RunConfig, Settings, build_preset
+from core.datasets import Dataset, read_dataset
+from core.demo import build_demo
+from core.registry import load_bundle
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real medical data; they are not ours to publish, so they lie beside the project."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real data sets are not at {SHARED_DATA}; see README, 'Data for tests'")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic data folder with train and test."""
+    folder = tmp_path_factory.mktemp("phantoms") / "data"
+    phantom.write_dataset(folder, n_train=48, n_test=16, size=96)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_dataset(phantom_folder: Path) -> Dataset:
+    return read_dataset(phantom_folder, val_fraction=0.25)
+
+
+@pytest.fixture
+def tiny_config() -> RunConfig:
+    return build_preset("tiny-random")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoints folder with a finished tiny-random model called demo."""
+    directory = tmp_path_factory.mktemp("checkpoints")
+    config = build_preset("tiny-random")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=0.25))
+    settings = Settings(checkpoints_dir=directory, device="cpu")
+    build_demo(settings, config=config, n_train=48, n_test=16)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoints: Path) -> ModelBundle:
+    return load_bundle(tiny_checkpoints, "demo", settings=Settings(device="cpu"))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

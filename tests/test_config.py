@@ -1,0 +1,96 @@
+"""Presets, range checks, JSON round trip, overrides, environment settings."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from core.config import PRESETS, EmbedderConfig, KnnConfig, RunConfig, Settings, build_preset
+from core.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "tiny-random"])
+def test_a_preset_survives_the_round_trip(name: str) -> None:
+    config = build_preset(name)
+    assert RunConfig.from_json(config.to_json()) == config
+    assert len(config.embedder.backbones) == 2
+
+
+def test_the_paper_preset_is_the_reports() -> None:
+    config = build_preset("paper")
+    assert config.preprocess.input_size == 448
+    assert (config.embedder.hidden_dim, config.embedder.embedding_dim) == (512, 128)
+    assert (config.train.adapter_lr, config.train.tail_lr) == (1e-3, 5e-6)
+    assert config.train.weight_decay == 1e-3
+    assert config.objective.margin == 0.5
+    assert config.knn.k_candidates == (5, 9, 15, 20, 25, 30, 40, 50)
+
+
+def test_tiny_random_is_not_offered() -> None:
+    assert "tiny-random" not in PRESETS
+    assert not any(build_preset(name).embedder.random_weights for name in PRESETS)
+
+
+def test_unknown_preset_lists_the_valid_ones() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'huge'.*paper.*offline"):
+        build_preset("huge")
+
+
+def test_overrides_change_one_value() -> None:
+    config = build_preset("offline").with_overrides(["train.epochs=3", "knn.k_candidates=[1,3]"])
+    assert config.train.epochs == 3
+    assert config.knn.k_candidates == (1, 3)
+    assert build_preset("offline").train.epochs != 3
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.epochs", "expected section.key=value"),
+        ("train.epoch=3", "unknown setting 'train.epoch'"),
+        ("train.epochs=0", "epochs must be 1..1000, got 0"),
+        ("train.epochs=many", "expected int, got 'many'"),
+        ("embedder.dropout=1.5", "dropout must be 0..1"),
+        ("objective.name=magic", "objective must be one of"),
+    ],
+)
+def test_bad_overrides_say_why(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_preset("offline").with_overrides([assignment])
+
+
+def test_unknown_keys_and_versions_are_refused() -> None:
+    raw = json.loads(build_preset("offline").to_json())
+    with pytest.raises(ConfigError, match="unknown key colour"):
+        RunConfig.from_json(json.dumps({**raw, "colour": 1}))
+    with pytest.raises(ConfigError, match="expected schema_version 1, got 9"):
+        RunConfig.from_json(json.dumps({**raw, "schema_version": 9}))
+    with pytest.raises(ConfigError, match="is not JSON"):
+        RunConfig.from_json("{")
+
+
+def test_ranges_are_checked_on_creation() -> None:
+    with pytest.raises(ConfigError, match="k_candidates"):
+        KnnConfig(k_candidates=())
+    with pytest.raises(ConfigError, match="backbones"):
+        EmbedderConfig()
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        build_preset("offline").preset = "x"  # type: ignore[misc]
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", "/models")
+    monkeypatch.setenv("NEIGHBORDX_MAX_FILES", "7")
+    settings = Settings.from_env()
+    assert (settings.checkpoints_dir, settings.max_files) == (Path("/models"), 7)
+    monkeypatch.setenv("NEIGHBORDX_DEVICE", "abacus")
+    with pytest.raises(ConfigError, match="NEIGHBORDX_DEVICE must be"):
+        Settings.from_env()
+    monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
+    monkeypatch.setenv("NEIGHBORDX_MAX_FILES", "lots")
+    with pytest.raises(ConfigError, match="NEIGHBORDX_MAX_FILES must be a whole number"):
+        Settings.from_env()

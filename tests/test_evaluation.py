@@ -1,0 +1,79 @@
+"""Metrics by hand, intervals that cover, calibration that keeps the answer."""
+
+import numpy as np
+import pytest
+
+from core.errors import DataError, ShapeError
+from core.evaluation import Calibration, compute_ece, evaluate, fit_calibration
+
+
+def test_report_by_hand() -> None:
+    truth = np.array([False, False, False, True, True])
+    probs = np.array([0.1, 0.2, 0.7, 0.6, 0.9])
+    report = evaluate(truth, probs)
+    assert report.confusion == {"tn": 2, "fp": 1, "fn": 0, "tp": 2}
+    assert report.accuracy == 0.8
+    assert report.sensitivity == 1.0
+    assert report.specificity == pytest.approx(2 / 3)
+    assert report.balanced_accuracy == pytest.approx(5 / 6)
+    assert report.auroc == pytest.approx(5 / 6)  # of 6 pairs only (0.7, 0.6) is the wrong way
+    assert report.brier == pytest.approx((0.01 + 0.04 + 0.49 + 0.16 + 0.01) / 5)
+    # Wilson's interval of 4 out of 5, from its formula
+    assert report.accuracy_ci95 == pytest.approx((0.3755, 0.9638), abs=1e-3)
+
+
+def test_half_counts_as_normal() -> None:
+    assert evaluate(np.array([False, True]), np.array([0.5, 0.5])).confusion["fp"] == 0
+
+
+def test_ece_by_hand() -> None:
+    # two images said with 0.9 and one right: gap 0.4 over both
+    assert compute_ece(np.array([True, False]), np.array([0.9, 0.9])) == pytest.approx(0.4)
+    assert compute_ece(np.array([True, False]), np.array([1.0, 0.0])) == 0.0
+
+
+def test_intervals_hold_the_figure_and_shrink_with_n(rng: np.random.Generator) -> None:
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        truth = rng.random(n) < 0.5
+        return truth, np.clip(0.5 + 0.3 * (truth - 0.5) + 0.25 * rng.normal(size=n), 0, 1)
+
+    small, large = evaluate(*draw(50)), evaluate(*draw(1000))
+    for report in (small, large):
+        assert report.auroc_ci95[0] <= report.auroc <= report.auroc_ci95[1]
+        assert report.accuracy_ci95[0] <= report.accuracy <= report.accuracy_ci95[1]
+    assert np.ptp(large.auroc_ci95) < np.ptp(small.auroc_ci95)
+
+
+def test_images_of_one_patient_widen_the_interval(rng: np.random.Generator) -> None:
+    truth = np.repeat(rng.random(40) < 0.5, 10)
+    probs = np.clip(0.5 + 0.3 * (truth - 0.5) + np.repeat(0.3 * rng.normal(size=40), 10), 0, 1)
+    groups = [f"p{i // 10}" for i in range(400)]
+    alone, grouped = evaluate(truth, probs), evaluate(truth, probs, groups=groups)
+    assert np.ptp(grouped.accuracy_ci95) > 1.5 * np.ptp(alone.accuracy_ci95)
+
+
+def test_temperature_cools_overconfidence_and_keeps_every_answer(rng: np.random.Generator) -> None:
+    honest = rng.random(2000)
+    truth = rng.random(2000) < honest
+    k = 50
+    boastful = 1 / (1 + np.exp(-4 * np.log(honest / (1 - honest))))
+    fitted = fit_calibration(truth, boastful, k=k)
+    after = fitted.apply(boastful)
+    assert fitted.temperature > 1.5
+    assert fitted.ece_after < fitted.ece_before / 2
+    np.testing.assert_array_equal(after > 0.5, boastful > 0.5)
+    order = np.argsort(boastful, kind="stable")
+    assert np.all(np.diff(after[order]) >= 0)
+
+
+def test_a_unanimous_vote_is_not_certainty() -> None:
+    assert Calibration(temperature=1.0, k=9).apply(np.array([0.0, 1.0])) == pytest.approx(
+        [0.05, 0.95]
+    )
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(DataError, match="one class only"):
+        evaluate(np.array([True, True]), np.array([0.1, 0.2]))
+    with pytest.raises(ShapeError, match="p_disease"):
+        evaluate(np.array([True, False]), np.array([0.1]))

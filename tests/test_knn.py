@@ -1,0 +1,140 @@
+"""The vote by hand, its properties, the search against a slow reference, the choice of K."""
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from core.errors import DataError, ShapeError
+from core.knn import Gallery, compute_shares, search_k, vote
+
+
+def build_gallery(embeddings: np.ndarray, labels: list[int], **columns: tuple[str, ...]) -> Gallery:
+    n = len(labels)
+    return Gallery(
+        embeddings=embeddings.astype(np.float32),
+        labels=np.array(labels, dtype=np.int64),
+        keys=columns.get("keys", tuple(f"image{i}" for i in range(n))),
+        splits=("train",) * n,
+        groups=columns.get("groups", ("",) * n),
+        sha256=columns.get("sha256", tuple(f"hash{i}" for i in range(n))),
+    )
+
+
+def random_unit(rng: np.random.Generator, n: int, width: int = 16) -> np.ndarray:
+    points = rng.normal(size=(n, width)).astype(np.float32)
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def test_vote_by_hand() -> None:
+    # weights 1/0.5 = 2 for class 0; 1/1 = 1 and 1/2 = 0.5 for class 1: 2 against 1.5
+    distances = np.array([[0.5, 1.0, 2.0]], dtype=np.float32)
+    labels = np.array([[0, 1, 1]])
+    np.testing.assert_allclose(vote(distances, labels, n_classes=2), [[4 / 7, 3 / 7]], rtol=1e-6)
+    np.testing.assert_allclose(compute_shares(distances), [[4 / 7, 2 / 7, 1 / 7]], rtol=1e-6)
+
+
+def test_a_neighbour_at_zero_outvotes_all_and_shares_with_its_equals() -> None:
+    distances = np.array([[0.0, 0.0, 1e-9]], dtype=np.float32)
+    assert compute_shares(distances).tolist() == [[0.5, 0.5, 0.0]]
+    assert vote(distances, np.array([[0, 1, 1]]), n_classes=2).tolist() == [[0.5, 0.5]]
+
+
+def test_rows_sum_to_one_however_small_the_distances(rng: np.random.Generator) -> None:
+    distances = np.sort(rng.random((50, 9)), axis=1).astype(np.float32)
+    distances[0] = np.float32(1e-40)
+    labels = rng.integers(0, 3, (50, 9))
+    probs = vote(distances, labels, n_classes=3)
+    np.testing.assert_allclose(probs.sum(1), 1.0, rtol=1e-5)
+
+
+def test_vote_equals_scikit_learns(rng: np.random.Generator) -> None:
+    points, queries = random_unit(rng, 60), random_unit(rng, 20)
+    labels = rng.integers(0, 2, 60).tolist()
+    gallery = build_gallery(points, labels)
+    distances, rows = gallery.search(queries, 7)
+    reference = KNeighborsClassifier(7, weights="distance").fit(points, labels)
+    probs = vote(distances, gallery.labels[rows], n_classes=2)
+    np.testing.assert_allclose(probs, reference.predict_proba(queries), atol=1e-5)
+
+
+def test_search_of_many_equals_search_of_each(rng: np.random.Generator) -> None:
+    gallery = build_gallery(random_unit(rng, 80), [0, 1] * 40)
+    queries = random_unit(rng, 30)
+    distances, rows = gallery.search(queries, 5)
+    assert np.all(np.diff(distances, axis=1) >= 0)
+    for i, query in enumerate(queries):
+        alone = gallery.search(query[None], 5)
+        np.testing.assert_array_equal(alone[0][0], distances[i])
+        np.testing.assert_array_equal(alone[1][0], rows[i])
+
+
+def test_a_copy_is_at_distance_zero_even_in_a_large_batch(rng: np.random.Generator) -> None:
+    points = random_unit(rng, 100, width=128)
+    distances, rows = build_gallery(points, [0] * 100).search(points, 1)
+    assert np.all(distances == 0.0)
+    np.testing.assert_array_equal(rows[:, 0], np.arange(100))
+
+
+def test_excluded_rows_never_vote_and_k_shrinks_when_it_must(rng: np.random.Generator) -> None:
+    points = random_unit(rng, 10)
+    gallery = build_gallery(points, [0, 1] * 5)
+    barred = [np.array([0, 1, 2]), np.array([], dtype=np.int64)]
+    _, rows = gallery.search(points[:2], 4, excluded=barred)
+    assert not set(rows[0]) & {0, 1, 2}
+    assert rows[1, 0] == 1
+    _, rows = gallery.search(points[:1], 50, excluded=[np.arange(7)])
+    assert sorted(rows[0]) == [7, 8, 9]
+    with pytest.raises(DataError, match="no gallery image is left"):
+        gallery.search(points[:1], 3, excluded=[np.arange(10)])
+
+
+def test_relatives_are_found_by_hash_and_by_patient(rng: np.random.Generator) -> None:
+    gallery = build_gallery(
+        random_unit(rng, 4), [0, 0, 1, 1], groups=("p1", "p1", "", "p2"), sha256=("a", "b", "a", "")
+    )
+    assert gallery.find_related(sha256="a") == {0: "duplicate", 2: "duplicate"}
+    assert gallery.find_related(sha256="b", group="p1") == {0: "group", 1: "duplicate"}
+    assert gallery.find_related(sha256="z", group="") == {}
+
+
+def test_k_is_the_best_on_validation_and_equals_one_search_per_k(rng: np.random.Generator) -> None:
+    points, queries = random_unit(rng, 120, 3), random_unit(rng, 60, 3)
+    gallery = build_gallery(points, (points[:, 0] > 0).astype(int).tolist())
+    labels = ((queries[:, 0] + 0.3 * rng.normal(size=60)) > 0).astype(np.int64)
+    found = search_k(gallery, queries, labels, candidates=(3, 11, 500), disease_index=1)
+    assert [score.k for score in found.scores] == [3, 11]
+    for score in found.scores:
+        distances, rows = gallery.search(queries, score.k)
+        probs = vote(distances, gallery.labels[rows], n_classes=2)
+        assert score.accuracy == np.mean(probs.argmax(1) == labels)
+    assert found.k == max(found.scores, key=lambda s: (s.accuracy, s.auroc, s.k)).k
+
+
+def test_ties_go_to_the_calmer_vote() -> None:
+    points = np.array([[1, 0], [0.8, 0.6], [-1, 0], [-0.8, 0.6]])
+    gallery = build_gallery(points, [0, 0, 1, 1])
+    queries = np.array([[0.99, 0.1], [-0.99, 0.1]], dtype=np.float32)
+    found = search_k(gallery, queries, np.array([0, 1]), candidates=(1, 2, 3), disease_index=1)
+    assert all(score.accuracy == 1.0 for score in found.scores)
+    assert found.k == 3
+
+
+def test_impossible_searches_say_why(rng: np.random.Generator) -> None:
+    points = random_unit(rng, 4)
+    gallery = build_gallery(points, [0, 1, 0, 1])
+    with pytest.raises(DataError, match="the gallery has only 4"):
+        search_k(gallery, points, np.array([0, 1, 0, 1]), candidates=(5, 9), disease_index=1)
+    with pytest.raises(DataError, match="one class only"):
+        search_k(gallery, points, np.zeros(4, dtype=np.int64), candidates=(1,), disease_index=1)
+    with pytest.raises(ShapeError, match="k: expected at least 1"):
+        gallery.search(points, 0)
+    with pytest.raises(ShapeError, match="queries"):
+        gallery.search(np.zeros((1, 3), dtype=np.float32), 1)
+    with pytest.raises(ShapeError, match="labels: expected 3|labels: expected values"):
+        vote(np.ones((1, 2), dtype=np.float32), np.array([[0, 5]]), n_classes=2)
+    with pytest.raises(ShapeError, match="at least one neighbour"):
+        compute_shares(np.empty((1, 0), dtype=np.float32))
+    with pytest.raises(ShapeError, match="non-negative"):
+        compute_shares(np.array([[-1.0]], dtype=np.float32))
+    with pytest.raises(DataError, match="gallery is empty"):
+        build_gallery(np.empty((0, 4)), [])
