@@ -1,0 +1,243 @@
+"""Bytes or a path (picture or DICOM) -> one Image record, or a reason why not.
+
+Owns decoding to 8-bit RGB. Files are recognised by their bytes, never by their name. Nothing of
+a DICOM file but its pixels and what is needed to show them is looked at: no patient tag is read.
+DICOM lives in core.image_io.dicom.
+"""
+
+import hashlib
+import io
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import ImageOps, UnidentifiedImageError
+
+from core.errors import ImageError, check_shape
+from core.image_io.dicom import decode_dicom, is_dicom
+from core.image_io.scaling import MAX_PIXELS, check_size, refuse_frame, scale_to_uint8
+
+_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "GIF")
+_SIGNATURES = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+    b"BM": "BMP",
+    b"RIFF": "WebP",
+    b"GIF8": "GIF",
+}
+_FOREIGN = {
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x7fELF": "a program",
+    b"MZ": "a program",
+    b"\x00\x00\x00\x0cjP": "a JPEG 2000 file",
+}
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,  # Pillow's own choice for broken PNG chunks
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    NotImplementedError,
+)
+_WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One decoded picture."""
+
+    pixels: NDArray[np.uint8]  # (H, W, 3) RGB, read-only
+    name: str
+    sha256: str  # of the file's bytes
+    format: str  # "PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF" or "DICOM"
+    bit_depth: int  # per sample, in the file
+    n_frames: int = 1
+    frame: int = 0
+    window: tuple[float, float] | None = None  # centre and width, where one was applied
+
+
+def decode(
+    data: bytes, *, name: str = "", frame: int = 0, window: tuple[float, float] | None = None
+) -> Image:
+    """Decode a file's bytes.
+
+    Grey images of more than 8 bits are stretched from their own minimum and maximum to 0..255,
+    DICOM goes through its rescale and window. Transparent pixels become black. EXIF orientation
+    is applied.
+
+    Args:
+        data: the whole file; not modified.
+        name: only carried along.
+        frame: of a multi-frame DICOM, TIFF or GIF, from 0.
+        window: centre and width in DICOM's modality units, instead of the file's own.
+
+    Raises:
+        ImageError: empty, truncated, no image, too large, constant, or an unsupported DICOM; the
+            code says which.
+    """
+    if not data:
+        raise ImageError(
+            "the file is empty (0 bytes); expected an image. Copy or export it again.",
+            code="image.empty",
+        )
+    if is_dicom(data):
+        decoded = decode_dicom(data, frame=frame, window=window)
+        pixels, kind = decoded.pixels, "DICOM"
+        bit_depth, n_frames, used = decoded.bit_depth, decoded.n_frames, decoded.window
+    else:
+        pixels, kind, bit_depth, n_frames = _decode_picture(data, frame=frame)
+        used = None
+    if pixels.min() == pixels.max():
+        raise ImageError(
+            "every pixel of the image has the same value: there is nothing to see. Check the "
+            "export, or the frame and window chosen.",
+            code="image.constant",
+        )
+    pixels = np.ascontiguousarray(pixels)
+    pixels.setflags(write=False)
+    return Image(
+        pixels=pixels,
+        name=name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        format=kind,
+        bit_depth=bit_depth,
+        n_frames=n_frames,
+        frame=frame,
+        window=used,
+    )
+
+
+def load(path: Path, *, frame: int = 0) -> Image:
+    """Read and decode a file; see ``decode``.
+
+    Raises:
+        ImageError: also when the file is missing, a folder, or may not be read.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as err:
+        raise ImageError(
+            f"the file cannot be read ({os.strerror(err.errno) if err.errno else err}); check that "
+            "it exists and that you may read it.",
+            code="image.missing",
+        ) from err
+    return decode(data, name=Path(path).name, frame=frame)
+
+
+def thumbnail(pixels: NDArray[np.uint8], *, max_px: int = 256) -> NDArray[np.uint8]:
+    """Shrink (H, W, 3) so that the longer side is at most ``max_px``; never enlarges."""
+    check_shape("pixels", pixels, (None, None, 3))
+    height, width = pixels.shape[:2]
+    factor = max_px / max(height, width)
+    if factor >= 1.0:
+        return pixels
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    shrunk = PILImage.fromarray(pixels).resize(size, PILImage.Resampling.LANCZOS)
+    return np.asarray(shrunk, dtype=np.uint8)
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode (H, W, 3) uint8 without loss."""
+    check_shape("pixels", pixels, (None, None, 3))
+    buffer = io.BytesIO()
+    PILImage.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode (H, W, 3) uint8 at quality 90, for thumbnails."""
+    check_shape("pixels", pixels, (None, None, 3))
+    buffer = io.BytesIO()
+    PILImage.fromarray(pixels).save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str, int, int]:
+    """Pixels, format, bits per sample, number of frames."""
+    known = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), None)
+    if known is None:
+        raise ImageError(
+            f"expected PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM; the content is {_describe(data)}. "
+            "Export the image in one of these formats.",
+            code="image.not_an_image",
+            params={"found": _describe(data)},
+        )
+    try:
+        with PILImage.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            check_size(*picture.size)
+            kind = "JPEG" if picture.format == "MPO" else str(picture.format)
+            n_frames = 1 if kind == "JPEG" else int(getattr(picture, "n_frames", 1))
+            refuse_frame(frame, n_frames)
+            if frame:
+                picture.seek(frame)
+                check_size(*picture.size)
+            bit_depth = _find_bit_depth(picture, data)
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            return _to_rgb(upright), kind, bit_depth, n_frames
+    except ImageError:
+        raise
+    except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning) as err:
+        raise ImageError(
+            f"the image is too large: at most {MAX_PIXELS // 10**6} million pixels can be read. "
+            "Export it smaller.",
+            code="image.too_large",
+            params={"limit": MAX_PIXELS // 10**6},
+        ) from err
+    except (UnidentifiedImageError, *_PILLOW_ERRORS) as err:
+        raise ImageError(
+            f"the file begins like {known} but is truncated or damaged ({type(err).__name__}). "
+            "Copy or export it again.",
+            code="image.truncated",
+            params={"format": known},
+        ) from err
+
+
+def _to_rgb(picture: PILImage.Image) -> NDArray[np.uint8]:
+    if picture.mode in _WIDE_MODES:
+        grey = scale_to_uint8(np.asarray(picture).astype(np.float64))
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        black = PILImage.new("RGBA", rgba.size, (0, 0, 0, 255))
+        picture = PILImage.alpha_composite(black, rgba)
+    return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+def _find_bit_depth(picture: PILImage.Image, data: bytes) -> int:
+    if picture.format == "PNG" and len(data) > 24:
+        return data[24]  # IHDR
+    if picture.format == "TIFF":
+        bits = picture.tag_v2.get(258, (1,))  # type: ignore[attr-defined]
+        return int(bits[0] if isinstance(bits, tuple) else bits)
+    return {"1": 1, "F": 32, "I": 32}.get(picture.mode, 8)
+
+
+def _describe(data: bytes) -> str:
+    for start, kind in _FOREIGN.items():
+        if data.startswith(start):
+            return kind
+    head = data[:512]
+    if head.lstrip()[:5].lower() in (b"<html", b"<!doc"):
+        return "a web page"
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as err:
+        # a character cut in two at the end of the sample is still text
+        text = head[: err.start].decode("utf-8") if err.start > len(head) - 4 else "\0"
+    is_text = all(c.isprintable() or c in "\r\n\t" for c in text)
+    return "text" if is_text else "of no known kind"

