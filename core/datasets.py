@@ -1,0 +1,336 @@
+"""Folder, table and npz readers, the split by patient, and the sentence when data cannot be used.
+
+Owns which image is in which split with which label. Reads no pixels until ``load_record``.
+Layouts: ``{train,val,test}/{class}/...``, flat ``{class}/...``, a ``manifest.csv`` (which wins),
+or a MedMNIST ``.npz``.
+"""
+
+import csv
+import hashlib
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from core.errors import DataError
+from core.image_io import Image, decode, encode_png, load
+
+SPLITS = ("train", "val", "test")
+_MIN_PER_CLASS = 4
+_IGNORED = {"thumbs.db", "desktop.ini", "manifest.csv", "phantom.json", "report.json", "source.txt"}
+_IGNORED_FOLDERS = {"masks"}
+_NORMAL = re.compile(
+    r"(?i)^(normal|healthy|negative|control|controls|no|none|0)$|^(no|non|not)[_ -]"
+)
+_DISEASE = re.compile(r"(?i)^(disease|diseased|abnormal|positive|1|pneumonia|lesion|sick)$")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a data set, not yet read."""
+
+    key: str  # POSIX path inside the root, or "train/0012" for npz
+    path: Path | None
+    label: int
+    split: str
+    group: str | None = None  # patient, within the split the data came with
+    mask: Path | None = None
+    array: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images, classes and splits."""
+
+    root: Path
+    class_names: tuple[str, ...]  # in label order, normal first
+    disease_index: int
+    records: tuple[Record, ...]
+    data_id: str  # short hash of keys, labels and splits
+
+    def subset(self, split: str) -> tuple[Record, ...]:
+        """The records of one split, in order of their keys."""
+        return tuple(record for record in self.records if record.split == split)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An image as a reader found it; ``split`` is empty where the data do not say."""
+
+    key: str
+    class_name: str
+    split: str = ""
+    group: str = ""
+    path: Path | None = None
+    mask: Path | None = None
+    array: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+
+
+def read_dataset(
+    root: Path, *, disease_class: str | None = None, val_fraction: float = 0.15, seed: int = 0
+) -> Dataset:
+    """Read a data folder or npz file and make the validation split if there is none.
+
+    Args:
+        root: the folder or file.
+        disease_class: the positive class, where names do not tell.
+        val_fraction: share of training images moved to validation: stratified, whole groups.
+        seed: of that split; the order of the files does not matter.
+
+    Raises:
+        DataError: missing, empty, not exactly two classes, too few images, a bad manifest.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise DataError(f"there is no data at {root}; check the path.", code="data.missing")
+    found = sorted(_find_images(root), key=lambda item: item.key)
+    if not found:
+        raise DataError(
+            f"no image was found in {root}; expected {{train,test}}/{{normal,disease}}/..., "
+            "{normal,disease}/..., a manifest.csv or a MedMNIST .npz file.",
+            code="data.empty",
+        )
+    names, disease_index = _order_classes({item.class_name for item in found}, disease_class)
+    records = tuple(
+        Record(
+            key=item.key,
+            path=item.path,
+            label=names.index(item.class_name),
+            split=item.split or "train",
+            group=_name_group(item),
+            mask=item.mask,
+            array=item.array,
+        )
+        for item in found
+    )
+    if not any(record.split == "val" for record in records):
+        records = _split_validation(records, fraction=val_fraction, seed=seed, names=names)
+    _check_counts(records, names)
+    return Dataset(root, names, disease_index, records, _compute_data_id(records, names))
+
+
+def load_record(record: Record) -> Image:
+    """Read and decode one image.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    if record.path is not None:
+        return replace(load(record.path), name=record.key)
+    assert record.array is not None
+    array = record.array if record.array.ndim == 3 else np.stack([record.array] * 3, axis=2)
+    return decode(encode_png(array), name=record.key)
+
+
+def _find_images(root: Path) -> list[_Found]:
+    if root.is_file():
+        return _read_npz(root)
+    if (root / "manifest.csv").is_file():
+        return _read_manifest(root)
+    archives = sorted(root.glob("*.npz"))
+    if len(archives) == 1:
+        return _read_npz(archives[0])
+    return _read_folders(root)
+
+
+def _read_folders(root: Path) -> list[_Found]:
+    found = []
+    given = [split for split in SPLITS if (root / split).is_dir()]
+    for split in given or [""]:
+        base = root / split if split else root
+        for folder in sorted(p for p in base.iterdir() if _is_visible(p) and p.is_dir()):
+            if folder.name.lower() in _IGNORED_FOLDERS:
+                continue
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                inside = path.relative_to(folder)
+                if not all(_is_visible(Path(part)) for part in inside.parts):
+                    continue
+                # a subfolder of a class is a patient
+                group = f"{folder.name}/{inside.parts[0]}" if len(inside.parts) > 1 else ""
+                key = path.relative_to(root).as_posix()
+                found.append(_Found(key, folder.name, split, group, path))
+    return found
+
+
+def _is_visible(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name.lower() not in _IGNORED
+
+
+def _read_manifest(root: Path) -> list[_Found]:
+    path = root / "manifest.csv"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            columns, rows = set(reader.fieldnames or ()), list(reader)
+    except (UnicodeDecodeError, csv.Error) as err:
+        raise _bad_manifest(f"is not a UTF-8 CSV table ({err})") from err
+    missing = sorted({"file", "split", "label"} - columns)
+    if missing:
+        raise _bad_manifest(f"has no column {', '.join(missing)}")
+    found, absent = [], []
+    for number, row in enumerate(rows, start=2):
+        item = _read_row(root, {k: (v or "").strip() for k, v in row.items() if k}, number)
+        if item.path is None or not item.path.is_file():
+            absent.append(item.key)
+        found.append(item)
+    if absent:
+        few = ", ".join(absent[:3])
+        raise _bad_manifest(f"names {len(absent)} files that are not there, first {few}")
+    twice = [key for key, n in Counter(item.key for item in found).items() if n > 1]
+    if twice:
+        raise _bad_manifest(f"names {len(twice)} files twice, first {twice[0]}")
+    return found
+
+
+def _read_row(root: Path, row: Mapping[str, str], number: int) -> _Found:
+    split = row["split"].lower()
+    if split not in ("", *SPLITS):
+        raise _bad_manifest(
+            f"has split {row['split']!r} in line {number}; known are train, val, test"
+        )
+    if not row["label"]:
+        raise _bad_manifest(f"has no label in line {number}")
+    for name in (row["file"], row.get("mask", "")):
+        parts = PurePosixPath(name).parts
+        if ".." in parts or PurePosixPath(name).is_absolute() or ":" in name[:3]:
+            raise _bad_manifest(f"points out of its folder in line {number}")
+    mask = row.get("mask", "")
+    return _Found(
+        key=PurePosixPath(row["file"]).as_posix(),
+        class_name=row["label"],
+        split=split,
+        group=row.get("group", ""),
+        path=root / row["file"] if row["file"] else None,
+        mask=root / mask if mask else None,
+    )
+
+
+def _bad_manifest(reason: str) -> DataError:
+    return DataError(
+        f"manifest.csv {reason}. Expected columns file,split,label and, if known, group and mask, "
+        "with paths relative to the folder.",
+        code="data.manifest",
+        params={"reason": reason},
+    )
+
+
+def _read_npz(path: Path) -> list[_Found]:
+    found = []
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for split in SPLITS:
+                if f"{split}_images" not in arrays:
+                    continue
+                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].reshape(-1)
+                is_grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
+                if images.dtype != np.uint8 or not is_grey_or_rgb or len(images) != len(labels):
+                    raise ValueError(f"{split}_images has shape {images.shape} {images.dtype}")
+                found += [
+                    _Found(f"{split}/{i:05d}", str(int(label)), split, array=image)
+                    for i, (image, label) in enumerate(zip(images, labels, strict=True))
+                ]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
+        raise DataError(
+            f"{path.name} cannot be used ({err}); expected a MedMNIST 2-D file: uint8 "
+            "{train,val,test}_images (N, H, W[, 3]) and {train,val,test}_labels (N, 1).",
+            code="data.npz",
+        ) from err
+    words = {"0": "normal", "1": "disease"}
+    if {item.class_name for item in found} == set(words):
+        found = [replace(item, class_name=words[item.class_name]) for item in found]
+    return found
+
+
+def _order_classes(names: set[str], disease_class: str | None) -> tuple[tuple[str, ...], int]:
+    """Class names, normal first, and the index of disease (always 1)."""
+    listed = ", ".join(sorted(names))
+    if len(names) != 2:
+        raise DataError(
+            f"expected exactly two classes, found {len(names)}: {listed}. Sort the images into two "
+            "class folders, for example normal and disease.",
+            code="data.classes",
+            params={"found": listed},
+        )
+    if disease_class is not None and disease_class not in names:
+        raise DataError(
+            f"--disease-class {disease_class!r} is not one of the classes: {listed}.",
+            code="data.disease_class",
+            params={"found": listed},
+        )
+    chosen = disease_class or _guess_disease(names)
+    if chosen is None:
+        raise DataError(
+            f"which of the classes {listed} is disease cannot be told from their names; pass "
+            "--disease-class NAME.",
+            code="data.disease_class",
+            params={"found": listed},
+        )
+    (normal,) = names - {chosen}
+    return (normal, chosen), 1
+
+
+def _guess_disease(names: set[str]) -> str | None:
+    normal = [name for name in names if _NORMAL.search(name)]
+    disease = [name for name in names if _DISEASE.search(name)]
+    if len(normal) == 1 and normal != disease:
+        (other,) = names - set(normal)
+        return other
+    return disease[0] if len(disease) == 1 and not normal else None
+
+
+def _name_group(item: _Found) -> str | None:
+    """Group numbers may restart between splits that came with the data: keep those apart."""
+    return f"{item.split}:{item.group}" if item.group else None
+
+
+def _split_validation(
+    records: Sequence[Record], *, fraction: float, seed: int, names: Sequence[str]
+) -> tuple[Record, ...]:
+    """Move whole groups of training images to validation, stratified by class."""
+    rows = [i for i, record in enumerate(records) if record.split == "train"]
+    labels = np.array([records[i].label for i in rows])
+    groups = np.array([records[i].group or f"\0{records[i].key}" for i in rows])
+    per_class = [len(set(groups[labels == label])) for label in range(len(names))]
+    if min(per_class, default=0) < 2:
+        raise DataError(
+            f"class {names[int(np.argmin(per_class))]!r} has too few patients in train "
+            f"({min(per_class, default=0)}) to set some apart for validation; at least 2 are "
+            "needed.",
+            code="data.too_few",
+        )
+    n_folds = max(2, min(round(1.0 / fraction), *per_class))
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    held_out = next(iter(folds.split(np.zeros(len(rows)), labels, groups)))[1]
+    moved = {rows[i] for i in held_out}
+    return tuple(
+        replace(record, split="val") if i in moved else record for i, record in enumerate(records)
+    )
+
+
+def _check_counts(records: Sequence[Record], names: Sequence[str]) -> None:
+    counts = Counter(record.label for record in records if record.split == "train")
+    for label, name in enumerate(names):
+        if counts[label] < _MIN_PER_CLASS:
+            raise DataError(
+                f"class {name!r} has {counts[label]} training images; at least {_MIN_PER_CLASS} "
+                "are needed, and some hundreds for a useful model.",
+                code="data.too_few",
+                params={"class_name": name, "n": counts[label]},
+            )
+
+
+def _compute_data_id(records: Sequence[Record], names: Sequence[str]) -> str:
+    digest = hashlib.sha256("\n".join(names).encode())
+    for record in records:
+        digest.update(f"\n{record.key}\t{record.label}\t{record.split}".encode())
+        if record.array is not None:
+            digest.update(np.ascontiguousarray(record.array).tobytes())
+        elif record.path is not None:
+            digest.update(str(record.path.stat().st_size).encode())
+    return digest.hexdigest()[:12]
