@@ -209,7 +209,8 @@ def _say_problems(
                 f"{splits[0].keys[0]} and {splits[0].keys[1]}: test figures will be too good."
             )
     if unreadable:
-        yield f"{len(unreadable)} files cannot be read, first {unreadable[0][0]}: {unreadable[0][1]}"
+        key, reason = unreadable[0]
+        yield f"{len(unreadable)} files cannot be read, first {key}: {reason}"
     if shared:
         yield (
             f"{len(shared)} patient names occur in more than one split, first {shared[0]}: if they "
@@ -222,6 +223,11 @@ def _say_problems(
     for split, by_class in counts.items():
         least, most = min(by_class.values()), max(by_class.values())
         if most > 5 * max(1, least):
-            yield f"the classes of {split} are unbalanced, {least} against {most}: read balanced accuracy."
+            yield (
+                f"the classes of {split} are unbalanced, {least} against {most}: read the "
+                "balanced accuracy."
+            )
         if least < 30:
-            yield f"the smaller class of {split} has only {least} images: figures will be uncertain."
+            yield (
+                f"the smaller class of {split} has only {least} images: figures will be uncertain."
+            )

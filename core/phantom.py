@@ -344,13 +344,9 @@ def _paint_lesions(
         covered[window] = np.maximum(covered[window], spot)
 
     for _ in range(3 + int(rng.poisson(22 * severity))):
-        stain(
-            _random_place(rng, eye), eye.size * rng.uniform(0.003, 0.006), rng.uniform(0.5, 1), 0.2
-        )
+        stain((0.003, 0.006), rng.uniform(0.5, 1), 0.2)
     for _ in range(int(rng.poisson(1 + 7 * severity))):
-        stain(
-            _random_place(rng, eye), eye.size * rng.uniform(0.008, 0.022), rng.uniform(0.6, 1), 0.7
-        )
+        stain((0.008, 0.022), rng.uniform(0.6, 1), 0.7)
     for _ in range(int(rng.poisson(0.5 + 3.5 * severity))):
         middle = _random_place(rng, eye)
         for _ in range(int(rng.integers(3, 16))):
