@@ -1,0 +1,71 @@
+"""The ASGI app: security headers, the readiness address, logging. Widgets live in pages/."""
+
+import logging
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import streamlit as st
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core import registry
+from core.config import Settings
+
+ROOT = Path(__file__).parent
+MIN_FREE_MB = 200
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    # Streamlit has one inline script and many inline styles; nothing may come from another host.
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self'; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'none'",
+}
+
+
+class SecurityHeaders:
+    """Adds the headers to every response; pure ASGI, so that web sockets pass untouched."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def ready(_request: Request) -> JSONResponse:
+    """200 when a model can be loaded and the disk has room, else 503 with the reason."""
+    directory = Settings.from_env().checkpoints_dir
+    free_mb = shutil.disk_usage(directory if directory.is_dir() else ROOT).free // 2**20
+    reason = None if registry.active_model_id(directory) else "no model can be loaded"
+    if free_mb < MIN_FREE_MB:
+        reason = f"{free_mb} MB of disk left"
+    return JSONResponse({"ready": reason is None, "reason": reason}, 503 if reason else 200)
+
+
+@asynccontextmanager
+async def lifespan(_app: st.App) -> AsyncIterator[None]:
+    """Set up logging once; log lines hold no file names, tags or pixels."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    yield
+
+
+app = st.App(
+    ROOT / "pages" / "_router.py",
+    routes=[Route("/ready", ready)],
+    middleware=[Middleware(SecurityHeaders)],
+    lifespan=lifespan,
+)

@@ -1,0 +1,98 @@
+"""Runs first for every address: page config, banner, sidebar, guards, navigation."""
+
+from pathlib import Path
+
+import streamlit as st
+from PIL import Image
+
+from core import registry
+from core.config import Settings
+from pages._shared import MODEL_KEY, show_errors
+from pages._text import LANGUAGE_KEY, LANGUAGES, _, class_label, default_language, percent, plain
+
+ROOT = Path(__file__).parents[1]
+ASSETS = ROOT / "assets"
+
+
+def _choose_language() -> None:
+    st.sidebar.segmented_control(
+        "Language / 语言",
+        list(LANGUAGES),
+        default=default_language(),
+        required=True,
+        format_func=LANGUAGES.get,
+        key=LANGUAGE_KEY,
+        bind="query-params",
+        label_visibility="collapsed",
+        width="stretch",
+    )
+
+
+def _choose_model() -> None:
+    directory = Settings.from_env().checkpoints_dir
+    models = registry.list_models(directory)
+    usable = {m.model_id: m for m in models if m.problem is None}
+    if not usable:
+        return
+    active = registry.active_model_id(directory)
+    if st.session_state.get(MODEL_KEY) not in usable:
+        st.session_state.pop(MODEL_KEY, None)
+    ids = list(usable)
+    chosen = ids[0]
+    if len(ids) > 1:
+        chosen = st.sidebar.selectbox(
+            _("Model"), ids, index=ids.index(active) if active in ids else 0, key=MODEL_KEY
+        )
+    _show_model(usable[chosen])
+    broken = [m for m in models if m.problem is not None]
+    if broken:
+        with st.sidebar.expander(_("Models that cannot be loaded"), icon=":material/warning:"):
+            for model in broken:
+                st.markdown(f"**{plain(model.model_id)}**: {plain(model.problem or '')}")
+
+
+def _show_model(model: registry.ModelSummary) -> None:
+    lines = [
+        _("Model: {model}").format(model=f"**{plain(model.model_id)}**"),
+        _("Answers: {classes}").format(
+            classes=" / ".join(plain(class_label(c)) for c in model.class_names)
+        ),
+        _("Compares with {n} training images").format(n=model.n_gallery),
+    ]
+    if model.val_accuracy is not None:
+        lines.append(
+            _("Right on {share} of its validation images").format(share=percent(model.val_accuracy))
+        )
+    st.sidebar.markdown("  \n".join(lines))
+
+
+def main() -> None:
+    """Set the page up and run the one that was asked for."""
+    st.set_page_config(
+        page_title="NeighborDx",
+        page_icon=Image.open(ASSETS / "icon.png"),
+        layout="wide",
+        initial_sidebar_state="auto",
+    )
+    st.html(ASSETS / "style.css")
+    st.logo(ASSETS / "logo.svg", size="large")
+    _choose_language()
+    with st.container(key="banner"):
+        st.markdown(_("**Research use, not a diagnosis.** Every answer comes with its evidence."))
+    with show_errors():
+        _choose_model()
+        page = st.navigation(
+            [
+                st.Page(
+                    ROOT / "pages" / "diagnose.py",
+                    title=_("Diagnose"),
+                    icon=":material/radiology:",
+                    url_path="diagnose",
+                    default=True,
+                )
+            ]
+        )
+        page.run()
+
+
+main()

@@ -1,0 +1,74 @@
+"""What every page shares: the loaded model, page-state keys, and the one place errors are shown."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import streamlit as st
+
+from core import registry
+from core.bundle import ModelBundle
+from core.config import Settings
+from core.errors import CoreError
+from pages._text import _, describe
+
+logger = logging.getLogger(__name__)
+
+MODEL_KEY = "model"  # sidebar: the chosen model id; also the query parameter
+
+# Page state of the Diagnose page.
+UPLOADS_KEY = "diagnose_uploads"
+SAMPLES_KEY = "diagnose_samples"
+CASE_KEY = "diagnose_case"  # id of the case on view
+WORKLIST_KEY = "diagnose_worklist"
+OPACITY_KEY = "diagnose_opacity"
+FRAME_KEY = "diagnose_frame"  # prefix, one widget per case
+HASHES_KEY = "diagnose_hashes"  # upload id -> sha256
+FRAMES_KEY = "diagnose_frames"  # case id -> frame asked for
+N_FRAMES_KEY = "diagnose_n_frames"  # sha256 -> frames in the file
+RESULTS_KEY = "diagnose_results"  # (sha256, frame, model id) -> Diagnosis
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _load_bundle(model_id: str, weights_sha256: str) -> ModelBundle:  # noqa: ARG001 - cache key
+    settings = Settings.from_env()
+    return registry.load_bundle(settings.checkpoints_dir, model_id, settings=settings)
+
+
+def list_usable_models() -> list[registry.ModelSummary]:
+    """Models that say nothing is wrong with them."""
+    models = registry.list_models(Settings.from_env().checkpoints_dir)
+    return [m for m in models if m.problem is None]
+
+
+def require_model() -> ModelBundle:
+    """The chosen model, loaded once per server; the page ends here with a sentence without one."""
+    models = {m.model_id: m for m in list_usable_models()}
+    active = registry.active_model_id(Settings.from_env().checkpoints_dir)
+    summary = models.get(st.session_state.get(MODEL_KEY, "")) or models.get(active or "")
+    if summary is None:
+        st.info(_("There is no model yet, so no image can be read."), icon=":material/info:")
+        st.markdown(_("Build the demo model on the server (a few minutes), then reload this page:"))
+        st.code("make demo", language="bash")  # runs: python -m core demo
+        st.caption(_("Without make: {command}").format(command="`python -m core demo`"))
+        st.stop()
+    with st.spinner(_("Loading the model …")):
+        return _load_bundle(summary.model_id, summary.weights_sha256)
+
+
+@contextmanager
+def show_errors() -> Iterator[None]:
+    """Show a CoreError as it is; log anything else and apologise. Either way the run ends."""
+    try:
+        yield
+    except CoreError as error:
+        logger.info("shown to the user: %s", error.code)
+        st.error(describe(error), icon=":material/error:")
+        st.stop()
+    except Exception:
+        logger.exception("unexpected error in a page")
+        st.error(
+            _("Something went wrong on the server. Reload the page; the log has the details."),
+            icon=":material/error:",
+        )
+        st.stop()

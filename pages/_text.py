@@ -1,0 +1,163 @@
+"""What the pages say, in the session's language: gettext over assets/locale, compiled in memory.
+
+Owns the choice of language, the sentences for core's error codes, and how class names, shares and
+foreign text (file names, keys) are written. Core itself speaks English only.
+"""
+
+import functools
+import gettext as gettext_module
+import io
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import streamlit as st
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+
+from core.errors import CoreError
+
+LOCALE_DIR = Path(__file__).parents[1] / "assets" / "locale"
+DOMAIN = "neighbordx"
+LANGUAGES = {"en": "English", "zh_CN": "简体中文"}
+LANGUAGE_KEY = "lang"  # also the query parameter, so that a reload keeps the language
+
+
+def N_(message: str) -> str:  # noqa: N802 - the name gettext tools look for
+    """Mark a message for extraction; it is translated where it is shown."""
+    return message
+
+
+# Core's error codes -> sentence; core's own English message stands in for codes not listed.
+ERRORS: dict[str, str] = {
+    "image.empty": N_("The file is empty."),
+    "image.truncated": N_("The file is damaged or was cut off. Export it again and retry."),
+    "image.not_an_image": N_("This is not an image. PNG, JPEG, TIFF and DICOM can be read."),
+    "image.too_large": N_("The image is too large: at most {limit} million pixels can be read."),
+    "image.constant": N_("All pixels have the same value: there is nothing to see."),
+    "image.frame": N_("There is no such frame: the file has {n_frames}."),
+    "image.dicom_no_pixels": N_("This DICOM file holds no picture (a report or a header only)."),
+    "image.dicom_transfer_syntax": N_("The compression of this DICOM file ({syntax}) is unknown."),
+    "image.dicom_unsupported": N_("This kind of DICOM picture cannot be read ({reason})."),
+    "image.missing": N_("The file is no longer there."),
+    "image": N_("The image cannot be read."),
+    "upload.too_big": N_("The file has {size_mb} MB; the limit is {limit_mb} MB."),
+    "unexpected": N_("Something went wrong with this file. The server log has the details."),
+    "checkpoint.unknown": N_("There is no model “{model_id}”. Known models: {known}."),
+    "checkpoint.damaged": N_(
+        "Model “{model_id}” cannot be loaded ({reason}). Restore its folder or train it again."
+    ),
+    "checkpoint.trunk": N_(
+        "The model was trained on other “{name}” weights than the ones found here. "
+        "Use the same weights or train it again."
+    ),
+    "checkpoint": N_("The model cannot be loaded."),
+    "backbone.no_weights": N_("No pretrained weights were found for “{name}”."),
+    "backbone.file": N_("A file of pretrained weights cannot be read or does not fit the model."),
+    "backbone": N_("The pretrained part of the model cannot be set up."),
+    "config.device": N_("The computing device that was asked for is not available."),
+    "config": N_("A setting is wrong."),
+    "data": N_("The data cannot be used."),
+    "knn.nobody": N_("No training image is left to compare with."),
+}
+
+CLASS_NAMES: dict[str, str] = {
+    "normal": N_("normal"),
+    "healthy": N_("healthy"),
+    "disease": N_("disease"),
+    "diseased": N_("diseased"),
+    "abnormal": N_("abnormal"),
+    "pneumonia": N_("pneumonia"),
+    "lesion": N_("lesion"),
+    "benign": N_("benign"),
+    "malignant": N_("malignant"),
+    "tuberculosis": N_("tuberculosis"),
+    "nodule": N_("nodule"),
+    "fracture": N_("fracture"),
+    "glaucoma": N_("glaucoma"),
+    "retinopathy": N_("retinopathy"),
+    "diabetic retinopathy": N_("diabetic retinopathy"),
+    "covid": N_("COVID-19"),
+    "covid 19": N_("COVID-19"),
+}
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(path: Path, _mtime_ns: int) -> gettext_module.GNUTranslations:
+    buffer = io.BytesIO()
+    with path.open("rb") as handle:
+        write_mo(buffer, read_po(handle))
+    buffer.seek(0)
+    return gettext_module.GNUTranslations(buffer)
+
+
+def load_catalogue(language_code: str) -> gettext_module.GNUTranslations:
+    """The compiled catalogue of one language; read again when its file changes."""
+    path = LOCALE_DIR / language_code / "LC_MESSAGES" / f"{DOMAIN}.po"
+    return _compile(path, path.stat().st_mtime_ns)
+
+
+def default_language() -> str:
+    """The browser's language where we have it, else English."""
+    return "zh_CN" if (st.context.locale or "").lower().startswith("zh") else "en"
+
+
+def language() -> str:
+    """The session's language code."""
+    chosen = st.session_state.get(LANGUAGE_KEY)
+    return chosen if chosen in LANGUAGES else default_language()
+
+
+def _(message: str) -> str:
+    """Translate one message into the session's language."""
+    return load_catalogue(language()).gettext(message)
+
+
+def ngettext(singular: str, plural: str, n: int) -> str:
+    """Translate a message that counts something."""
+    return load_catalogue(language()).ngettext(singular, plural, n)
+
+
+def class_label(name: str) -> str:
+    """A class name as shown: translated when it is a known word, else as it was trained."""
+    known = CLASS_NAMES.get(re.sub(r"[\s_-]+", " ", name).strip().lower())
+    return _(known) if known and language() != "en" else name.replace("_", " ")
+
+
+def describe_error(code: str | None, message: str, params: Mapping[str, object]) -> str:
+    """A core error in the session's language; English keeps core's own, fuller message."""
+    template = ERRORS.get(code or "") or ERRORS.get((code or "").partition(".")[0])
+    if language() == "en" or template is None:
+        return message
+    try:
+        return _(template).format(**params)
+    except (KeyError, IndexError):  # a parameter core did not give
+        return message
+
+
+def describe(error: CoreError) -> str:
+    """``describe_error`` for an exception."""
+    return describe_error(error.code, str(error), error.params)
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage that never rounds to a false certainty."""
+    if 0.0 < share < 0.005:
+        return "<1 %"
+    if 0.995 <= share < 1.0:
+        return ">99 %"
+    return f"{share * 100:.0f} %"
+
+
+def plain(text: str) -> str:
+    """Foreign text (file names, keys) made safe for Markdown: shown as is, never as markup."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~$:&-])", r"\\\1", text)
+
+
+def moment(iso: str) -> str:
+    """An ISO 8601 time as date and minute, as stored (UTC); unknown forms are shown as is."""
+    try:
+        return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return iso
