@@ -43,6 +43,7 @@ def demo(checkpoints: Checkpoints = None) -> None:
     """Build the embedded demo model on synthetic images; does nothing when it exists."""
     from core.demo import build_demo
 
+    _quiet_lightning()
     with _progress("demo") as report:
         build_demo(_settings(checkpoints), progress=report)
 
@@ -102,6 +103,7 @@ def train(
         val_fraction=config.train.val_fraction,
         seed=config.train.seed,
     )
+    _quiet_lightning()
     with _progress("train") as report:
         folder = run_training(
             dataset,
@@ -211,6 +213,12 @@ def models(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
     _console.print(table if found else f"No model in {directory} yet: `python -m core demo`.")
 
 
+def _quiet_lightning() -> None:
+    """After its import, which sets its own level: our progress says what matters."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def _settings(checkpoints: Path | None) -> Settings:
     settings = Settings.from_env()
     return dataclasses.replace(settings, checkpoints_dir=checkpoints) if checkpoints else settings
@@ -300,7 +308,6 @@ class _Report:
 def main() -> None:
     """Run the command line; a deliberate failure is one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         app()
     except CoreError as err:

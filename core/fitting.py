@@ -178,7 +178,7 @@ class _Saver(L.Callback):  # type: ignore[misc]
 
     def __init__(self, path: Path, *, log: Log, progress: Progress | None) -> None:
         self.path = path
-        self.log = log
+        self.write_log = log
         self.progress = progress
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: TripletModule) -> None:
@@ -188,10 +188,10 @@ class _Saver(L.Callback):  # type: ignore[misc]
         metrics = trainer.callback_metrics
         loss, spread = float(metrics["loss"]), float(metrics["spread"])
         n_done, n_steps = trainer.global_step, len(pl_module.steps)
-        self.log(f"step {n_done} of {n_steps}: loss {loss:.4f}, spread {spread:.3f}")
+        self.write_log(f"step {n_done} of {n_steps}: loss {loss:.4f}, spread {spread:.3f}")
         warning = find_collapse(spread)
         if warning:
-            self.log(warning)
+            self.write_log(warning)
         if self.progress:
             self.progress(n_done / n_steps, f"step {n_done} of {n_steps}, loss {loss:.3f}")
 
