@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from numpy.typing import NDArray
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner
+from pytorch_metric_learning.miners import BatchHardMiner, TripletMarginMiner
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -109,8 +109,12 @@ class TripletModule(L.LightningModule):  # type: ignore[misc]
         self.config = config
         self.cache = cache
         distance = LpDistance(p=2, power=1, normalize_embeddings=False)
-        self.miner = BatchHardMiner(distance=distance)
-        self.loss = TripletMarginLoss(margin=config.objective.margin, distance=distance)
+        margin = config.objective.margin
+        self.batch_hard = BatchHardMiner(distance=distance)
+        self.semi_hard = TripletMarginMiner(
+            margin=margin, type_of_triplets="semihard", distance=distance
+        )
+        self.loss = TripletMarginLoss(margin=margin, distance=distance)
         rows = cache.find_rows("train")
         labels = np.array([cache.records[row].label for row in rows], dtype=np.int64)
         self.steps = [
@@ -159,10 +163,16 @@ class TripletModule(L.LightningModule):  # type: ignore[misc]
         torch.manual_seed(self.config.train.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Embed, mine the hardest pairs, return the loss."""
+        """Embed, mine triplets, return the loss.
+
+        Mining the hardest pairs of a net that has learnt nothing can pull all images into one
+        point (Schroff et al. 2015, arXiv:1503.03832, section 3.2): semi-hard ones may go first.
+        """
         activations, labels = batch
         embeddings = self.net(activations)
-        loss: Tensor = self.loss(embeddings, labels, self.miner(embeddings, labels))
+        n_semihard = round(self.config.objective.semihard_share * len(self.steps))
+        miner = self.semi_hard if self.global_step < n_semihard else self.batch_hard
+        loss: Tensor = self.loss(embeddings, labels, miner(embeddings, labels))
         spread = compute_spread(embeddings.detach().cpu().numpy())
         self.log_dict({"loss": loss, "spread": spread}, batch_size=len(labels))
         return loss

@@ -64,7 +64,12 @@ def build_probability_bar(
             name=label(name),
             marker={
                 "color": class_colour(name, class_names, diagnosis.disease_class),
-                "pattern": {"shape": "/" if is_disease else "", "fgcolor": "rgba(255,255,255,.35)"},
+                "pattern": {
+                    "shape": "/" if is_disease else "",
+                    "fillmode": "overlay",
+                    "fgcolor": "rgba(255, 255, 255, 0.4)",
+                    "size": 7,
+                },
             },
             hovertemplate=html.escape(label(name)) + " %{x:.1%}<extra></extra>",
         )
@@ -72,7 +77,7 @@ def build_probability_bar(
     figure.update_layout(
         barmode="stack",
         height=74,
-        margin={"l": 0, "r": 0, "t": 4, "b": 22},
+        margin={"l": 14, "r": 24, "t": 4, "b": 22},
         showlegend=False,
         xaxis={
             "range": [0, 1],
@@ -114,24 +119,23 @@ def build_map(
     figure = go.Figure()
     _add_lines(figure, diagnosis, gallery_xy, name=_("line to a voting image"))
     for index, class_name in enumerate(class_names):
+        style = {
+            "symbol": class_symbol(class_name, class_names, diagnosis.disease_class),
+            "color": class_colour(class_name, class_names, diagnosis.disease_class),
+        }
         mine = rows[labels[rows] == index]
-        voted = np.isin(mine, voters)
-        shown = html.escape(label(class_name))
-        figure.add_scatter(
-            x=gallery_xy[mine, 0],
-            y=gallery_xy[mine, 1],
-            mode="markers",
-            name=shown,
-            customdata=[html.escape(keys[i]) for i in mine],
-            hovertemplate="%{customdata}<br>" + shown + "<extra></extra>",
-            marker={
-                "symbol": class_symbol(class_name, class_names, diagnosis.disease_class),
-                "color": class_colour(class_name, class_names, diagnosis.disease_class),
-                "size": np.where(voted, 12, 7).tolist(),
-                "opacity": np.where(voted, 1.0, 0.45).tolist(),
-                "line": {"width": np.where(voted, 2, 0).tolist(), "color": QUERY_COLOUR},
-            },
-        )
+        has_voted = np.isin(mine, voters)
+        for part, marker in (
+            (mine[~has_voted], {"size": 7, "opacity": 0.5}),
+            (mine[has_voted], {"size": 12, "line": {"width": 2, "color": QUERY_COLOUR}}),
+        ):
+            _add_points(
+                figure,
+                gallery_xy[part],
+                [keys[i] for i in part],
+                name=label(class_name),
+                marker={**style, **marker},
+            )
     _add_query(figure, diagnosis, name=_("this image"))
     figure.update_layout(**_MAP_LAYOUT)
     return figure
@@ -183,6 +187,29 @@ def _add_lines(
         name=name,
         hoverinfo="skip",
         line={"color": LINE_COLOUR, "width": 1.2},
+    )
+
+
+def _add_points(
+    figure: go.Figure,
+    xy: NDArray[np.float32],
+    keys: Sequence[str],
+    *,
+    name: str,
+    marker: dict[str, object],
+) -> None:
+    """One class's points; those that voted carry an outline and stay out of the legend."""
+    shown = html.escape(name)
+    figure.add_scatter(
+        x=xy[:, 0],
+        y=xy[:, 1],
+        mode="markers",
+        name=shown,
+        legendgroup=shown,
+        showlegend="line" not in marker,
+        customdata=[html.escape(key) for key in keys],
+        hovertemplate="%{customdata}<br>" + shown + "<extra></extra>",
+        marker=marker,
     )
 
 

@@ -10,7 +10,7 @@ from pages import _charts as charts
 from pages import _shared as shared
 from pages._text import _, class_label, ngettext, percent, plain
 
-_N_CARDS = 12  # shown at once; the rest of a long ledger on request
+_N_CARDS = 16  # shown at once; the rest of a long ledger on request
 _ALL_KEY = "diagnose_all_neighbours"
 
 
@@ -33,7 +33,7 @@ def show_neighbours(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
         _("Show all {n}").format(n=len(shown)), key=_ALL_KEY
     ):
         shown = shown[:_N_CARDS]
-    with st.grid("auto", min_column_width=132, gap="xsmall"):
+    with st.grid("auto", min_column_width=120, gap=("small", "xsmall")):
         for neighbour in shown:
             _show_card(bundle, diagnosis, neighbour)
     _show_nearest_other(bundle, diagnosis)
@@ -158,18 +158,26 @@ def show_heatmaps(diagnosis: Diagnosis) -> None:
     opacity = st.slider(
         _("Heatmap opacity"), 0, 100, 60, step=5, format="%d %%", key=shared.OPACITY_KEY, width=320
     )
-    with st.grid(max(2, len(diagnosis.heatmaps)), min_column_width=260):
-        for name, heatmap in diagnosis.heatmaps.items():
+    with st.grid(len(diagnosis.heatmaps) + 1, min_column_width=240):
+        with st.container():
+            st.image(
+                diagnosis.pixels,
+                width="stretch",
+                output_format="PNG",
+                alt=_("The image that was read: {name}").format(name=diagnosis.file),
+            )
+            st.caption(_("The image alone"))
+        for backbone, heatmap in diagnosis.heatmaps.items():
             with st.container():
                 st.image(
                     overlay(diagnosis.pixels, heatmap, opacity=opacity / 100),
                     width="stretch",
                     output_format="PNG",
                     alt=_("Heatmap of {backbone}: bright areas speak for {name}").format(
-                        backbone=name, name=target
+                        backbone=backbone, name=target
                     ),
                 )
-                st.caption(_("Seen by {backbone}").format(backbone=plain(name)))
+                st.caption(_("Seen by {backbone}").format(backbone=plain(backbone)))
 
 
 def show_map(bundle: ModelBundle, diagnosis: Diagnosis) -> None:

@@ -132,7 +132,7 @@ def _source_of_upload(upload: Any) -> Source:
 
 
 def _source_of_sample(seed: int) -> Source:
-    name = f"sample-{seed}.png"
+    name = f"sample-{list(SAMPLES).index(seed) + 1}.png"
 
     def read(_frame: int) -> Image:
         drawn = phantom.draw(seed, is_diseased=SAMPLES[seed])
@@ -175,6 +175,8 @@ def _read_missing(
         if keys[case_id] not in results:  # the same file may be there twice
             results[keys[case_id]] = _read_one(bundle, sources[case_id], key=keys[case_id])
     bar.empty()
+    if st.session_state.get(shared.CASE_KEY) not in todo:  # a new file comes on view
+        st.session_state[shared.CASE_KEY] = todo[0]
 
 
 def _read_one(bundle: ModelBundle, source: Source, *, key: ResultKey) -> Diagnosis:

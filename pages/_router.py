@@ -43,7 +43,7 @@ def _choose_model() -> None:
         chosen = st.sidebar.selectbox(
             _("Model"), ids, index=ids.index(active) if active in ids else 0, key=MODEL_KEY
         )
-    _show_model(usable[chosen])
+    _show_model(usable[chosen], with_name=len(ids) == 1)
     broken = [m for m in models if m.problem is not None]
     if broken:
         with st.sidebar.expander(_("Models that cannot be loaded"), icon=":material/warning:"):
@@ -51,14 +51,15 @@ def _choose_model() -> None:
                 st.markdown(f"**{plain(model.model_id)}**: {plain(model.problem or '')}")
 
 
-def _show_model(model: registry.ModelSummary) -> None:
+def _show_model(model: registry.ModelSummary, *, with_name: bool) -> None:
     lines = [
-        _("Model: {model}").format(model=f"**{plain(model.model_id)}**"),
         _("Answers: {classes}").format(
             classes=" / ".join(plain(class_label(c)) for c in model.class_names)
         ),
         _("Compares with {n} training images").format(n=model.n_gallery),
     ]
+    if with_name:
+        lines.insert(0, _("Model: {model}").format(model=f"**{plain(model.model_id)}**"))
     if model.val_accuracy is not None:
         lines.append(
             _("Right on {share} of its validation images").format(share=percent(model.val_accuracy))

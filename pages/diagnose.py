@@ -106,8 +106,8 @@ def _show_worklist(cases: dict[str, Diagnosis]) -> None:
             "image": st.column_config.ImageColumn(_("Image"), width=70),
             "file": st.column_config.TextColumn(_("File"), width="medium"),
             "answer": st.column_config.TextColumn(_("Answer"), width="medium"),
-            "p": st.column_config.TextColumn(p_label, width="small", alignment="right"),
-            "status": st.column_config.TextColumn(_("Status"), width="small"),
+            "p": st.column_config.TextColumn(p_label, width=150, alignment="right"),
+            "status": st.column_config.TextColumn(_("Status"), width=110),
             "reason": st.column_config.TextColumn(_("Reason"), width="large"),
         },
     )
