@@ -33,7 +33,7 @@ def test_tiny_random_is_not_offered() -> None:
 
 
 def test_unknown_preset_lists_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown preset 'huge'.*paper.*offline"):
+    with pytest.raises(ConfigError, match=r"unknown preset 'huge'.*paper.*offline"):
         build_preset("huge")
 
 

@@ -130,7 +130,7 @@ def test_impossible_searches_say_why(rng: np.random.Generator) -> None:
         gallery.search(points, 0)
     with pytest.raises(ShapeError, match="queries"):
         gallery.search(np.zeros((1, 3), dtype=np.float32), 1)
-    with pytest.raises(ShapeError, match="labels: expected 3|labels: expected values"):
+    with pytest.raises(ShapeError, match="labels: expected values"):
         vote(np.ones((1, 2), dtype=np.float32), np.array([[0, 5]]), n_classes=2)
     with pytest.raises(ShapeError, match="at least one neighbour"):
         compute_shares(np.empty((1, 0), dtype=np.float32))

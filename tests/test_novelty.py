@@ -29,7 +29,7 @@ def test_strangers_are_beyond_the_limit_and_members_are_not(rng: np.random.Gener
     assert np.all(reference.score(unit(rng, 100, np.eye(8)[3])) > limit)
 
 
-def test_percentiles_run_from_0_to_100(rng: np.random.Generator) -> None:
+def test_percentiles_run_from_0_to_100() -> None:
     reference = novelty.NoveltyReference(
         np.eye(4, dtype=np.float32), np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)
     )

@@ -30,9 +30,7 @@ def test_same_seed_same_map(gallery: Gallery, fitted: projection.Projection) -> 
     assert projection.compute_cache_key(gallery.embeddings, seed=4) != fitted.cache_key
 
 
-def test_classes_that_lie_apart_stay_apart(
-    gallery: Gallery, fitted: projection.Projection
-) -> None:
+def test_classes_that_lie_apart_stay_apart(gallery: Gallery, fitted: projection.Projection) -> None:
     centres = [fitted.gallery_xy[gallery.labels == c].mean(0) for c in (0, 1)]
     within = np.mean([fitted.gallery_xy[gallery.labels == c].std(0).max() for c in (0, 1)])
     assert np.linalg.norm(centres[0] - centres[1]) > 2 * within

@@ -15,7 +15,7 @@ def picture(rng: np.random.Generator, height: int = 40, width: int = 30) -> np.n
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_build_batch_scales_to_the_unit_range(rng: np.random.Generator) -> None:
+def test_build_batch_scales_to_the_unit_range() -> None:
     white = np.full((7, 9, 3), 255, dtype=np.uint8)
     batch = build_batch([white, np.zeros_like(white)], size=32)
     assert batch.shape == (2, 3, 32, 32)

@@ -9,6 +9,8 @@ import hashlib
 import io
 import os
 import struct
+import threading
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from core.errors import ImageError, check_shape
 from core.image_io.dicom import decode_dicom, is_dicom
 from core.image_io.scaling import MAX_PIXELS, check_size, refuse_frame, scale_to_uint8
 
-_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "GIF")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _SIGNATURES = {
     b"\x89PNG": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -53,6 +55,8 @@ _PILLOW_ERRORS = (
     OverflowError,
     NotImplementedError,
 )
+# Warning filters are process-wide, and several sessions decode at once.
+_WARNINGS_LOCK = threading.Lock()
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
@@ -94,13 +98,15 @@ def decode(
             "the file is empty (0 bytes); expected an image. Copy or export it again.",
             code="image.empty",
         )
-    if is_dicom(data):
-        decoded = decode_dicom(data, frame=frame, window=window)
-        pixels, kind = decoded.pixels, "DICOM"
-        bit_depth, n_frames, used = decoded.bit_depth, decoded.n_frames, decoded.window
-    else:
-        pixels, kind, bit_depth, n_frames = _decode_picture(data, frame=frame)
-        used = None
+    used = None
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both libraries warn of every odd tag
+        if is_dicom(data):
+            decoded = decode_dicom(data, frame=frame, window=window)
+            pixels, kind = decoded.pixels, "DICOM"
+            bit_depth, n_frames, used = decoded.bit_depth, decoded.n_frames, decoded.window
+        else:
+            pixels, kind, bit_depth, n_frames = _decode_picture(data, frame=frame)
     if pixels.min() == pixels.max():
         raise ImageError(
             "every pixel of the image has the same value: there is nothing to see. Check the "
@@ -176,6 +182,7 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
             code="image.not_an_image",
             params={"found": _describe(data)},
         )
+    PILImage.init()  # with formats given, open() does not load the plug-ins it needs
     try:
         with PILImage.open(io.BytesIO(data), formats=_FORMATS) as picture:
             check_size(*picture.size)

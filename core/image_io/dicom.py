@@ -7,8 +7,6 @@ image-related tags only, and no message quotes a tag's value that could name a p
 
 import io
 import struct
-import threading
-import warnings
 import zlib
 from dataclasses import dataclass
 
@@ -40,8 +38,6 @@ _ERRORS = (
     MemoryError,
 )
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-# Changing warning filters is process-wide; several sessions decode at once.
-_WARNINGS_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,21 +69,18 @@ def is_dicom(data: bytes) -> bool:
 
 def decode_dicom(data: bytes, *, frame: int, window: tuple[float, float] | None) -> DecodedDicom:
     """Decode one frame; see ``core.image_io.decode``."""
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns of every odd tag; pixels are what counts
-        try:
-            dataset = _read(data)
-            return _decode(dataset, frame=frame, window=window)
-        except ImageError:
-            raise
-        except _ERRORS as err:
-            raise ImageError(
-                f"the DICOM file is damaged or its pixels cannot be decoded "
-                f"({type(err).__name__}). Export it again from the archive, uncompressed if "
-                "possible.",
-                code="image.dicom_unsupported",
-                params={"reason": type(err).__name__},
-            ) from err
+    try:
+        dataset = _read(data)
+        return _decode(dataset, frame=frame, window=window)
+    except ImageError:
+        raise
+    except _ERRORS as err:
+        raise ImageError(
+            f"the DICOM file is damaged or its pixels cannot be decoded ({type(err).__name__}). "
+            "Export it again from the archive, uncompressed if possible.",
+            code="image.dicom_unsupported",
+            params={"reason": type(err).__name__},
+        ) from err
 
 
 def _read(data: bytes) -> Dataset:

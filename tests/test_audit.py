@@ -1,0 +1,64 @@
+"""Planted faults are found, and clean data are not accused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from core.audit import audit
+from core.datasets import read_dataset
+from core.phantom import write_dataset
+
+
+@pytest.fixture
+def eyes(tmp_path: Path) -> Path:
+    """Phantoms in split folders, so that the tests can plant files."""
+    write_dataset(tmp_path / "eyes", n_train=24, n_test=8, size=96)
+    (tmp_path / "eyes" / "manifest.csv").unlink()
+    return tmp_path / "eyes"
+
+
+def test_clean_data_have_only_their_size_against_them(eyes: Path) -> None:
+    report = audit(read_dataset(eyes))
+    assert report.n_images == 32
+    assert report.width_range == (96, 96, 96)
+    assert report.formats == {"PNG": 32}
+    assert not report.exact_duplicates
+    assert not report.near_duplicates
+    assert all("uncertain" in problem for problem in report.problems)
+
+
+def test_planted_faults_are_found(eyes: Path) -> None:
+    source = eyes / "train" / "normal" / "eye00000.png"
+    shutil.copy(source, eyes / "test" / "normal" / "leak.png")
+    with PILImage.open(eyes / "train" / "normal" / "eye00002.png") as picture:
+        picture.resize((90, 90)).save(eyes / "train" / "disease" / "relabelled.jpg", quality=90)
+    (eyes / "train" / "disease" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    report = audit(read_dataset(eyes))
+    assert [d.keys for d in report.exact_duplicates] == [
+        ("test/normal/leak.png", "train/normal/eye00000.png")
+    ]
+    assert report.exact_duplicates[0].across_splits
+    near = [d for d in report.near_duplicates if d.across_labels]
+    assert near[0].keys == ("train/disease/relabelled.jpg", "train/normal/eye00002.png")
+    assert [key for key, _ in report.unreadable] == ["train/disease/broken.png"]
+    told = " ".join(report.problems)
+    for words in ("different labels", "more than one split", "cannot be read"):
+        assert words in told
+
+
+def test_the_report_is_plain_json(eyes: Path) -> None:
+    told: list[float] = []
+    report = audit(read_dataset(eyes), progress=lambda done, _: told.append(done))
+    assert report.to_json()["n_images"] == 32
+    assert told[-1] == 1.0
+    assert np.all(np.diff(told) > 0)
+
+
+@pytest.mark.slow
+def test_known_repeats_of_a_real_set_are_found(shared_data: Path) -> None:
+    report = audit(read_dataset(shared_data / "busi"))
+    assert len(report.near_duplicates) > 50
+    assert any(d.across_splits for d in report.near_duplicates)

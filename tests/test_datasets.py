@@ -1,0 +1,172 @@
+"""Every layout, the split by patient, and every sentence of refusal."""
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from core.datasets import load_record, read_dataset
+from core.errors import DataError
+
+
+def write_image(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+    PILImage.fromarray(pixels).save(path, format="PNG")
+
+
+def write_folders(root: Path, *, n: int = 20, splits: tuple[str, ...] = ("",)) -> Path:
+    for split in splits:
+        for c, name in enumerate(("normal", "disease")):
+            for i in range(n):
+                write_image(root / split / name / f"{i:03d}.png", seed=100 * c + i)
+    return root
+
+
+def test_a_flat_folder_gets_a_stratified_validation(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "data", n=40)
+    (root / "normal" / ".DS_Store").write_bytes(b"x")
+    write_image(root / "masks" / "m.png")
+    dataset = read_dataset(root)
+    assert dataset.class_names == ("normal", "disease")
+    assert dataset.disease_index == 1
+    counts = Counter((record.split, record.label) for record in dataset.records)
+    assert sum(counts.values()) == 80
+    assert counts["val", 0] == counts["val", 1] == pytest.approx(6, abs=1)
+
+
+def test_split_folders_are_kept_and_val_is_made_out_of_train(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "data", splits=("train", "test"))
+    dataset = read_dataset(root)
+    assert {r.key for r in dataset.subset("test")} == {
+        f"test/{c}/{i:03d}.png" for c in ("normal", "disease") for i in range(20)
+    }
+    assert all(record.key.startswith("train/") for record in dataset.subset("val"))
+    given = read_dataset(write_folders(tmp_path / "all", splits=("train", "val", "test")))
+    assert all(record.key.startswith("val/") for record in given.subset("val"))
+
+
+def test_no_patient_is_in_two_splits_and_the_seed_decides(tmp_path: Path) -> None:
+    for name in ("normal", "disease"):
+        for i in range(60):
+            write_image(tmp_path / name / f"patient{i // 3}" / f"{i}.png", seed=i)
+    dataset = read_dataset(tmp_path, seed=1)
+    train = {record.group for record in dataset.subset("train")}
+    val = {record.group for record in dataset.subset("val")}
+    assert train
+    assert val
+    assert not train & val
+    again, other = read_dataset(tmp_path, seed=1), read_dataset(tmp_path, seed=2)
+    assert again.records == dataset.records
+    assert again.data_id == dataset.data_id
+    assert {r.key for r in other.subset("val")} != {r.key for r in dataset.subset("val")}
+
+
+def test_a_manifest_wins_and_its_extra_columns_are_ignored(tmp_path: Path) -> None:
+    write_folders(tmp_path, n=12)
+    write_image(tmp_path / "lesions" / "0.png")
+    lines = ["file,split,label,group,mask,age"]
+    for name, label in (("normal", "healthy"), ("disease", "pneumonia")):
+        for i in range(12):
+            mask = "lesions/0.png" if i == 0 else ""
+            split = "test" if i < 3 else "train"
+            lines.append(f"{name}/{i:03d}.png,{split},{label},p{i},{mask},44")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+    dataset = read_dataset(tmp_path)
+    assert dataset.class_names == ("healthy", "pneumonia")
+    assert len(dataset.subset("test")) == 6
+    first = dataset.subset("test")[0]
+    assert first.mask == tmp_path / "lesions" / "0.png"
+    # group numbers may restart between given splits, so they are told apart
+    assert first.group == "test:p0"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("file,label\na,b", "has no column split"),
+        ("file,split,label\n../x.png,train,normal", "points out of its folder in line 2"),
+        ("file,split,label\n/etc/x.png,train,normal", "points out of its folder"),
+        ("file,split,label\nx.png,training,normal", "has split 'training' in line 2"),
+        ("file,split,label\nx.png,train,", "has no label in line 2"),
+        ("file,split,label\nx.png,train,normal", "names 1 files that are not there, first x.png"),
+    ],
+)
+def test_bad_manifests_say_what_is_wrong(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "manifest.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=reason) as caught:
+        read_dataset(tmp_path)
+    assert caught.value.code == "data.manifest"
+
+
+def test_a_medmnist_file(tmp_path: Path, rng: np.random.Generator) -> None:
+    arrays = {}
+    for split, n in (("train", 12), ("val", 6), ("test", 8)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(n) % 2).reshape(-1, 1)
+    np.savez(tmp_path / "toy.npz", **arrays)
+    for root in (tmp_path / "toy.npz", tmp_path):
+        dataset = read_dataset(root)
+        assert dataset.class_names == ("normal", "disease")
+        assert [len(dataset.subset(s)) for s in ("train", "val", "test")] == [12, 6, 8]
+    record = dataset.subset("test")[3]
+    image = load_record(record)
+    np.testing.assert_array_equal(image.pixels[:, :, 0], arrays["test_images"][3])
+    assert image.name == record.key
+    np.savez(tmp_path / "toy.npz", train_images=np.zeros((2, 3)), train_labels=np.zeros(2))
+    with pytest.raises(DataError, match="expected a MedMNIST 2-D file"):
+        read_dataset(tmp_path / "toy.npz")
+
+
+def test_which_class_is_disease_is_asked_for_when_names_do_not_say(tmp_path: Path) -> None:
+    for name in ("left", "right"):
+        for i in range(20):
+            write_image(tmp_path / name / f"{i}.png", seed=i)
+    with pytest.raises(DataError, match=r"left, right is disease cannot be told.*--disease-class"):
+        read_dataset(tmp_path)
+    assert read_dataset(tmp_path, disease_class="left").class_names == ("right", "left")
+    with pytest.raises(DataError, match="'up' is not one of the classes: left, right"):
+        read_dataset(tmp_path, disease_class="up")
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (("NORMAL", "PNEUMONIA"), ("NORMAL", "PNEUMONIA")),
+        (("no_dr", "dr"), ("no_dr", "dr")),
+        (("covid", "healthy"), ("healthy", "covid")),
+        (("0", "1"), ("0", "1")),
+        (("benign", "disease"), ("benign", "disease")),
+    ],
+)
+def test_well_known_names_are_understood(
+    tmp_path: Path, names: tuple[str, str], order: tuple[str, str]
+) -> None:
+    for name in names:
+        for i in range(10):
+            write_image(tmp_path / name / f"{i}.png", seed=i)
+    assert read_dataset(tmp_path).class_names == order
+
+
+def test_unusable_data_say_why(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no data at"):
+        read_dataset(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image was found"):
+        read_dataset(tmp_path / "empty")
+    write_image(tmp_path / "one" / "normal" / "a.png")
+    with pytest.raises(DataError, match="expected exactly two classes, found 1: normal"):
+        read_dataset(tmp_path / "one")
+    few = write_folders(tmp_path / "few", n=3)
+    with pytest.raises(DataError, match="training images; at least 4"):
+        read_dataset(few)
+
+
+def test_an_unreadable_image_fails_alone(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "data")
+    (root / "normal" / "bad.png").write_bytes(io.BytesIO(b"text").getvalue())
+    dataset = read_dataset(root)
+    assert len(dataset.records) == 41
