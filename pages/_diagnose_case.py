@@ -27,12 +27,20 @@ def show_case(bundle: ModelBundle, case_id: str, diagnosis: Diagnosis) -> None:
         _show_image(case_id, diagnosis)
     with right:
         _show_answer(bundle, diagnosis)
+    if diagnosis.abstain_reason == "novel":
+        with st.expander(_("What the model would have compared it with")):
+            _show_evidence(bundle, diagnosis)
+    else:
+        _show_evidence(bundle, diagnosis)
+    _show_provenance(diagnosis)
+
+
+def _show_evidence(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
     show_neighbours(bundle, diagnosis)
     show_heatmaps(diagnosis)
     show_map(bundle, diagnosis)
     if len(diagnosis.members) > 1:
         _show_members(diagnosis)
-    _show_provenance(diagnosis)
 
 
 def _choose_frame(case_id: str) -> None:
@@ -74,8 +82,11 @@ def _show_image(case_id: str, diagnosis: Diagnosis) -> None:
         )
     truth = sample_truth(case_id)
     if truth is not None:
-        drawn = _("drawn with lesions") if truth else _("drawn without lesions")
-        st.caption(_("SYNTHETIC sample, {drawn}").format(drawn=drawn))
+        st.markdown(
+            _(":violet-badge[SYNTHETIC] Drawn with lesions.")
+            if truth
+            else _(":violet-badge[SYNTHETIC] Drawn without lesions.")
+        )
 
 
 def _show_answer(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
@@ -85,12 +96,6 @@ def _show_answer(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
         with st.container(key="answer-novel"):
             st.markdown("## " + _("No answer"))
             st.markdown(_("**This is not the kind of image this model knows.**"))
-            st.markdown(
-                _(
-                    "What follows shows only what the model would have compared it with. "
-                    "It supports no answer."
-                )
-            )
             _show_novelty(diagnosis)
         return
     if diagnosis.status == "abstained":

@@ -46,11 +46,11 @@ def _mark(class_name: str, diagnosis: Diagnosis) -> str:
 
 
 def _show_card(
-    bundle: ModelBundle, diagnosis: Diagnosis, neighbour: Neighbour, *, prefix: str = "card"
+    bundle: ModelBundle, diagnosis: Diagnosis, neighbour: Neighbour, *, place: str = "vote"
 ) -> None:
     kind = "disease" if neighbour.class_name == diagnosis.disease_class else "other"
     label = class_label(neighbour.class_name)
-    with st.container(key=f"{prefix}-{kind}-{neighbour.rank}"):
+    with st.container(key=f"card-{kind}-{place}-{neighbour.rank}"):
         st.image(
             bundle.thumbnail(neighbour.index),
             width="stretch",
@@ -65,8 +65,9 @@ def _show_card(
             if neighbour.share > 0
             else _("did not vote"),
             _("distance {d}").format(d=f"{neighbour.distance:.3f}"),
-            _("weight {w}").format(w=f"{neighbour.weight:.2f}"),
         ]
+        if neighbour.share > 0:
+            lines.append(_("weight {w}").format(w=f"{neighbour.weight:.2f}"))
         st.markdown("  \n".join(f":small[{line}]" for line in lines))
         if not bundle.has_original(neighbour.index):
             st.markdown(":small[:material/link_off: " + _("original has moved") + "]")
@@ -78,7 +79,7 @@ def _show_nearest_other(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
         return
     with st.container(horizontal=True, gap="small", key="nearest-other"):
         with st.container(width=150):
-            _show_card(bundle, diagnosis, other, prefix="card-nearest")
+            _show_card(bundle, diagnosis, other, place="nearest")
         with st.container(width=420):
             st.markdown(
                 _("**The nearest image that says otherwise**, labelled {name}.").format(

@@ -6,6 +6,7 @@ longer uploaded or picked is forgotten here too.
 
 import dataclasses
 import hashlib
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +35,7 @@ ResultKey = tuple[str, int, str]  # content (sha256 or sample), frame, model id
 def show_intake(bundle: ModelBundle) -> list[Any]:
     """Draw the uploader and the samples; return the uploads within the limit on their number."""
     settings = Settings.from_env()
-    left, right = st.columns([3, 2], gap="medium")
+    left, right = st.columns([1, 1], gap="medium")
     with left:
         uploads = st.file_uploader(
             _(
@@ -48,6 +49,9 @@ def show_intake(bundle: ModelBundle) -> list[Any]:
                 "too. Images stay on this server and are forgotten when you close the page."
             ),
         )
+        # Streamlit has no translation for the word on its own button.
+        word = json.dumps(_("Choose files"), ensure_ascii=False)
+        st.html(f"<style>.st-key-{shared.UPLOADS_KEY} {{ --upload-word: {word}; }}</style>")
     with right:
         _show_samples(bundle)
     n_over = len(uploads) - settings.max_files
@@ -75,8 +79,9 @@ def _show_samples(bundle: ModelBundle) -> None:
         format_func=_name_sample,
         key=shared.SAMPLES_KEY,
         help=_("Drawn by the computer for this demo and used in no training."),
+        wrap=True,
     )
-    st.badge(_("SYNTHETIC: drawn images, no patients"), color="violet", icon=":material/draw:")
+    st.markdown(_(":violet-badge[SYNTHETIC] Drawn images, no patients."))
 
 
 def _name_sample(seed: int) -> str:

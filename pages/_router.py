@@ -73,7 +73,7 @@ def main() -> None:
         page_title="NeighborDx",
         page_icon=Image.open(ASSETS / "icon.png"),
         layout="wide",
-        initial_sidebar_state="auto",
+        initial_sidebar_state=240,
     )
     st.html(ASSETS / "style.css")
     st.logo(ASSETS / "logo.svg", size="large")

@@ -20,6 +20,7 @@ MODEL_KEY = "model"  # sidebar: the chosen model id; also the query parameter
 UPLOADS_KEY = "diagnose_uploads"
 SAMPLES_KEY = "diagnose_samples"
 CASE_KEY = "diagnose_case"  # id of the case on view
+PICKER_KEY = "diagnose_picker"  # prefix, one widget per language
 WORKLIST_KEY = "diagnose_worklist"
 OPACITY_KEY = "diagnose_opacity"
 FRAME_KEY = "diagnose_frame"  # prefix, one widget per case

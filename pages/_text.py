@@ -127,6 +127,7 @@ def class_label(name: str) -> str:
 
 def describe_error(code: str | None, message: str, params: Mapping[str, object]) -> str:
     """A core error in the session's language; English keeps core's own, fuller message."""
+    message = message[:1].upper() + message[1:]
     template = ERRORS.get(code or "") or ERRORS.get((code or "").partition(".")[0])
     if language() == "en" or template is None:
         return message

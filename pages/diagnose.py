@@ -11,7 +11,7 @@ from core.image_io import encode_png, thumbnail
 from pages import _shared as shared
 from pages._diagnose_case import show_case
 from pages._diagnose_intake import collect_cases, show_intake
-from pages._text import _, class_label, describe_error, percent
+from pages._text import _, class_label, describe_error, language, percent
 
 _THUMBNAIL_PX = 96
 
@@ -104,8 +104,8 @@ def _show_worklist(cases: dict[str, Diagnosis]) -> None:
         placeholder="–",
         column_config={
             "image": st.column_config.ImageColumn(_("Image"), width=70),
-            "file": st.column_config.TextColumn(_("File"), width="medium"),
-            "answer": st.column_config.TextColumn(_("Answer"), width="medium"),
+            "file": st.column_config.TextColumn(_("File"), width=170),
+            "answer": st.column_config.TextColumn(_("Answer"), width=190),
             "p": st.column_config.TextColumn(p_label, width=150, alignment="right"),
             "status": st.column_config.TextColumn(_("Status"), width=110),
             "reason": st.column_config.TextColumn(_("Reason"), width="large"),
@@ -130,15 +130,24 @@ def _show_case_picker(cases: dict[str, Diagnosis]) -> None:
             args=(ids, 1),
             key="diagnose_next",
         )
+        # One widget per language: the browser keeps the text of the chosen option otherwise.
+        picker = f"{shared.PICKER_KEY}_{language()}"
+        st.session_state[picker] = st.session_state[shared.CASE_KEY]
         st.selectbox(
             _("Case on view"),
             ids,
             format_func=lambda case_id: (
                 f"{ids.index(case_id) + 1}. {cases[case_id].file} · {headline(cases[case_id])}"
             ),
-            key=shared.CASE_KEY,
+            key=picker,
+            on_change=_take_picked,
+            args=(picker,),
             label_visibility="collapsed",
         )
+
+
+def _take_picked(picker: str) -> None:
+    st.session_state[shared.CASE_KEY] = st.session_state[picker]
 
 
 def _show_downloads(cases: dict[str, Diagnosis]) -> None:
