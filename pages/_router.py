@@ -32,18 +32,17 @@ def _choose_model() -> None:
     directory = Settings.from_env().checkpoints_dir
     models = registry.list_models(directory)
     usable = {m.model_id: m for m in models if m.problem is None}
-    if not usable:
-        return
-    active = registry.active_model_id(directory)
-    if st.session_state.get(MODEL_KEY) not in usable:
-        st.session_state.pop(MODEL_KEY, None)
-    ids = list(usable)
-    chosen = ids[0]
-    if len(ids) > 1:
-        chosen = st.sidebar.selectbox(
-            _("Model"), ids, index=ids.index(active) if active in ids else 0, key=MODEL_KEY
-        )
-    _show_model(usable[chosen], with_name=len(ids) == 1)
+    if usable:
+        active = registry.active_model_id(directory)
+        if st.session_state.get(MODEL_KEY) not in usable:
+            st.session_state.pop(MODEL_KEY, None)
+        ids = list(usable)
+        chosen = ids[0]
+        if len(ids) > 1:
+            chosen = st.sidebar.selectbox(
+                _("Model"), ids, index=ids.index(active) if active in ids else 0, key=MODEL_KEY
+            )
+        _show_model(usable[chosen], with_name=len(ids) == 1)
     broken = [m for m in models if m.problem is not None]
     if broken:
         with st.sidebar.expander(_("Models that cannot be loaded"), icon=":material/warning:"):

@@ -144,9 +144,9 @@ def describe(error: CoreError) -> str:
 
 def percent(share: float) -> str:
     """A share as a whole percentage that never rounds to a false certainty."""
-    if 0.0 < share < 0.005:
+    if 1e-6 < share < 0.005:
         return "<1 %"
-    if 0.995 <= share < 1.0:
+    if 0.995 <= share < 1.0 - 1e-6:
         return ">99 %"
     return f"{share * 100:.0f} %"
 

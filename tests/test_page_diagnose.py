@@ -1,0 +1,320 @@
+"""The Diagnose page without a browser: first render, each widget and each status."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+from streamlit.testing.v1 import AppTest
+
+from core import inference, phantom
+from core.bundle import ModelBundle
+from core.diagnosis import Diagnosis, LeftOut, MemberVote, Novelty
+from core.image_io import Image, encode_png
+from pages import _shared as shared
+
+ROOT = Path(__file__).resolve().parents[1]
+ROUTER = ROOT / "pages" / "_router.py"
+
+File = tuple[str, bytes, str]
+
+
+def run_app() -> AppTest:
+    return AppTest.from_file(str(ROUTER), default_timeout=120).run()
+
+
+@pytest.fixture
+def app(tiny_checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    """The first render with the tiny demo model."""
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tiny_checkpoints))
+    monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
+    return run_app()
+
+
+def upload(app: AppTest, *files: File) -> AppTest:
+    app.file_uploader(key=shared.UPLOADS_KEY).set_value(list(files))
+    return app.run()
+
+
+def picture(seed: int = 950_000, name: str = "eye.png") -> File:
+    drawn = phantom.draw(seed, is_diseased=True, size=96)
+    return (name, encode_png(drawn.pixels), "image/png")
+
+
+def stack() -> File:
+    frames = [
+        PILImage.fromarray(phantom.draw(950_100 + i, is_diseased=False, size=96).pixels)
+        for i in range(3)
+    ]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:])
+    return ("stack.tif", buffer.getvalue(), "image/tiff")
+
+
+def words(app: AppTest) -> str:
+    shown = [*app.markdown, *app.caption, *app.info, *app.warning, *app.error, *app.subheader]
+    return "\n".join(str(element.value) for element in shown)
+
+
+def worklist(app: AppTest) -> list[dict[str, object]]:
+    return list(app.dataframe[0].value.to_dict("records"))
+
+
+def picker_key(language: str = "en") -> str:
+    return f"{shared.PICKER_KEY}_{language}"
+
+
+def alter(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """Let the real model answer, then change the record: states a tiny model does not reach."""
+    real = inference.diagnose
+
+    def diagnose(bundle: ModelBundle, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
+        return [dataclasses.replace(d, **changes) for d in real(bundle, images, **options)]
+
+    monkeypatch.setattr(inference, "diagnose", diagnose)
+
+
+def test_without_a_model_the_page_says_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path))
+    app = run_app()
+    assert not app.exception
+    assert "There is no model yet" in words(app)
+    assert app.code[0].value == "make demo"
+    assert "python -m core demo" in words(app)
+    assert "Research use, not a diagnosis" in words(app)
+
+
+def test_a_broken_model_is_named_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("[]", encoding="utf-8")
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path))
+    app = run_app()
+    assert "There is no model yet" in words(app)
+    assert "broken" in app.sidebar.markdown[0].value
+
+
+def test_first_render_states_the_limits_and_the_model(app: AppTest) -> None:
+    assert not app.exception
+    assert "Research use, not a diagnosis" in words(app)
+    assert "At most 50 files of 64 MB each" in app.file_uploader[0].label
+    assert "**demo**" in app.sidebar.markdown[0].value
+    assert "SYNTHETIC" in words(app)
+    assert not app.dataframe
+
+
+def test_an_image_gets_an_answer_with_its_evidence(app: AppTest) -> None:
+    upload(app, picture())
+    assert not app.exception
+    diagnosis = next(iter(app.session_state[shared.RESULTS_KEY].values()))
+    assert diagnosis.status in ("answered", "abstained")
+    cards = [m.value for m in app.markdown if ":small[**" in m.value]
+    assert len(cards) == len(diagnosis.neighbours) + (diagnosis.nearest_other is not None)
+    assert diagnosis.model_id in app.caption[-1].value
+    assert "Research use, not a diagnosis" in app.caption[-1].value
+    assert len(app.get("plotly_chart")) >= 1  # the map, and the bar unless the image is unfamiliar
+    heatmaps = [c.value for c in app.caption if c.value.startswith("Seen by")]
+    assert len(heatmaps) == len(diagnosis.heatmaps) > 0
+
+
+def test_a_bad_file_stands_beside_good_results(app: AppTest) -> None:
+    upload(app, picture(), ("report.pdf", b"%PDF-1.7 text", "application/pdf"), ("", b"", ""))
+    assert not app.exception
+    rows = worklist(app)
+    assert [row["answer"] == "Not read" for row in rows] == [False, True, True]
+    assert str(rows[1]["reason"]).startswith("Expected PNG, JPEG")
+    assert "empty" in str(rows[2]["reason"])
+
+
+def test_previous_next_and_the_list_choose_the_case(app: AppTest) -> None:
+    upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"), picture(950_003, "c.png"))
+    assert app.subheader[0].value == "a.png"
+    app.button(key="diagnose_next").click().run()
+    assert app.subheader[0].value == "b.png"
+    app.button(key="diagnose_previous").click().run()
+    app.button(key="diagnose_previous").click().run()
+    assert app.subheader[0].value == "c.png"
+    ids = list(app.session_state[shared.HASHES_KEY])
+    app.selectbox(key=picker_key()).set_value(ids[1]).run()
+    assert app.subheader[0].value == "b.png"
+
+
+def test_a_rerun_computes_nothing_and_a_removed_file_is_forgotten(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = (picture(950_001, "a.png"), picture(950_002, "b.png"))
+    upload(app, *files)
+    calls: list[str] = []
+    real = inference.diagnose
+
+    def diagnose(bundle: ModelBundle, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
+        calls.extend(image.name for image in images)
+        return real(bundle, images, **options)
+
+    monkeypatch.setattr(inference, "diagnose", diagnose)
+    app.slider(key=shared.OPACITY_KEY).set_value(20).run()
+    assert calls == []
+    upload(app, files[1])  # another upload of the same content
+    assert calls == []
+    assert len(app.session_state[shared.RESULTS_KEY]) == 1
+    app.file_uploader(key=shared.UPLOADS_KEY).set_value(None).run()
+    assert app.session_state[shared.RESULTS_KEY] == {}
+    assert app.session_state[shared.HASHES_KEY] == {}
+
+
+def test_frames_of_a_stack_are_read_one_by_one(app: AppTest) -> None:
+    upload(app, stack())
+    (frame,) = app.number_input
+    assert frame.label == "Frame (1 to 3)"
+    first = next(iter(app.session_state[shared.RESULTS_KEY].values()))
+    frame.set_value(3).run()
+    ((_content, index, _model), last), *rest = app.session_state[shared.RESULTS_KEY].items()
+    assert (index, rest) == (2, [])
+    assert not np.array_equal(first.pixels, last.pixels)
+
+
+def test_a_single_picture_has_no_frame_choice(app: AppTest) -> None:
+    upload(app, picture())
+    assert not app.number_input
+
+
+def test_samples_are_read_labelled_and_removed(app: AppTest) -> None:
+    app.pills(key=shared.SAMPLES_KEY).set_value([900_001, 900_002]).run()
+    assert not app.exception
+    assert [row["file"] for row in worklist(app)] == ["sample-1.png", "sample-2.png"]
+    assert ":violet-badge[SYNTHETIC] Drawn with lesions." in words(app)
+    app.pills(key=shared.SAMPLES_KEY).set_value([]).run()
+    assert "Upload one or more images" in words(app)
+
+
+def test_samples_are_not_offered_for_other_models(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelBundle, "is_synthetic", False)
+    app.run()
+    assert not app.pills
+    assert "Sample images exist only for the demo model" in words(app)
+
+
+def test_everything_changes_language(app: AppTest) -> None:
+    upload(app, picture(), ("empty.png", b"", "image/png"))
+    app.segmented_control(key="lang").set_value("zh_CN").run()
+    assert not app.exception
+    assert "仅供研究" in words(app)
+    assert "文件为空" in str(worklist(app)[1]["reason"])
+    chart = json.loads(app.get("plotly_chart")[-1].proto.spec)
+    assert {"本图像", "正常", "患病"} <= {trace.get("name") for trace in chart["data"]}
+    assert app.selectbox(key=picker_key("zh_CN")).options[1].endswith("未能读取")
+
+
+def test_too_close_to_call_is_no_answer(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    alter(
+        monkeypatch,
+        status="abstained",
+        abstain_reason="uncertain",
+        predicted_class="disease",
+        probabilities={"normal": 0.46, "disease": 0.54},
+    )
+    upload(app, picture())
+    assert "No answer: too close to call" in words(app)
+    assert "Leaning: **disease**" in words(app)
+    assert "Answer: " not in words(app).replace("No answer: ", "")
+
+
+def test_an_unfamiliar_image_gets_no_leaning(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    alter(
+        monkeypatch,
+        status="abstained",
+        abstain_reason="novel",
+        novelty=Novelty(distance_percentile=100.0, is_novel=True),
+    )
+    upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
+    assert "not the kind of image this model knows" in words(app)
+    assert "Leaning" not in words(app)
+    assert "Probability:" not in words(app)
+    assert {row["p"] for row in worklist(app)} == {"–"}
+
+
+def test_an_answer_names_the_class_and_the_probability(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alter(
+        monkeypatch,
+        status="answered",
+        abstain_reason=None,
+        predicted_class="disease",
+        probabilities={"normal": 0.001, "disease": 0.999},
+    )
+    upload(app, picture())
+    assert "◆ Answer: disease" in words(app)
+    assert "disease **>99 %**" in words(app)  # never rounded to certainty
+
+
+def test_copies_members_and_moved_originals_are_said(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = (
+        MemberVote("one", {"normal": 0.2, "disease": 0.8}, 0.6),
+        MemberVote("two", {"normal": 0.3, "disease": 0.7}, 0.4),
+    )
+    left_out = (LeftOut(0, "x", "duplicate"), LeftOut(1, "y", "group"))
+    alter(monkeypatch, members=members, left_out=left_out, status="answered", abstain_reason=None)
+    monkeypatch.setattr(ModelBundle, "has_original", lambda _self, _index: False)
+    upload(app, picture())
+    assert "It did not vote." in words(app)
+    assert "1 training image of the same patient was kept out" in words(app)
+    assert "original has moved" in words(app)
+    assert "What each model of the ensemble says" in words(app)
+
+
+def test_a_fault_in_one_file_leaves_the_others(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = inference.diagnose
+
+    def diagnose(bundle: ModelBundle, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
+        if images[0].name == "b.png":
+            raise RuntimeError("boom")
+        return real(bundle, images, **options)
+
+    monkeypatch.setattr(inference, "diagnose", diagnose)
+    upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
+    assert not app.exception
+    rows = worklist(app)
+    assert rows[0]["answer"] != "Not read"
+    assert "server log" in str(rows[1]["reason"])
+
+
+def test_our_own_limits_are_enforced(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEIGHBORDX_MAX_FILES", "1")
+    monkeypatch.setenv("NEIGHBORDX_MAX_UPLOAD_MB", "1")
+    app.run()
+    big = ("big.png", b"\0" * (2**20 + 1), "image/png")
+    upload(app, big, picture())
+    assert "1 file over the limit was left out" in words(app)
+    assert "the limit is 1 MB" in words(app)
+
+
+def test_file_names_are_never_markup(app: AppTest) -> None:
+    upload(app, picture(950_001, "![x](http://example.invalid/x.png)_*a*.png"))
+    assert app.subheader[0].value.startswith("\\!\\[x\\]\\(http\\://")
+
+
+def test_an_error_of_the_model_is_shown_and_a_bug_is_not(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_bundle: ModelBundle) -> bool:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(ModelBundle, "is_synthetic", property(fail))
+    app.run()
+    assert not app.exception
+    assert "Something went wrong on the server" in words(app)
+    assert "secret detail" not in words(app)
