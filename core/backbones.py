@@ -95,10 +95,7 @@ class Tail(nn.Module):
 
     def forward(self, activation: Tensor) -> Tensor:
         """Run the tail and pool: (B, F) float."""
-        x = activation
-        for block in self.blocks.children():
-            x = block(x)
-        x = self.norm(x)
+        x = self.norm(self.blocks(activation))
         if self.is_tokens:
             x = global_pool_nlc(x, pool_type=self.pool_type, num_prefix_tokens=self.n_prefix)
         out: Tensor = self.head(x)

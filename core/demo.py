@@ -13,7 +13,7 @@ from core.training import train
 
 MODEL_ID = "demo"
 _DATA_FOLDER = ".demo-data"  # hidden: it is not a model
-_N_TRAIN, _N_TEST = 480, 120
+_N_TRAIN, _N_TEST, _SIZE = 480, 120, 384
 _DRAW_SHARE = 0.1
 
 
@@ -23,6 +23,7 @@ def build_demo(
     config: RunConfig | None = None,
     n_train: int = _N_TRAIN,
     n_test: int = _N_TEST,
+    size: int = _SIZE,
     progress: Progress | None = None,
 ) -> Path:
     """Draw the images, train the model `demo` and return its folder.
@@ -32,6 +33,7 @@ def build_demo(
         config: another recipe than the offline preset (tests).
         n_train: images drawn for training and validation.
         n_test: images drawn for ``evaluate``.
+        size: side of the images in pixels.
         progress: told the share done and a sentence.
     """
     final = settings.checkpoints_dir / MODEL_ID
@@ -42,7 +44,11 @@ def build_demo(
     data = settings.checkpoints_dir / _DATA_FOLDER
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
     phantom.write_dataset(
-        data, n_train=n_train, n_test=n_test, progress=_scale(progress, 0.0, _DRAW_SHARE)
+        data,
+        n_train=n_train,
+        n_test=n_test,
+        size=size,
+        progress=_scale(progress, 0.0, _DRAW_SHARE),
     )
     config = config or build_preset("offline")
     dataset = read_dataset(data, val_fraction=config.train.val_fraction, seed=config.train.seed)

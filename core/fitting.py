@@ -241,6 +241,8 @@ def fit(
     with warnings.catch_warnings():
         # Batches are read from a memory map: loader processes would only copy them.
         warnings.simplefilter("ignore", PossibleUserWarning)
+        # Lightning 2.6 still asks torch in a way that torch 2.14 deprecates.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(embedder.device.type, embedder.device.type),
             devices=1,

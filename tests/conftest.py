@@ -50,7 +50,7 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = build_preset("tiny-random")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=0.25))
     settings = Settings(checkpoints_dir=directory, device="cpu")
-    build_demo(settings, config=config, n_train=48, n_test=16)
+    build_demo(settings, config=config, n_train=48, n_test=16, size=96)
     return directory
 
 

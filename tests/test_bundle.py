@@ -1,0 +1,160 @@
+"""A bundle is whole, safe and checked; the registry is its folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from core import registry
+from core.bundle import ModelBundle, save_bundle
+from core.config import Settings
+from core.errors import CheckpointError, ConfigError
+
+CPU = Settings(device="cpu")
+FILES = {
+    "config.json",
+    "weights.safetensors",
+    "gallery.npz",
+    "projection.npz",
+    "thumbnails.npz",
+    "calibration.json",
+    "metrics.json",
+    "card.md",
+    "train.log",
+}
+
+
+@pytest.fixture
+def models(tiny_checkpoints: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    shutil.copytree(tiny_checkpoints / "demo", tmp_path / "models" / "demo")
+    return tmp_path / "models"
+
+
+def test_the_folder_holds_what_design_names_and_no_trunk(tiny_checkpoints: Path) -> None:
+    folder = tiny_checkpoints / "demo"
+    assert {path.name for path in folder.iterdir()} == FILES
+    keys = load_file(folder / "weights.safetensors")
+    assert {key.split(".")[0] for key in keys} == {"tails", "adapter"}
+    assert not list(tiny_checkpoints.glob(".runs/demo/*"))
+    assert "Research use" in (folder / "card.md").read_text(encoding="utf-8")
+
+
+def test_a_loaded_bundle_answers_for_itself(tiny_bundle: ModelBundle) -> None:
+    assert tiny_bundle.class_names == ("normal", "disease")
+    assert tiny_bundle.disease_class == "disease"
+    assert tiny_bundle.is_synthetic
+    assert set(tiny_bundle.gallery.splits) == {"train"}
+    assert tiny_bundle.projection.gallery_xy.shape == (len(tiny_bundle.gallery), 2)
+    assert tiny_bundle.thumbnail(0).shape == (96, 96, 3)
+    assert tiny_bundle.has_original(0)
+    assert not any(p.requires_grad for p in tiny_bundle.embedder.net.parameters())
+
+
+def test_the_gallery_is_embedded_as_a_query_would_be(
+    tiny_bundle: ModelBundle, phantom_folder: Path
+) -> None:
+    from core.image_io import load
+
+    del phantom_folder
+    root = Path(tiny_bundle.config.data_root)
+    image = load(root / tiny_bundle.gallery.keys[3])
+    again = tiny_bundle.embedder.embed([image.pixels]).embeddings[0]
+    assert again @ tiny_bundle.gallery.embeddings[3] > 0.9999
+
+
+def test_listing_finding_activating_deleting(models: Path) -> None:
+    shutil.copytree(models / "demo", models / "other")
+    (models / ".writing-x").mkdir()
+    assert [m.model_id for m in registry.list_models(models)] == ["demo", "other"]
+    assert registry.active_model_id(models) == "demo"
+    registry.activate(models, "other")
+    assert registry.active_model_id(models) == "other"
+    assert registry.load_bundle(models, "other", settings=CPU).model_id == "other"
+    registry.delete_model(models, "other")
+    assert registry.active_model_id(models) == "demo"
+    assert {path.name for path in models.iterdir()} == {"demo", ".writing-x", "active"}
+    assert registry.active_model_id(models / "absent") is None
+
+
+@pytest.mark.parametrize("name", ["../demo", "/etc", "demo/../demo", "ghost", ""])
+def test_ids_are_matched_never_joined(models: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="there are: demo"):
+        registry.load_bundle(models, name, settings=CPU)
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"train.log"}))
+def test_a_missing_file_is_told(models: Path, name: str) -> None:
+    (models / "demo" / name).unlink()
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        registry.load_bundle(models, "demo", settings=CPU)
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"train.log", "card.md"}))
+def test_rubbish_in_a_file_is_told(models: Path, name: str) -> None:
+    (models / "demo" / name).write_bytes(b"\x80\x04rubbish")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        registry.load_bundle(models, "demo", settings=CPU)
+
+
+def edit_config(models: Path, **changes: object) -> None:
+    path = models / "demo" / "config.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**raw, **changes}), encoding="utf-8")
+
+
+def test_other_weights_than_recorded_are_refused(models: Path) -> None:
+    path = models / "demo" / "weights.safetensors"
+    state = load_file(path)
+    name = "adapter.0.bias"
+    save_file({**state, name: state[name] + 1}, path)
+    with pytest.raises(CheckpointError, match="does not match its recorded hash"):
+        registry.load_bundle(models, "demo", settings=CPU)
+
+
+def test_nan_weights_are_refused(models: Path) -> None:
+    import hashlib
+
+    path = models / "demo" / "weights.safetensors"
+    state = load_file(path)
+    state["adapter.0.bias"] = np.full_like(state["adapter.0.bias"], np.nan)
+    save_file(state, path)
+    edit_config(models, weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(CheckpointError, match="not numbers"):
+        registry.load_bundle(models, "demo", settings=CPU)
+
+
+def test_another_trunk_is_refused(models: Path) -> None:
+    raw = json.loads((models / "demo" / "config.json").read_text(encoding="utf-8"))
+    raw["backbones"][0]["trunk_hash"] = "0" * 16
+    edit_config(models, backbones=raw["backbones"])
+    with pytest.raises(CheckpointError, match="the ones found here"):
+        registry.load_bundle(models, "demo", settings=CPU)
+
+
+def test_a_pickled_gallery_is_never_opened(models: Path) -> None:
+    np.savez(models / "demo" / "gallery.npz", embeddings=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        registry.load_bundle(models, "demo", settings=CPU)
+
+
+def test_a_damaged_model_is_listed_with_its_problem_and_not_chosen(models: Path) -> None:
+    (models / "demo" / "config.json").write_text("{", encoding="utf-8")
+    (summary,) = registry.list_models(models)
+    assert summary.problem is not None
+    assert registry.active_model_id(models) is None
+    with pytest.raises(CheckpointError):
+        registry.activate(models, "demo")
+
+
+def test_a_name_is_used_once_and_must_be_safe(models: Path, tiny_bundle: ModelBundle) -> None:
+    with pytest.raises(CheckpointError, match="never overwritten"):
+        save_bundle(models, tiny_bundle.config, tiny_bundle.embedder, tiny_bundle.contents)
+    import dataclasses
+
+    evil = dataclasses.replace(tiny_bundle.config, model_id="../evil")
+    with pytest.raises(ConfigError, match="expected 1 to 64 letters"):
+        save_bundle(models, evil, tiny_bundle.embedder, tiny_bundle.contents)

@@ -1,0 +1,123 @@
+"""The command line: exit codes, one clear line on bad input, the agreed JSON."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from core import __main__ as cli
+from core.image_io import decode
+
+PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tiny_checkpoints: Path):
+    """Run a command on the tiny model; returns its exit code."""
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tiny_checkpoints))
+    monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["core", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    return call
+
+
+def test_predict_answers_good_files_and_names_the_bad_one(
+    run, tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    eyes = sorted((tiny_checkpoints / ".demo-data" / "test").rglob("*.png"))[:2]
+    (tmp_path / "note.png").write_text("not a picture", encoding="utf-8")
+    files = [*map(str, eyes), str(PYDICOM_FILES / "CT_small.dcm"), str(tmp_path / "note.png")]
+    out, table, maps = tmp_path / "out.json", tmp_path / "out.csv", tmp_path / "maps"
+    code = run(
+        "predict", "--model", "demo", *files,
+        "--json", str(out), "--csv", str(table), "--explain", str(maps),
+    )  # fmt: skip
+    assert code == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["status"] for row in rows][-1] == "rejected"
+    assert "text" in rows[-1]["error"]
+    assert all(row["error"] is None for row in rows[:3])
+    assert sum(n["share"] for n in rows[0]["neighbours"]) == pytest.approx(1.0, abs=1e-5)
+    for file in rows[0]["heatmaps"].values():
+        assert decode(Path(file).read_bytes()).pixels.shape == (96, 96, 3)
+    assert len(table.read_text(encoding="utf-8").splitlines()) == 5
+
+
+def test_without_json_the_result_goes_to_standard_output(
+    run, tiny_checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eye = next((tiny_checkpoints / ".demo-data" / "test").rglob("*.png"))
+    assert run("predict", "--model", "demo", str(eye)) == 0
+    assert json.loads(capsys.readouterr().out)[0]["model_id"] == "demo"
+
+
+def test_evaluate_models_audit_and_demo(
+    run, tiny_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny_checkpoints / ".demo-data"
+    out = tmp_path / "out.json"
+    assert run("evaluate", "--model", "demo", "--data", str(data), "--json", str(out)) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["n"] == 16
+    assert run("models", "--json", str(out)) == 0
+    (listed,) = json.loads(out.read_text(encoding="utf-8"))
+    assert listed["is_active"]
+    assert listed["model_id"] == "demo"
+    assert run("audit", "--data", str(data), "--json", str(out)) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["n_images"] == 64
+    before = (tiny_checkpoints / "demo" / "config.json").stat().st_mtime_ns
+    assert run("demo") == 0
+    assert (tiny_checkpoints / "demo" / "config.json").stat().st_mtime_ns == before
+    assert "exists" in capsys.readouterr().err
+
+
+def test_train_then_resume_of_a_finished_model(run, tiny_checkpoints: Path, tmp_path: Path) -> None:
+    data = str(tiny_checkpoints / ".demo-data")
+    arguments = ["train", "--data", data, "--preset", "tiny-random", "--name", "mine"]
+    arguments += ["--checkpoints", str(tmp_path), "--set", "train.epochs=1"]
+    assert run(*arguments) == 0
+    assert run(*arguments, "--resume") == 0
+    assert run(*arguments) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "--model", "ghost", "x.png"), "no model 'ghost'"),
+        (("train", "--data", "/nowhere", "--name", "m"), "there is no data at /nowhere"),
+        (
+            ("train", "--data", ".", "--name", "m", "--preset", "huge"),
+            "unknown preset 'huge'; choose one of paper",
+        ),
+        (
+            ("train", "--data", ".", "--name", "m", "--objective", "luck"),
+            "objective must be one of triplet, got 'luck'",
+        ),
+        (("evaluate", "--model", "demo", "--data", "/nowhere"), "there is no data at /nowhere"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(
+    run, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run(*arguments) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert errors[-1].startswith("Error: ")
+    assert message in errors[-1]
+
+
+@pytest.mark.slow
+def test_predict_on_real_films(run, shared_data: Path, tmp_path: Path) -> None:
+    films = sorted((shared_data / "kermany_cxr_1639").rglob("*test*/**/*.*"))[:20]
+    files = [str(path) for path in films if path.suffix in (".png", ".jpg", ".jpeg")]
+    files += [str(PYDICOM_FILES / n) for n in ("CT_small.dcm", "MR_small.dcm", "US1_J2KR.dcm")]
+    out = tmp_path / "out.json"
+    assert run("predict", "--model", "demo", *files, "--json", str(out)) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert len(rows) == len(files)
+    assert np.all([row["error"] is None for row in rows])

@@ -1,0 +1,178 @@
+"""From image to evidence: the ledger adds up, relatives do not vote, strangers get no answer."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_sample_images
+
+from core.bundle import ModelBundle
+from core.datasets import Dataset, read_dataset
+from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
+from core.errors import DataError, ImageError
+from core.image_io import Image, decode, encode_png, load
+from core.inference import diagnose, evaluate, reject
+from core.phantom import draw
+
+
+def eye(seed: int, *, is_diseased: bool = True) -> Image:
+    return decode(
+        encode_png(draw(seed, is_diseased=is_diseased, size=96).pixels), name=f"{seed}.png"
+    )
+
+
+@pytest.fixture(scope="module")
+def diagnosed(tiny_bundle: ModelBundle) -> Diagnosis:
+    return diagnose(tiny_bundle, [eye(900001)])[0]
+
+
+def test_the_ledger_adds_up(tiny_bundle: ModelBundle, diagnosed: Diagnosis) -> None:
+    shares = [n.share for n in diagnosed.neighbours]
+    assert sum(shares) == pytest.approx(1.0)
+    assert len(shares) == diagnosed.k == tiny_bundle.metrics["k"]
+    by_class = dict.fromkeys(tiny_bundle.class_names, 0.0)
+    for n in diagnosed.neighbours:
+        by_class[n.class_name] += n.share
+        assert n.weight == pytest.approx(1 / n.distance)
+        assert tiny_bundle.gallery.keys[n.index] == n.key
+    assert diagnosed.vote_shares == pytest.approx(by_class)
+    distances = [n.distance for n in diagnosed.neighbours]
+    assert distances == sorted(distances)
+    assert [n.rank for n in diagnosed.neighbours] == list(range(1, diagnosed.k + 1))
+
+
+def test_the_answer_follows_the_vote(diagnosed: Diagnosis) -> None:
+    assert sum(diagnosed.probabilities.values()) == pytest.approx(1.0)
+    leading = max(diagnosed.vote_shares, key=lambda name: diagnosed.vote_shares[name])
+    assert diagnosed.predicted_class == leading
+    assert diagnosed.nearest_other is not None
+    assert diagnosed.nearest_other.class_name != leading
+
+
+def test_everything_a_page_shows_is_there(tiny_bundle: ModelBundle, diagnosed: Diagnosis) -> None:
+    assert diagnosed.pixels is not None
+    assert set(diagnosed.heatmaps) == set(tiny_bundle.config.run.embedder.backbones)
+    for heatmap in diagnosed.heatmaps.values():
+        assert heatmap.shape == diagnosed.pixels.shape[:2]
+        assert heatmap.dtype == np.float32
+    assert diagnosed.heatmap_class == diagnosed.predicted_class
+    low, high = tiny_bundle.projection.gallery_xy.min(0), tiny_bundle.projection.gallery_xy.max(0)
+    assert diagnosed.map_xy is not None
+    assert np.all((low <= diagnosed.map_xy) & (diagnosed.map_xy <= high))
+    assert diagnosed.members[0].probabilities == diagnosed.probabilities
+
+
+def test_company_changes_nothing(tiny_bundle: ModelBundle, diagnosed: Diagnosis) -> None:
+    told: list[float] = []
+    images = [eye(900005), eye(900001), eye(900006)]
+    many = diagnose(tiny_bundle, images, explain=False, progress=lambda d, _: told.append(d))
+    assert [d.file for d in many] == ["900005.png", "900001.png", "900006.png"]
+    assert many[1].probabilities == pytest.approx(diagnosed.probabilities, abs=1e-6)
+    assert many[1].map_xy == pytest.approx(diagnosed.map_xy, abs=1e-4)
+    assert many[1].heatmaps == {}
+    assert told[-1] == 1.0
+
+
+def test_a_training_image_does_not_vote_on_itself(tiny_bundle: ModelBundle) -> None:
+    key = tiny_bundle.gallery.keys[4]
+    image = load(Path(tiny_bundle.config.data_root) / key)
+    done = diagnose(tiny_bundle, [image], explain=False)[0]
+    assert [(n.key, n.reason) for n in done.left_out] == [(key, "duplicate")]
+    assert key not in {n.key for n in done.neighbours}
+
+
+def test_uncertain_and_strange_images_get_no_answer(tiny_bundle: ModelBundle) -> None:
+    knn = dataclasses.replace(tiny_bundle.config.run.knn, abstain_margin=0.4999)
+    run = dataclasses.replace(tiny_bundle.config.run, knn=knn)
+    unsure = dataclasses.replace(
+        tiny_bundle, config=dataclasses.replace(tiny_bundle.config, run=run), novelty_limit=9.0
+    )
+    done = diagnose(unsure, [eye(900001)], explain=False)[0]
+    assert (done.status, done.abstain_reason) == ("abstained", "uncertain")
+    strict = dataclasses.replace(tiny_bundle, novelty_limit=0.0)
+    done = diagnose(strict, [eye(900001)], explain=False)[0]
+    assert (done.status, done.abstain_reason) == ("abstained", "novel")
+
+
+def test_a_photograph_is_farther_than_any_eye(tiny_bundle: ModelBundle) -> None:
+    china = np.ascontiguousarray(load_sample_images().images[0])
+    photo = decode(encode_png(china), name="china.png")
+    done = diagnose(tiny_bundle, [photo], explain=False)[0]
+    assert done.novelty is not None
+    assert done.novelty.is_novel
+    assert done.status == "abstained"
+
+
+def test_a_bad_file_is_a_record_with_its_reason(tiny_bundle: ModelBundle) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(b"hello")
+    rejected = reject("note.png", caught.value, bundle=tiny_bundle)
+    assert rejected.status == "rejected"
+    assert rejected.error_code == "image.not_an_image"
+    raw = to_json(rejected)
+    assert raw["predicted_class"] is None
+    assert "text" in str(raw["error"])
+
+
+def test_the_json_is_the_agreed_one(diagnosed: Diagnosis) -> None:
+    raw = json.loads(json.dumps(to_json(diagnosed, heatmap_files={"a": "b.png"})))
+    agreed = {
+        "file", "status", "predicted_class", "probabilities", "neighbours", "members", "novelty",
+        "heatmaps", "model_id", "error",
+    }  # fmt: skip
+    assert agreed <= set(raw)
+    assert set(raw["neighbours"][0]) == {"rank", "file", "label", "distance", "weight", "share"}
+    assert set(raw["members"][0]) == {"model_id", "probabilities", "weight"}
+    assert set(raw["novelty"]) == {"distance_percentile", "is_novel"}
+    assert raw["notice"] == RESEARCH_USE
+
+
+def test_the_table_defuses_formulas(diagnosed: Diagnosis) -> None:
+    evil = dataclasses.replace(diagnosed, file="=HYPERLINK(1)")
+    lines = to_csv([evil, diagnosed]).splitlines()
+    assert lines[0].startswith("file,status,predicted_class,p_disease,p_normal")
+    assert lines[1].startswith("'=HYPERLINK")
+    assert len(lines) == 3
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_bundle: ModelBundle) -> dict[str, object]:
+    dataset = read_dataset(Path(tiny_bundle.config.data_root), val_fraction=0.25)
+    return evaluate(tiny_bundle, dataset, split="test")
+
+
+def test_evaluate_gives_the_agreed_json(evaluated: dict[str, object]) -> None:
+    agreed = {
+        "model_id", "data", "split", "n", "accuracy", "accuracy_ci95", "balanced_accuracy",
+        "auroc", "auroc_ci95", "average_precision", "sensitivity", "specificity", "brier", "ece",
+        "confusion", "k", "tta", "members", "agreement", "coverage_at_abstention",
+    }  # fmt: skip
+    assert agreed <= set(evaluated)
+    assert evaluated["n"] == 16
+    json.dumps(evaluated)
+
+
+def test_evaluate_equals_diagnosing_each_image(
+    tiny_bundle: ModelBundle, evaluated: dict[str, object]
+) -> None:
+    root = Path(tiny_bundle.config.data_root)
+    records = read_dataset(root, val_fraction=0.25).subset("test")
+    images = [load(record.path) for record in records if record.path]
+    answers = diagnose(tiny_bundle, images, explain=False)
+    right = [
+        tiny_bundle.class_names[r.label] == d.predicted_class
+        for r, d in zip(records, answers, strict=True)
+    ]
+    assert evaluated["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_evaluate_refuses_other_classes_and_absent_splits(
+    tiny_bundle: ModelBundle, phantom_dataset: Dataset
+) -> None:
+    other = dataclasses.replace(phantom_dataset, class_names=("healthy", "sick"))
+    with pytest.raises(DataError, match="knows the classes normal, disease; the data has healthy"):
+        evaluate(tiny_bundle, other, split="test")
+    with pytest.raises(DataError, match="has no holdout split; it has test, train, val"):
+        evaluate(tiny_bundle, phantom_dataset, split="holdout")
