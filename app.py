@@ -18,7 +18,7 @@ from core import registry
 from core.config import Settings
 
 ROOT = Path(__file__).parent
-MIN_FREE_MB = 200
+MIN_FREE_BYTES = 200 * 2**20
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -31,28 +31,26 @@ HEADERS = {
 }
 
 
-class SecurityHeaders:
-    """Adds the headers to every response; pure ASGI, so that web sockets pass untouched."""
+def add_headers(app: ASGIApp) -> ASGIApp:
+    """Set the headers on every response; pure ASGI, so that web sockets pass untouched."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+        await app(scope, receive, send_with_headers)
+
+    return wrapped
 
 
 def ready(_request: Request) -> JSONResponse:
     """200 when a model can be loaded and the disk has room, else 503 with the reason."""
     directory = Settings.from_env().checkpoints_dir
-    free_mb = shutil.disk_usage(directory if directory.is_dir() else ROOT).free // 2**20
     reason = None if registry.active_model_id(directory) else "no model can be loaded"
-    if free_mb < MIN_FREE_MB:
-        reason = f"{free_mb} MB of disk left"
+    if shutil.disk_usage(directory if directory.is_dir() else ROOT).free < MIN_FREE_BYTES:
+        reason = "the disk is full"
     return JSONResponse({"ready": reason is None, "reason": reason}, 503 if reason else 200)
 
 
@@ -63,9 +61,6 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
     yield
 
 
-app = st.App(
-    ROOT / "pages" / "_router.py",
-    routes=[Route("/ready", ready)],
-    middleware=[Middleware(SecurityHeaders)],
-    lifespan=lifespan,
-)
+_routes = [Route("/ready", ready)]
+_middleware = [Middleware(add_headers)]
+app = st.App(ROOT / "pages/_router.py", routes=_routes, middleware=_middleware, lifespan=lifespan)
