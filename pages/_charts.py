@@ -19,6 +19,8 @@ OTHER_COLOURS = ("#3f86d6", "#8b7bd8", "#8a8f99")  # first: normal
 QUERY_COLOUR = "#d6246e"
 LINE_COLOUR = "rgba(128, 128, 140, 0.7)"
 MAX_MAP_POINTS = 3000
+_QUIET = {"size": 7, "opacity": 0.5}
+_VOTED = {"size": 12, "line": {"width": 2, "color": QUERY_COLOUR}}
 _OTHER_SYMBOLS = ("circle", "square", "x")
 
 Translate = Callable[[str], str]
@@ -74,21 +76,7 @@ def build_probability_bar(
             hovertemplate=html.escape(label(name)) + " %{x:.1%}<extra></extra>",
         )
     figure.add_vline(x=0.5, line={"color": "rgba(128,128,140,.9)", "dash": "dot", "width": 2})
-    figure.update_layout(
-        barmode="stack",
-        height=74,
-        margin={"l": 14, "r": 24, "t": 4, "b": 22},
-        showlegend=False,
-        xaxis={
-            "range": [0, 1],
-            "tickvals": [0, 0.5, 1],
-            "ticktext": ["0", "50 %", "100 %"],
-            "fixedrange": True,
-            "showgrid": False,
-            "zeroline": False,
-        },
-        yaxis={"fixedrange": True, "visible": False},
-    )
+    figure.update_layout(**_BAR_LAYOUT)
     return figure
 
 
@@ -106,41 +94,48 @@ def build_map(
 
     Args:
         diagnosis: with ``map_xy``.
-        gallery_xy: (N, 2) places of the gallery images.
-        labels: (N,) index into ``class_names``.
-        keys: (N,) shown on hover.
+        gallery_xy: (N, 2) places of the gallery images; labels and keys alike.
         class_names: in label order.
         translate: message -> message in the reader's language.
         label: class name -> the words shown.
     """
     _ = translate
-    voters = [n.index for n in diagnosis.neighbours]
-    rows = sample_rows(len(gallery_xy), always=voters)
     figure = go.Figure()
     _add_lines(figure, diagnosis, gallery_xy, name=_("line to a voting image"))
-    for index, class_name in enumerate(class_names):
-        style = {
-            "symbol": class_symbol(class_name, class_names, diagnosis.disease_class),
-            "color": class_colour(class_name, class_names, diagnosis.disease_class),
-        }
+    voters = [n.index for n in diagnosis.neighbours]
+    rows = sample_rows(len(gallery_xy), always=voters)
+    for index, name in enumerate(class_names):
         mine = rows[labels[rows] == index]
         has_voted = np.isin(mine, voters)
-        for part, marker in (
-            (mine[~has_voted], {"size": 7, "opacity": 0.5}),
-            (mine[has_voted], {"size": 12, "line": {"width": 2, "color": QUERY_COLOUR}}),
-        ):
+        style = {
+            "symbol": class_symbol(name, class_names, diagnosis.disease_class),
+            "color": class_colour(name, class_names, diagnosis.disease_class),
+        }
+        for part, marker in ((mine[~has_voted], _QUIET), (mine[has_voted], _VOTED)):
+            part_keys = [keys[i] for i in part]
             _add_points(
-                figure,
-                gallery_xy[part],
-                [keys[i] for i in part],
-                name=label(class_name),
-                marker={**style, **marker},
+                figure, gallery_xy[part], part_keys, name=label(name), marker=style | marker
             )
     _add_query(figure, diagnosis, name=_("this image"))
     figure.update_layout(**_MAP_LAYOUT)
     return figure
 
 
+_BAR_LAYOUT = {
+    "barmode": "stack",
+    "height": 74,
+    "margin": {"l": 14, "r": 24, "t": 4, "b": 22},
+    "showlegend": False,
+    "xaxis": {
+        "range": [0, 1],
+        "tickvals": [0, 0.5, 1],
+        "ticktext": ["0", "50 %", "100 %"],
+        "fixedrange": True,
+        "showgrid": False,
+        "zeroline": False,
+    },
+    "yaxis": {"fixedrange": True, "visible": False},
+}
 _MAP_LAYOUT = {
     "height": 460,
     "margin": {"l": 4, "r": 4, "t": 4, "b": 4},
