@@ -188,8 +188,9 @@ def cut(model: nn.Module, *, tail_depth: int) -> tuple[nn.Module, Tail]:
     container = nn.ModuleList if isinstance(getattr(model, stages_name), nn.ModuleList) else None
     kept = stages[:-n_tail]
     setattr(model, stages_name, container(kept) if container else nn.Sequential(*kept))
-    for norm_name in norm_names:
-        setattr(model, norm_name, nn.Identity())
+    for moved in (*norm_names, "head", "fc_norm"):
+        if hasattr(model, moved):
+            setattr(model, moved, nn.Identity())  # the tail's now; forward_features skips them
     return model, tail
 
 

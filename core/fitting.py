@@ -27,7 +27,8 @@ from core.embedder import Embedder, EmbeddingNet, Progress
 from core.trunk_cache import TrunkCache
 
 _STEPS_PER_GROUP = 20  # steps between two checkpoints: what a kill can lose
-_COLLAPSED = 0.02  # spread below this: all images lie in one place
+_COLLAPSED = 0.02  # spread below this: all images point in nearly the same direction ...
+_NOT_APART = 1.1  # ... and classes no farther from each other than from themselves
 
 Log = Callable[[str], None]
 
@@ -173,14 +174,27 @@ class TripletModule(L.LightningModule):  # type: ignore[misc]
         n_semihard = round(self.config.objective.semihard_share * len(self.steps))
         miner = self.semi_hard if self.global_step < n_semihard else self.batch_hard
         loss: Tensor = self.loss(embeddings, labels, miner(embeddings, labels))
-        spread = compute_spread(embeddings.detach().cpu().numpy())
-        self.log_dict({"loss": loss, "spread": spread}, batch_size=len(labels))
+        points = embeddings.detach().cpu().numpy()
+        measured = {
+            "spread": compute_spread(points),
+            "separation": compute_separation(points, labels.cpu().numpy()),
+        }
+        self.log_dict({"loss": loss, **measured}, batch_size=len(labels))
         return loss
 
 
 def compute_spread(embeddings: NDArray[np.float32]) -> float:
     """How far (N, D) unit embeddings spread: 0 all in one place, 1 balanced over the sphere."""
     return float(1.0 - np.linalg.norm(embeddings.mean(axis=0)))
+
+
+def compute_separation(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Mean distance between images of different classes over that within classes; 1 is chance."""
+    points = embeddings.astype(np.float64)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+    is_same = labels[:, None] == labels[None]
+    within = apart[is_same & ~np.eye(len(labels), dtype=bool)].mean()
+    return float(apart[~is_same].mean() / max(within, 1e-12))
 
 
 class _Saver(L.Callback):  # type: ignore[misc]
@@ -197,23 +211,31 @@ class _Saver(L.Callback):  # type: ignore[misc]
         os.replace(temporary, self.path)
         metrics = trainer.callback_metrics
         loss, spread = float(metrics["loss"]), float(metrics["spread"])
+        separation = float(metrics["separation"])
         n_done, n_steps = trainer.global_step, len(pl_module.steps)
-        self.write_log(f"step {n_done} of {n_steps}: loss {loss:.4f}, spread {spread:.3f}")
-        warning = find_collapse(spread)
+        self.write_log(
+            f"step {n_done} of {n_steps}: loss {loss:.4f}, spread {spread:.4f}, "
+            f"separation {separation:.2f}"
+        )
+        warning = find_collapse(spread, separation)
         if warning:
             self.write_log(warning)
         if self.progress:
             self.progress(n_done / n_steps, f"step {n_done} of {n_steps}, loss {loss:.3f}")
 
 
-def find_collapse(spread: float) -> str | None:
-    """Return a warning in words when the spread says that the embedding has collapsed."""
-    if spread >= _COLLAPSED:
+def find_collapse(spread: float, separation: float) -> str | None:
+    """Return a warning in words when the embedding has collapsed.
+
+    A narrow cone alone is none: distances inside it can still tell the classes apart.
+    """
+    if spread >= _COLLAPSED or separation >= _NOT_APART:
         return None
     return (
-        f"WARNING: the embedding has collapsed (spread {spread:.3f}): every image is at nearly "
-        "the same place, so neighbours mean nothing. Lower train.adapter_lr and train.tail_lr, "
-        "raise train.n_images_per_class, and check the labels with audit."
+        f"WARNING: the embedding has collapsed (spread {spread:.4f}, separation {separation:.2f}): "
+        "all images are at nearly the same place, so neighbours mean nothing. Lower "
+        "train.adapter_lr and train.tail_lr, raise train.n_images_per_class, and check the labels "
+        "with audit."
     )
 
 

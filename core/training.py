@@ -25,7 +25,7 @@ from core.config import RunConfig, Settings
 from core.datasets import Dataset
 from core.embedder import Embedder, Progress, build_embedder
 from core.errors import CheckpointError, ConfigError, DataError, JobError
-from core.fitting import Log, compute_spread, find_collapse, fit
+from core.fitting import Log, compute_separation, compute_spread, find_collapse, fit
 from core.knn import Gallery, search_k, vote
 from core.trunk_cache import TrunkCache
 
@@ -268,7 +268,8 @@ def _finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log
     groups = [cache.records[row].group or "" for row in val_rows]
     report = evaluation.evaluate(is_disease, calibration.apply(p_disease), groups=groups)
     spread = compute_spread(embeddings)
-    collapse = find_collapse(spread)
+    separation = compute_separation(queries, labels)
+    collapse = find_collapse(spread, separation)
     log(f"validation: accuracy {report.accuracy:.4f}, AUROC {report.auroc:.4f}, K {found.k}")
     mapped = projection.fit(embeddings, seed=config.train.seed)
     return Contents(
@@ -283,6 +284,7 @@ def _finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log
             "validation": dataclasses.asdict(report),
             "k_search": [dataclasses.asdict(score) for score in found.scores],
             "spread": spread,
+            "separation": separation,
             "warnings": [collapse] if collapse else [],
             "left_out": cache.skipped,
         },

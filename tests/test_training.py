@@ -17,7 +17,13 @@ from core.config import RunConfig, Settings, build_preset
 from core.datasets import Dataset, read_dataset
 from core.embedder import build_embedder
 from core.errors import CheckpointError, ConfigError, DataError, JobError
-from core.fitting import TripletModule, compute_spread, draw_steps, find_collapse
+from core.fitting import (
+    TripletModule,
+    compute_separation,
+    compute_spread,
+    draw_steps,
+    find_collapse,
+)
 from core.phantom import write_dataset
 from core.registry import load_bundle
 from core.training import train
@@ -55,11 +61,16 @@ def test_collapse_is_noticed() -> None:
     rng = np.random.default_rng(0)
     spread_out = rng.normal(size=(50, 16))
     spread_out /= np.linalg.norm(spread_out, axis=1, keepdims=True)
-    assert find_collapse(compute_spread(spread_out)) is None
+    labels = np.arange(50) % 2
+    assert find_collapse(compute_spread(spread_out), 1.0) is None
     one_place = np.repeat(spread_out[:1], 50, axis=0) + 1e-4 * spread_out
-    warning = find_collapse(compute_spread(one_place))
+    warning = find_collapse(compute_spread(one_place), compute_separation(one_place, labels))
     assert warning is not None
     assert "collapsed" in warning
+    # in a narrow cone, but the classes apart: neighbours still mean something
+    two_places = one_place + 1e-3 * labels[:, None]
+    assert compute_separation(two_places, labels) > 2
+    assert find_collapse(compute_spread(two_places), compute_separation(two_places, labels)) is None
 
 
 def test_one_step_changes_tails_and_adapter_and_never_the_trunks(
