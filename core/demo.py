@@ -50,7 +50,11 @@ def build_demo(
         size=size,
         progress=_scale(progress, 0.0, _DRAW_SHARE),
     )
-    config = config or build_preset("offline")
+    # Semi-hard triplets first spread the embedding: distances a person can read. On the real films
+    # tried so far they overfit, so the preset itself stays batch-hard.
+    config = config or build_preset("offline").with_overrides(
+        ["objective.semihard_share=0.5", "train.epochs=8", "train.n_views=4"]
+    )
     dataset = read_dataset(data, val_fraction=config.train.val_fraction, seed=config.train.seed)
     return train(
         dataset,

@@ -199,7 +199,7 @@ def search_k(
 ) -> KSearch:
     """Choose K on validation in one neighbour search.
 
-    The best accuracy wins; ties go to the better AUROC, then to the larger K (the calmer vote).
+    The best accuracy wins; ties go to the larger K: the calmer vote leans on fewer single images.
 
     Args:
         gallery: the training rows.
@@ -234,5 +234,5 @@ def search_k(
         accuracy = float(np.mean(probs.argmax(1) == labels))
         auroc = float(roc_auc_score(labels == disease_index, probs[:, disease_index]))
         scores.append(KScore(k, accuracy, auroc))
-    best = max(scores, key=lambda s: (s.accuracy, s.auroc, s.k))
+    best = max(scores, key=lambda s: (s.accuracy, s.k))
     return KSearch(best.k, tuple(scores))
