@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
-from scipy.stats import binomtest
+from scipy.stats import binomtest, rankdata
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -200,8 +200,16 @@ def _bootstrap(
         if truth[rows].all() or not truth[rows].any():
             continue
         accuracies.append(float(np.mean((probs[rows] > 0.5) == truth[rows])))
-        aurocs.append(float(roc_auc_score(truth[rows], probs[rows])))
+        aurocs.append(_rank_auroc(truth[rows], probs[rows]))
     return np.array(accuracies), np.array(aurocs)
+
+
+def _rank_auroc(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
+    """AUROC by the Mann-Whitney statistic: the bootstrap needs it 2000 times."""
+    ranks = rankdata(probs)
+    n_disease = int(truth.sum())
+    n_pairs = n_disease * (len(truth) - n_disease)
+    return float((ranks[truth].sum() - n_disease * (n_disease + 1) / 2) / n_pairs)
 
 
 def _percentiles(values: NDArray[np.float64]) -> tuple[float, float]:

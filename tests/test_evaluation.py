@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from core.errors import DataError, ShapeError
-from core.evaluation import Calibration, compute_ece, evaluate, fit_calibration
+from core.evaluation import (
+    Calibration,
+    _rank_auroc,
+    compute_ece,
+    evaluate,
+    fit_calibration,
+)
 
 
 def test_report_by_hand() -> None:
@@ -20,6 +27,12 @@ def test_report_by_hand() -> None:
     assert report.brier == pytest.approx((0.01 + 0.04 + 0.49 + 0.16 + 0.01) / 5)
     # Wilson's interval of 4 out of 5, from its formula
     assert report.accuracy_ci95 == pytest.approx((0.3755, 0.9638), abs=1e-3)
+
+
+def test_the_bootstraps_auroc_is_scikit_learns_with_ties_too(rng: np.random.Generator) -> None:
+    truth = rng.random(80) < 0.4
+    probs = np.round(rng.random(80), 1)
+    assert _rank_auroc(truth, probs) == pytest.approx(roc_auc_score(truth, probs))
 
 
 def test_half_counts_as_normal() -> None:
