@@ -115,7 +115,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
 def test_predict_on_real_films(run, shared_data: Path, tmp_path: Path) -> None:
     films = sorted((shared_data / "kermany_cxr_1639").rglob("*test*/**/*.*"))[:20]
     files = [str(path) for path in films if path.suffix in (".png", ".jpg", ".jpeg")]
-    files += [str(PYDICOM_FILES / n) for n in ("CT_small.dcm", "MR_small.dcm", "US1_J2KR.dcm")]
+    files += [str(PYDICOM_FILES / n) for n in ("CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm")]
     out = tmp_path / "out.json"
     assert run("predict", "--model", "demo", *files, "--json", str(out)) == 0
     rows = json.loads(out.read_text(encoding="utf-8"))
