@@ -1,5 +1,6 @@
 """Every format by hand, DICOM polarity against an independent reference, refusals with reasons."""
 
+import contextlib
 import io
 import struct
 import warnings
@@ -11,12 +12,20 @@ import pydicom
 import pytest
 from PIL import Image as PILImage
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_windowing
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
 from core.errors import ImageError
 from core.image_io import decode, encode_jpeg, encode_png, load, thumbnail
-from core.image_io.dicom import _apply_window
+from core.image_io.codestream import find_codestream_size
+from core.image_io.dicom_grey import _apply_window
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data"
 
@@ -255,6 +264,223 @@ def test_refusals_have_their_code() -> None:
         assert "Secret" not in str(caught.value)
 
 
+def build_png_16(samples: np.ndarray, colour_type: int) -> bytes:
+    """A PNG of 16 bits per sample, (H, W, C), which Pillow cannot write in colour."""
+    height, width = samples.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        crc = zlib.crc32(kind + body)
+        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+    return data
+
+
+def build_tiff_16(samples: np.ndarray, photometric: int) -> bytes:
+    """An uncompressed little-endian TIFF of 16 bits, grey (H, W) or colour (H, W, 3)."""
+    height, width = samples.shape[:2]
+    n = 1 if samples.ndim == 2 else samples.shape[2]
+    end = 8 + 2 + 12 * 9 + 4
+    fields = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, n, 16 if n == 1 else end),
+        (259, 3, 1, 1), (262, 3, 1, photometric), (273, 4, 1, end + 8), (277, 3, 1, n),
+        (278, 4, 1, height), (279, 4, 1, samples.size * 2),
+    ]  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", *field) for field in fields)
+    head = b"II*\0" + struct.pack("<IH", 8, len(fields)) + directory + bytes(4)
+    return head + struct.pack("<4H", 16, 16, 16, 16) + samples.astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize("build", [build_png_16, build_tiff_16])
+def test_12_bit_colour_in_16_bits_keeps_its_contrast(build: object) -> None:
+    colour = np.zeros((2, 2, 3), dtype=np.uint16)
+    colour[0, 0], colour[1, 1] = (4095, 2048, 0), (0, 16, 1024)
+    pixels = decode(build(colour, 2)).pixels
+    assert pixels[0, 0].tolist() == [255, 128, 0]  # x / 4095 * 255
+    assert pixels[1, 1].tolist() == [0, 1, 64]
+    assert pixels[0, 1].tolist() == [0, 0, 0]
+
+
+def test_full_16_bit_colour_and_alpha_are_scaled_by_65535() -> None:
+    rgba = np.full((2, 2, 4), 65535, dtype=np.uint16)
+    rgba[0, 0] = (65535, 32768, 0, 32768)
+    assert decode(build_png_16(rgba, 6)).pixels[0, 0].tolist() == [128, 64, 0]
+
+
+def test_16_bit_grey_with_alpha_keeps_its_low_byte() -> None:
+    grey_alpha = np.array([[[1000, 65535], [1100, 65535]], [[1200, 65535], [1, 0]]], np.uint16)
+    pixels = decode(build_png_16(grey_alpha, 4)).pixels[:, :, 0]
+    assert pixels.tolist() == [[0, 128], [255, 0]]
+
+
+def test_white_is_zero_of_16_bits_is_inverted() -> None:
+    stored = ramp(np.uint16, 4000)
+    black_is_zero, white_is_zero = (decode(build_tiff_16(stored, p)).pixels for p in (1, 0))
+    assert black_is_zero[0, 0, 0] == 0
+    np.testing.assert_array_equal(white_is_zero, 255 - black_is_zero)
+
+
+def test_one_hot_pixel_does_not_darken_the_rest() -> None:
+    stored = np.tile(np.arange(100, dtype=np.uint16) + 1000, (100, 1))
+    stored[0, 0] = 65535
+    pixels = decode(build_tiff_16(stored, 1)).pixels[:, :, 0]
+    assert pixels[0, 0] == 255
+    assert pixels[5, 99] == 255
+    assert pixels[5, 0] == 0
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_presentation_shape_inverse_inverts_once(photometric: str) -> None:
+    stored = ramp(np.uint16, 4000)
+    plain = decode(build_dicom(stored)).pixels
+    data = build_dicom(
+        stored, PresentationLUTShape="INVERSE", PhotometricInterpretation=photometric
+    )
+    np.testing.assert_array_equal(decode(data).pixels, 255 - plain)
+
+
+def build_table(entries: np.ndarray, *, n_bits: int) -> Dataset:
+    table = Dataset()
+    table.LUTDescriptor = [entries.size, 0, n_bits]
+    table.LUTData = entries.tobytes()
+    table["LUTData"].VR = "OW"
+    return table
+
+
+def test_lookup_tables_by_hand() -> None:
+    stored = np.array([[0, 1], [2, 9]], dtype=np.uint16)  # 9 is past the end: the last entry
+    voi = build_table(np.array([4095, 0, 2048, 1365], dtype=np.uint16), n_bits=12)
+    assert decode(build_dicom(stored, VOILUTSequence=[voi])).pixels[:, :, 0].tolist() == [
+        [255, 0],
+        [128, 85],
+    ]
+    modality = build_table(np.array([0, 100, 200, 50], dtype=np.uint16), n_bits=16)
+    shown = decode(build_dicom(stored, ModalityLUTSequence=[modality])).pixels[:, :, 0]
+    assert shown.tolist() == [[0, 128], [255, 64]]
+    bytes_ = build_table((np.arange(4096) // 16).astype(np.uint8), n_bits=8)
+    deep = np.array([[0, 1600], [2048, 4095]], dtype=np.uint16)
+    assert decode(build_dicom(deep, VOILUTSequence=[bytes_])).pixels[:, :, 0].tolist() == [
+        [0, 100],
+        [128, 255],
+    ]
+
+
+def test_a_useless_window_is_passed_over_and_a_wrong_one_refused() -> None:
+    stored = ramp(np.uint16, 4000)
+    image = decode(build_dicom(stored, WindowCenter=60000, WindowWidth=10))
+    assert image.window is None
+    np.testing.assert_array_equal(image.pixels, decode(build_dicom(stored)).pixels)
+    with pytest.raises(ImageError, match="width above 0"):
+        decode(build_dicom(stored), window=(100.0, 0.0))
+
+
+@pytest.mark.parametrize("keyword", ["WindowCenter", "RescaleSlope"])
+def test_optional_tags_that_are_text_count_as_absent(keyword: str) -> None:
+    other = {"WindowCenter": {"WindowWidth": 10}, "RescaleSlope": {"RescaleIntercept": 0}}[keyword]
+    stored = ramp(np.uint16, 4000)
+    data = build_dicom(stored, **{keyword: "12345678"}, **other).replace(b"12345678", b"abc     ")
+    np.testing.assert_array_equal(decode(data).pixels, decode(build_dicom(stored)).pixels)
+
+
+def test_colours_that_would_come_out_wrong_are_refused() -> None:
+    colour = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    data = build_dicom(colour, PhotometricInterpretation="RGB").replace(b"RGB ", b"HSV ")
+    with pytest.raises(ImageError, match="Export it as RGB") as caught:
+        decode(data)
+    assert caught.value.code == "image.dicom_unsupported"
+
+
+def test_a_deflated_file_is_read_and_a_deflated_bomb_is_not() -> None:
+    dataset = pydicom.dcmread(io.BytesIO(build_dicom(ramp(np.uint16, 4000))))
+    expected = decode(build_dicom(ramp(np.uint16, 4000))).pixels
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    data = buffer.getvalue()
+    np.testing.assert_array_equal(decode(data).pixels, expected)
+    (length,) = struct.unpack("<I", data[140:144])
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    mebibyte = bytes(2**20)
+    bomb = b"".join(packer.compress(mebibyte) for _ in range(520)) + packer.flush()
+    with pytest.raises(ImageError) as caught:
+        decode(data[: 144 + length] + bomb)
+    assert caught.value.code == "image.too_large"
+
+
+def build_jpeg_dicom(frames: list[bytes], **tags: object) -> bytes:
+    dataset = pydicom.dcmread(io.BytesIO(build_dicom(ramp())))
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = encapsulate(frames)
+    dataset["PixelData"].VR = "OB"
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def test_compressed_frames_that_lie_are_refused_before_decoding() -> None:
+    jpeg = encode(ramp(), "JPEG", quality=95)
+    assert decode(build_jpeg_dicom([jpeg])).format == "DICOM"
+    start = jpeg.index(b"\xff\xc0") + 5
+    huge = jpeg[:start] + struct.pack(">HH", 60000, 60000) + jpeg[start + 4 :]
+    with pytest.raises(ImageError, match="60000 x 60000"):
+        decode(build_jpeg_dicom([huge]))
+    with pytest.raises(ImageError, match="2000000 frames, at most 1") as caught:
+        decode(build_jpeg_dicom([jpeg], NumberOfFrames=2000000))
+    assert caught.value.code == "image.truncated"
+
+
+def test_codestream_sizes_by_hand() -> None:
+    j2k = b"\xff\x4f\xff\x51\x00\x2f\x00\x00" + struct.pack(">4I", 70, 50, 10, 20)
+    assert find_codestream_size(j2k) == (60, 30)
+    jpeg_ls = b"\xff\xd8\xff\xf7\x00\x0b\x08" + struct.pack(">HH", 30, 60)
+    assert find_codestream_size(jpeg_ls) == (60, 30)
+    assert find_codestream_size(b"\xff\xd8\xff\xe0\xff\xff short") is None
+    assert find_codestream_size(b"RLE") is None
+    signature = struct.pack(">I", 12) + b"jP  \r\n\x87\n"
+    other_box = struct.pack(">I", 10) + b"xml ab"
+    jp2 = signature + other_box + struct.pack(">I", 0) + b"jp2c" + j2k
+    assert find_codestream_size(jp2) == (60, 30)
+    with pytest.raises(ImageError, match="empty box"):  # pydicom would loop for ever
+        find_codestream_size(signature + struct.pack(">I", 0) + b"xml " + jp2)
+    with pytest.raises(ImageError, match="empty box"):
+        find_codestream_size(signature + other_box + b"\0\0")
+
+
+def test_a_damaged_rle_frame_is_refused() -> None:
+    """pylibjpeg-rle panics on these with an exception that is no Exception."""
+    data = (PYDICOM_FILES / "test_files" / "MR_small_RLE.dcm").read_bytes()
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        broken = bytearray(data)
+        broken[int(rng.integers(len(data) - 6000, len(data)))] = int(rng.integers(128))
+        with contextlib.suppress(ImageError):
+            assert decode(bytes(broken)).pixels.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("data", [b"BMI and age\n1,2,3\n", b"RIFF\x24\0\0\0WAVEfmt " + bytes(40)])
+def test_short_signatures_are_looked_at_twice(data: bytes) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(data)
+    assert caught.value.code == "image.not_an_image"
+
+
+def test_a_damaged_exif_block_does_not_refuse_the_image() -> None:
+    broken = b"Exif\0\0II*\0\xff\xff\xff\xff"
+    np.testing.assert_array_equal(
+        decode(encode(ramp(), "PNG", exif=broken)).pixels[:, :, 0], ramp()
+    )
+
+
+def test_nesting_without_end_is_refused() -> None:
+    data = build_dicom(ramp())
+    (length,) = struct.unpack("<I", data[140:144])
+    item = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    with pytest.raises(ImageError):
+        decode(data[: 144 + length] + item * 3000)
+
+
 def _bomb(width: int, height: int) -> bytes:
     """A PNG whose header promises far more than it holds."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -317,7 +543,7 @@ def test_damage_anywhere_gives_an_image_or_an_image_error() -> None:
 def test_load_says_why_a_path_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.dat").write_bytes(encode(ramp(), "PNG"))
     assert load(tmp_path / "a.dat").name == "a.dat"
-    for path in (tmp_path / "absent.png", tmp_path):
+    for path in (tmp_path / "absent.png", tmp_path, Path("a\0b"), Path("/dev/zero")):
         with pytest.raises(ImageError, match="cannot be read") as caught:
             load(path)
         assert caught.value.code == "image.missing"

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from core.errors import ImageError, check_shape
+from core.image_io.deep_colour import find_raw_mode, is_deep_colour, read_deep_colour
 from core.image_io.dicom import decode_dicom, is_dicom
 from core.image_io.scaling import MAX_PIXELS, check_size, refuse_frame, scale_to_uint8
 
@@ -58,6 +60,8 @@ _PILLOW_ERRORS = (
 # Warning filters are process-wide, and several sessions decode at once.
 _WARNINGS_LOCK = threading.Lock()
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,20 +83,28 @@ def decode(
 ) -> Image:
     """Decode a file's bytes.
 
-    Grey images of more than 8 bits are stretched from their own minimum and maximum to 0..255,
-    DICOM goes through its rescale and window. Transparent pixels become black. EXIF orientation
-    is applied.
+    Grey images of more than 8 bits are stretched from their own range, without the outermost
+    0.1 % of the values, to 0..255; colour of more than 8 bits is scaled by the bits in use. DICOM
+    goes through its rescale and window. Transparent pixels become black. EXIF orientation is
+    applied; colour profiles are not.
 
     Args:
         data: the whole file; not modified.
         name: only carried along.
         frame: of a multi-frame DICOM, TIFF or GIF, from 0.
-        window: centre and width in DICOM's modality units, instead of the file's own.
+        window: centre and width in DICOM's modality units, instead of the file's own; pictures
+            have none and ignore it.
 
     Raises:
-        ImageError: empty, truncated, no image, too large, constant, or an unsupported DICOM; the
-            code says which.
+        ImageError: empty, truncated, no image, too large, constant, an unsupported DICOM, or a
+            window without width; the code says which.
     """
+    if window is not None and not (np.isfinite(window).all() and window[1] > 0):
+        raise ImageError(
+            f"the window has centre {window[0]} and width {window[1]}; expected two finite "
+            "numbers and a width above 0.",
+            code="image.window",
+        )
     if not data:
         raise ImageError(
             "the file is empty (0 bytes); expected an image. Copy or export it again.",
@@ -134,7 +146,20 @@ def load(path: Path, *, frame: int = 0) -> Image:
         ImageError: also when the file is missing, a folder, or may not be read.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ImageError(
+                "the file cannot be read: the path is a folder or a device; expected a file. "
+                "Choose the image itself.",
+                code="image.missing",
+            )
         data = Path(path).read_bytes()
+    except ImageError:
+        raise
+    except ValueError as err:
+        raise ImageError(
+            "the file cannot be read: its path holds a character that no path may hold. Check it.",
+            code="image.missing",
+        ) from err
     except OSError as err:
         raise ImageError(
             f"the file cannot be read ({os.strerror(err.errno) if err.errno else err}); check that "
@@ -174,7 +199,7 @@ def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
 
 def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str, int, int]:
     """Pixels, format, bits per sample, number of frames."""
-    known = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), None)
+    known = _recognise(data)
     if known is None:
         raise ImageError(
             f"expected PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM; the content is {_describe(data)}. "
@@ -184,7 +209,7 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
         )
     PILImage.init()  # with formats given, open() does not load the plug-ins it needs
     try:
-        with PILImage.open(io.BytesIO(data), formats=_FORMATS) as picture:
+        with _open(data) as picture:
             check_size(*picture.size)
             kind = "JPEG" if picture.format == "MPO" else str(picture.format)
             n_frames = 1 if kind == "JPEG" else int(getattr(picture, "n_frames", 1))
@@ -193,9 +218,14 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
                 picture.seek(frame)
                 check_size(*picture.size)
             bit_depth = _find_bit_depth(picture, data)
+            if is_deep_colour(find_raw_mode(picture)) and (kind == "TIFF" or n_frames == 1):
+                pixels = read_deep_colour(lambda: _open(data, frame), turn=_turn_upright)
+                return pixels, kind, bit_depth, n_frames
+            tags = getattr(picture, "tag_v2", {})
+            is_white_zero = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
             picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return _to_rgb(upright), kind, bit_depth, n_frames
+            pixels = _to_rgb(_turn_upright(picture), is_white_zero=is_white_zero)
+            return pixels, kind, bit_depth, n_frames
     except ImageError:
         raise
     except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning) as err:
@@ -214,9 +244,36 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
         ) from err
 
 
-def _to_rgb(picture: PILImage.Image) -> NDArray[np.uint8]:
+def _recognise(data: bytes) -> str | None:
+    """The format that the first bytes announce; the short signatures are looked at twice."""
+    known = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), None)
+    if known == "BMP" and int.from_bytes(data[14:18], "little") not in _BMP_HEADER_SIZES:
+        return None
+    if known == "WebP" and data[8:12] != b"WEBP":
+        return None
+    return known
+
+
+def _open(data: bytes, frame: int = 0) -> ImageFile:
+    picture = PILImage.open(io.BytesIO(data), formats=_FORMATS)
+    if frame:
+        picture.seek(frame)
+    return picture
+
+
+def _turn_upright(picture: PILImage.Image) -> PILImage.Image:
+    """Apply the EXIF orientation; a damaged EXIF block says nothing about the pixels."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except _PILLOW_ERRORS:
+        return picture
+
+
+def _to_rgb(picture: PILImage.Image, *, is_white_zero: bool) -> NDArray[np.uint8]:
     if picture.mode in _WIDE_MODES:
         grey = scale_to_uint8(np.asarray(picture).astype(np.float64))
+        if is_white_zero:  # Pillow inverts these only up to 8 bits
+            grey = (255 - grey).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")

@@ -1,27 +1,46 @@
 """DICOM pixels as a display would show them: rescale, window, polarity, colour, chosen frame.
 
 pydicom and its plug-ins decode; this module chooses the frame, applies what the standard says
-about display (PS3.3 C.7.6.3, C.11.1, C.11.2) and turns every failure into an ImageError. It reads
-image-related tags only, and no message quotes a tag's value that could name a patient.
+about colour (PS3.3 C.7.6.3) and turns every failure into an ImageError. It reads image-related
+tags only, and no message quotes a tag's value that could name a patient. Grey values become shades
+in core.image_io.dicom_grey.
 """
 
 import io
+import itertools
 import struct
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_decoder, pixel_array
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset, read_partial, read_preamble
+from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
+from pydicom.tag import BaseTag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from core.errors import ImageError
-from core.image_io.scaling import check_size, refuse_frame, scale_to_uint8
+from core.image_io.codestream import find_codestream_size
+from core.image_io.dicom_grey import show_grey
+from core.image_io.scaling import (
+    MAX_PIXELS,
+    check_frame_bytes,
+    check_size,
+    refuse_frame,
+    scale_colour_to_uint8,
+)
 
 _ERRORS = (
+    BytesLengthException,
     InvalidDicomError,
     EOFError,
     OSError,
@@ -38,6 +57,10 @@ _ERRORS = (
     MemoryError,
 )
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_DATA_TAG = 0x7FE00010  # the last element that matters
+_MAX_ELEMENTS = 50_000  # far above any real file; zeros would parse as millions of elements
+_INFLATE_STEP = 2**22
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # that become RGB
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +107,13 @@ def decode_dicom(data: bytes, *, frame: int, window: tuple[float, float] | None)
 
 
 def _read(data: bytes) -> Dataset:
-    dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+    _check_inflated_size(data)
+    count = itertools.count()
+
+    def is_enough(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        return tag > _PIXEL_DATA_TAG or next(count) > _MAX_ELEMENTS
+
+    dataset = read_partial(io.BytesIO(data), stop_when=is_enough, force=True)
     if not any(keyword in dataset for keyword in _PIXELS):
         raise ImageError(
             "the DICOM file holds no image (it may be a report, a plan, a waveform or a directory, "
@@ -100,25 +129,48 @@ def _read(data: bytes) -> Dataset:
     return dataset
 
 
+def _check_inflated_size(data: bytes) -> None:
+    """Refuse a deflated file that would fill the memory; pydicom inflates without a limit."""
+    stream = io.BytesIO(data)
+    read_preamble(stream, force=True)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflater, rest, n_bytes = zlib.decompressobj(-zlib.MAX_WBITS), stream.read(), 0
+    while rest and not inflater.eof:
+        piece = inflater.decompress(rest, _INFLATE_STEP)
+        n_bytes += len(piece)
+        check_frame_bytes(n_bytes)
+        rest = inflater.unconsumed_tail if piece else b""
+
+
 def _decode(dataset: Dataset, *, frame: int, window: tuple[float, float] | None) -> DecodedDicom:
-    check_size(int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0))
-    n_frames = max(1, int(dataset.get("NumberOfFrames") or 1))
+    width, height = int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)
+    check_size(width, height)
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    bits_allocated = int(dataset.get("BitsAllocated") or 8)
+    check_frame_bytes(width * height * samples * max(8, bits_allocated) // 8)
+    n_frames = max(1, int(dataset.get("NumberOfFrames") or 1))  # text here hides frames: refused
     refuse_frame(frame, n_frames)
+    if "NumberOfFrames" in dataset:
+        dataset.NumberOfFrames = n_frames  # pydicom reads it too, and refuses 0
+    if not dataset.get("PhotometricInterpretation"):
+        dataset.PhotometricInterpretation = "RGB" if samples == 3 else "MONOCHROME2"
     _check_transfer_syntax(dataset)
-    _check_length(dataset, n_frames)
-    bits = int(dataset.get("BitsStored") or dataset.get("BitsAllocated") or 8)
-    stored = pixel_array(dataset, index=frame)
-    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
-    if photometric == "PALETTE COLOR":
-        stored = apply_color_lut(stored, dataset)
-        return DecodedDicom(_colour_to_uint8(stored), bits, n_frames, None)
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_codestream(dataset, frame=frame, n_frames=n_frames)
+    else:
+        _check_length(dataset, n_frames)
+    bits = int(dataset.get("BitsStored") or bits_allocated)
+    # pylibjpeg-rle panics on damaged data with a BaseException, which nothing here may catch
+    is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
+    stored = pixel_array(dataset, index=frame, decoding_plugin="pydicom" if is_rle else "")
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        return DecodedDicom(_apply_palette(dataset, stored), bits, n_frames, None)
     if stored.ndim == 3:
+        _check_colour(dataset)
         return DecodedDicom(_colour_to_uint8(stored, bits), bits, n_frames, None)
-    grey, used = _show_grey(dataset, stored, frame=frame, window=window)
-    is_padding = _find_padding(dataset, stored)
-    if photometric == "MONOCHROME1":
-        grey = (255 - grey).astype(np.uint8)
-    grey = np.where(is_padding, 0, grey).astype(np.uint8)
+    grey, used = show_grey(dataset, stored, frame=frame, window=window)
     return DecodedDicom(np.repeat(grey[:, :, None], 3, axis=2), bits, n_frames, used)
 
 
@@ -139,14 +191,13 @@ def _check_transfer_syntax(dataset: Dataset) -> None:
 
 def _check_length(dataset: Dataset, n_frames: int) -> None:
     """An uncompressed file whose pixels are fewer than its header promises is cut off."""
-    if dataset.file_meta.TransferSyntaxUID.is_compressed or "PixelData" not in dataset:
-        return
+    keyword = next(keyword for keyword in _PIXELS if keyword in dataset)
     bits = int(dataset.get("BitsAllocated") or 8)
     samples = int(dataset.get("SamplesPerPixel") or 1)
     n_values = int(dataset.Rows) * int(dataset.Columns) * samples * n_frames
     if str(dataset.get("PhotometricInterpretation")) == "YBR_FULL_422":
         n_values = n_values * 2 // 3
-    expected, came = -(-n_values * bits // 8), len(dataset.PixelData)
+    expected, came = -(-n_values * bits // 8), len(dataset[keyword].value or b"")
     if came < expected:
         raise ImageError(
             f"the DICOM file is cut off: its header promises {expected} bytes of pixels, "
@@ -156,96 +207,53 @@ def _check_length(dataset: Dataset, n_frames: int) -> None:
         )
 
 
-def _show_grey(
-    dataset: Dataset,
-    stored: NDArray[np.generic],
-    *,
-    frame: int,
-    window: tuple[float, float] | None,
-) -> tuple[NDArray[np.uint8], tuple[float, float] | None]:
-    """Stored values -> 0..255 before polarity, and the window used if any."""
-    display = _collect_display_tags(dataset, frame)
-    values = apply_modality_lut(stored, display).astype(np.float64)
-    if window is None and "VOILUTSequence" in display and stored.dtype.kind in "iu":
-        table = display.VOILUTSequence[0]
-        shown = apply_voi(apply_modality_lut(stored, display), display).astype(np.float64)
-        top = 2.0 ** int(table.LUTDescriptor[2]) - 1.0
-        return np.round(np.clip(shown / top, 0.0, 1.0) * 255).astype(np.uint8), None
-    used = window or _find_window(display)
-    if used is None:
-        return scale_to_uint8(values, is_valid=~_find_padding(dataset, stored)), None
-    function = str(display.get("VOILUTFunction") or "LINEAR")
-    shares = _apply_window(values, centre=used[0], width=used[1], function=function)
-    return np.round(np.clip(shares, 0.0, 1.0) * 255).astype(np.uint8), used
-
-
-def _apply_window(
-    values: NDArray[np.float64], *, centre: float, width: float, function: str
-) -> NDArray[np.float64]:
-    """The three VOI LUT functions of PS3.3 C.11.2.1, with output in 0..1."""
-    if function == "SIGMOID":
-        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700, 700)))
-    if function == "LINEAR_EXACT":
-        return (values - centre) / width + 0.5
-    if width <= 1.0:
-        return (values > centre - 0.5).astype(np.float64)
-    return (values - (centre - 0.5)) / (width - 1.0) + 0.5
-
-
-def _find_window(display: Dataset) -> tuple[float, float] | None:
-    """The first window of the file that can be used."""
-    centre, width = display.get("WindowCenter"), display.get("WindowWidth")
-    if centre is None or width is None:
-        return None
-    first = [v[0] if isinstance(v, pydicom.multival.MultiValue) else v for v in (centre, width)]
-    pair = float(first[0]), float(first[1])
-    return pair if np.isfinite(pair).all() and pair[1] > 0 else None
-
-
-def _collect_display_tags(dataset: Dataset, frame: int) -> Dataset:
-    """Rescale and window of a frame: enhanced objects keep them in functional groups."""
-    display = Dataset()
-    display.update(
-        {
-            element.tag: element
-            for keyword in (
-                "RescaleSlope",
-                "RescaleIntercept",
-                "ModalityLUTSequence",
-                "VOILUTSequence",
-                "WindowCenter",
-                "WindowWidth",
-                "VOILUTFunction",
-                "BitsStored",
-                "PixelRepresentation",
-                "PhotometricInterpretation",
-            )
-            if keyword in dataset and not dataset[keyword].is_empty
-            for element in (dataset[keyword],)
-        }
+def _check_codestream(dataset: Dataset, *, frame: int, n_frames: int) -> None:
+    """Refuse missing frames, and a frame larger inside than the header says."""
+    stream = io.BytesIO(dataset.PixelData)
+    parse_basic_offsets(stream)
+    n_fragments, _ = parse_fragments(stream)
+    if n_fragments < n_frames:
+        raise ImageError(
+            f"the DICOM file is cut off: its header promises {n_frames} frames, at most "
+            f"{n_fragments} are there. Copy or export it again.",
+            code="image.truncated",
+            params={"format": "DICOM"},
+        )
+    table, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    encoded = get_frame(
+        dataset.PixelData,
+        frame,
+        number_of_frames=n_frames,
+        extended_offsets=(table, lengths) if table and lengths else None,
     )
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    of_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    for group in (*shared[:1], *of_frame[frame : frame + 1]):
-        for keyword in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-            for item in group.get(keyword) or []:
-                display.update({element.tag: element for element in item})
-    if ("RescaleSlope" in display) != ("RescaleIntercept" in display):
-        # One without the other: the standard wants both; the missing one is neutral.
-        display.RescaleSlope = display.get("RescaleSlope", 1.0)
-        display.RescaleIntercept = display.get("RescaleIntercept", 0.0)
-    return display
+    size = find_codestream_size(encoded)
+    if size is not None and size[0] * size[1] > MAX_PIXELS:  # the header's size is below it
+        raise ImageError(
+            f"the DICOM file contradicts itself: its compressed frame says {size[0]} x {size[1]} "
+            f"pixels, its header {dataset.Columns} x {dataset.Rows}. Export it again.",
+            code="image.dicom_unsupported",
+            params={"reason": "size"},
+        )
 
 
-def _find_padding(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Pixels outside the image, by PixelPaddingValue and its range limit."""
-    first = dataset.get("PixelPaddingValue")
-    if not isinstance(first, int):
-        return np.zeros(stored.shape, dtype=bool)
-    last = dataset.get("PixelPaddingRangeLimit", first)
-    low, high = sorted((first, last if isinstance(last, int) else first))
-    numbers = stored.astype(np.float64)
-    return (numbers >= low) & (numbers <= high)
+def _check_colour(dataset: Dataset) -> None:
+    if dataset.PhotometricInterpretation not in _COLOURS:
+        raise ImageError(
+            f"the DICOM file's colours are stored in a way that cannot be shown; expected one of "
+            f"{', '.join(_COLOURS)} or PALETTE COLOR. Export it as RGB.",
+            code="image.dicom_unsupported",
+            params={"reason": "PhotometricInterpretation"},
+        )
+
+
+def _apply_palette(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.uint8]:
+    n_entries, first, _ = (int(v) for v in dataset.RedPaletteColorLookupTableDescriptor)
+    # pydicom counts entries in the type of the table and would wrap beyond its end
+    within = np.clip(stored.astype(np.int32), first, first + (n_entries or 2**16) - 1)
+    colour = apply_color_lut(within, dataset)[:, :, :3]
+    if colour.max() > 255:
+        return _colour_to_uint8(colour, 16)
+    return scale_colour_to_uint8(colour)  # 8-bit entries, some kept in 16 bits
 
 
 def _colour_to_uint8(colour: NDArray[np.generic], bits: int | None = None) -> NDArray[np.uint8]:

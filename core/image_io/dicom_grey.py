@@ -1,0 +1,205 @@
+"""Stored values of a grey DICOM frame -> shades 0..255, as a display would show them.
+
+Owns the modality table or rescale, the window or VOI table, polarity and padding (PS3.3 C.7.6.3,
+C.11.1, C.11.2). An optional tag that cannot be understood counts as absent.
+"""
+
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
+from pydicom.multival import MultiValue
+
+from core.image_io.scaling import scale_to_uint8
+
+_TAG_ERRORS = (
+    BytesLengthException,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    OverflowError,
+    struct.error,
+)
+_DISPLAY_TAGS = (
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+)
+
+
+def show_grey(
+    dataset: Dataset,
+    stored: NDArray[np.generic],
+    *,
+    frame: int,
+    window: tuple[float, float] | None,
+) -> tuple[NDArray[np.uint8], tuple[float, float] | None]:
+    """Shade a frame.
+
+    A window of the file that shows nothing of this frame is passed over. MONOCHROME1 and the
+    presentation shape INVERSE both mean that low is bright; a file with both (the two go together
+    in digital X-ray, PS3.3 C.8.11.3.1.2) is inverted once. Padding is black either way.
+
+    Args:
+        dataset: the image; not modified.
+        stored: (H, W) stored values.
+        frame: index, for tags kept per frame.
+        window: centre and width that replace the file's.
+
+    Returns:
+        (H, W) uint8, and the window used if any.
+    """
+    display = _collect_display_tags(dataset, frame)
+    is_little = bool(dataset.file_meta.TransferSyntaxUID.is_little_endian)
+    is_padding = _find_padding(dataset, stored)
+    values = _apply_modality(display, stored, is_little=is_little)
+    shares, used = None, window
+    if window is not None:
+        shares = _apply_window(values, centre=window[0], width=window[1], function="LINEAR")
+    elif (table := _find_table(display, "VOILUTSequence")) is not None:
+        shares = _look_up(values, table, is_little=is_little, in_shares=True)
+    elif (used := _find_window(display)) is not None:
+        function = str(display.get("VOILUTFunction") or "LINEAR").upper()
+        shares = _apply_window(values, centre=used[0], width=used[1], function=function)
+    if shares is not None:
+        grey = np.round(np.clip(np.nan_to_num(shares), 0.0, 1.0) * 255).astype(np.uint8)
+        if window is None and not is_padding.all() and np.ptp(grey[~is_padding]) == 0:
+            shares = None
+    if shares is None:
+        grey, used = scale_to_uint8(values, is_valid=~is_padding), None
+    is_inverse = str(dataset.get("PresentationLUTShape", "")) == "INVERSE"
+    if is_inverse or dataset.PhotometricInterpretation == "MONOCHROME1":
+        grey = (255 - grey).astype(np.uint8)
+    return np.where(is_padding | ~np.isfinite(values), 0, grey).astype(np.uint8), used
+
+
+def find_number(tags: Dataset, keyword: str) -> float | None:
+    """The first value of a numeric tag; None if it is absent or not a finite number."""
+    try:
+        value = tags.get(keyword)
+        first = value[0] if isinstance(value, MultiValue) else value
+        number = float(first)  # type: ignore[arg-type]
+    except _TAG_ERRORS:
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _apply_modality(
+    display: Dataset, stored: NDArray[np.generic], *, is_little: bool
+) -> NDArray[np.float64]:
+    """Stored values -> modality units; without table or rescale they are the same."""
+    values: NDArray[np.float64] = stored.astype(np.float64)
+    table = _find_table(display, "ModalityLUTSequence")
+    if table is not None:
+        return _look_up(values, table, is_little=is_little, in_shares=False)
+    slope = find_number(display, "RescaleSlope") or 1.0  # a slope of 0 would erase the image
+    return values * slope + (find_number(display, "RescaleIntercept") or 0.0)
+
+
+def _find_table(display: Dataset, keyword: str) -> Dataset | None:
+    """The first lookup table of a sequence, if it can be used."""
+    try:
+        table = display.get(keyword)[0]
+        is_usable = len(table.LUTDescriptor) == 3 and len(table.LUTData) > 1
+    except _TAG_ERRORS:
+        return None
+    return table if is_usable else None
+
+
+def _look_up(
+    values: NDArray[np.float64], table: Dataset, *, is_little: bool, in_shares: bool
+) -> NDArray[np.float64]:
+    """Map values through a table of PS3.3 C.11.1.1 or C.11.2.1.1, to its entries or to 0..1.
+
+    Not left to pydicom 3.0.2: its apply_voi counts entries in the type of the entries, so a table
+    of 4096 entries of 8 bits overflows.
+    """
+    n_entries, first, n_bits = (int(v) for v in table.LUTDescriptor)
+    n_entries = n_entries or 2**16
+    if first >= 2**15 and values.min() < 0:
+        first -= 2**16  # a signed number read as unsigned
+    data = table.LUTData
+    if isinstance(data, bytes):
+        wide = "<u2" if is_little else ">u2"
+        n_usable = len(data) // 2 * 2
+        entries = (
+            np.frombuffer(data[:n_usable], dtype=wide)
+            if len(data) >= 2 * n_entries
+            else np.frombuffer(data, dtype=np.uint8)
+        )
+    else:
+        entries = np.asarray([int(v) for v in data])
+    entries = entries[:n_entries]
+    index = np.clip(np.round(np.nan_to_num(values)) - first, 0, len(entries) - 1)
+    found: NDArray[np.float64] = entries[index.astype(np.intp)].astype(np.float64)
+    if not in_shares:
+        return found
+    return found / (2.0**n_bits - 1 if 1 <= n_bits <= 16 else max(1.0, float(entries.max())))
+
+
+def _apply_window(
+    values: NDArray[np.float64], *, centre: float, width: float, function: str
+) -> NDArray[np.float64]:
+    """The three VOI LUT functions of PS3.3 C.11.2.1, with output in 0..1."""
+    if function == "SIGMOID":
+        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700, 700)))
+    if function == "LINEAR_EXACT":
+        return (values - centre) / width + 0.5
+    if width <= 1.0:
+        return (values > centre - 0.5).astype(np.float64)
+    return (values - (centre - 0.5)) / (width - 1.0) + 0.5
+
+
+def _find_window(display: Dataset) -> tuple[float, float] | None:
+    """The first window of the file, if it can be used."""
+    centre, width = find_number(display, "WindowCenter"), find_number(display, "WindowWidth")
+    return (centre, width) if centre is not None and width is not None and width > 0 else None
+
+
+def _collect_display_tags(dataset: Dataset, frame: int) -> Dataset:
+    """Rescale and window of a frame: enhanced objects keep them in functional groups."""
+    display = Dataset()
+    sources = [dataset]
+    for keyword, chosen in (
+        ("SharedFunctionalGroupsSequence", 0),
+        ("PerFrameFunctionalGroupsSequence", frame),
+    ):
+        for inner in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            try:
+                sources += list(dataset[keyword].value[chosen][inner].value)
+            except _TAG_ERRORS:
+                continue
+    for source in sources:
+        for keyword in _DISPLAY_TAGS:
+            try:
+                if not source[keyword].is_empty:
+                    display[keyword] = source[keyword]
+            except _TAG_ERRORS:
+                continue
+    return display
+
+
+def _find_padding(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Pixels outside the image, by PixelPaddingValue and its range limit."""
+    kind = "Pixel" if stored.dtype.kind in "iu" else "FloatPixel"
+    if stored.dtype == np.float64:
+        kind = "DoubleFloatPixel"
+    first = find_number(dataset, f"{kind}PaddingValue")
+    if first is None:
+        return np.zeros(stored.shape, dtype=bool)
+    last = find_number(dataset, f"{kind}PaddingRangeLimit")
+    limits = [first, first if last is None else last]
+    if stored.dtype.kind == "i":  # signed values written as unsigned
+        top = 2 ** (8 * stored.dtype.itemsize)
+        limits = [limit - top if limit >= top / 2 else limit for limit in limits]
+    numbers = stored.astype(np.float64)
+    return (numbers >= min(limits)) & (numbers <= max(limits))
