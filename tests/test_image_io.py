@@ -423,9 +423,10 @@ def test_compressed_frames_that_lie_are_refused_before_decoding() -> None:
     jpeg = encode(ramp(), "JPEG", quality=95)
     assert decode(build_jpeg_dicom([jpeg])).format == "DICOM"
     start = jpeg.index(b"\xff\xc0") + 5
-    huge = jpeg[:start] + struct.pack(">HH", 60000, 60000) + jpeg[start + 4 :]
-    with pytest.raises(ImageError, match="60000 x 60000"):
-        decode(build_jpeg_dicom([huge]))
+    for height, width in ((60000, 60000), (0, 8), (8, 9)):
+        lying = jpeg[:start] + struct.pack(">HH", height, width) + jpeg[start + 4 :]
+        with pytest.raises(ImageError, match=f"{width} x {height} pixels, its header 8 x 8"):
+            decode(build_jpeg_dicom([lying]))
     with pytest.raises(ImageError, match="2000000 frames, at most 1") as caught:
         decode(build_jpeg_dicom([jpeg], NumberOfFrames=2000000))
     assert caught.value.code == "image.truncated"

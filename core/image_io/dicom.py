@@ -32,7 +32,6 @@ from core.errors import ImageError
 from core.image_io.codestream import find_codestream_size
 from core.image_io.dicom_grey import show_grey
 from core.image_io.scaling import (
-    MAX_PIXELS,
     check_frame_bytes,
     check_size,
     refuse_frame,
@@ -208,7 +207,7 @@ def _check_length(dataset: Dataset, n_frames: int) -> None:
 
 
 def _check_codestream(dataset: Dataset, *, frame: int, n_frames: int) -> None:
-    """Refuse missing frames, and a frame larger inside than the header says."""
+    """Refuse missing frames, and a frame of another size inside than the header says."""
     stream = io.BytesIO(dataset.PixelData)
     parse_basic_offsets(stream)
     n_fragments, _ = parse_fragments(stream)
@@ -227,7 +226,7 @@ def _check_codestream(dataset: Dataset, *, frame: int, n_frames: int) -> None:
         extended_offsets=(table, lengths) if table and lengths else None,
     )
     size = find_codestream_size(encoded)
-    if size is not None and size[0] * size[1] > MAX_PIXELS:  # the header's size is below it
+    if size is not None and size != (dataset.Columns, dataset.Rows):  # libjpeg hangs on height 0
         raise ImageError(
             f"the DICOM file contradicts itself: its compressed frame says {size[0]} x {size[1]} "
             f"pixels, its header {dataset.Columns} x {dataset.Rows}. Export it again.",
