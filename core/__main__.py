@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from core.config import PRESETS, Settings, build_preset
+from core.config import OBJECTIVES, PRESETS, EnsembleConfig, Settings, build_preset
 from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
 from core.errors import ConfigError, CoreError
 
@@ -74,7 +74,7 @@ def train(
     data: Data,
     name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "offline",
-    objective: Annotated[str, typer.Option(help="What to train for: triplet.")] = "triplet",
+    objective: Annotated[str, typer.Option(help=f"One of {', '.join(OBJECTIVES)}.")] = "triplet",
     seed: Annotated[int, typer.Option(help="Fixes every random draw.")] = 0,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
@@ -118,6 +118,27 @@ def train(
 
 
 @app.command()
+def ensemble(
+    members: Annotated[str, typer.Option(help="Names of two or more models, with commas.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the new ensemble.")],
+    min_val_accuracy: Annotated[
+        float, typer.Option(help="A model under this validation accuracy is refused.")
+    ] = EnsembleConfig().min_val_accuracy,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Put finished models to a soft vote, weighted by validation accuracy."""
+    from core.ensemble import build_ensemble
+
+    folder = build_ensemble(
+        _settings(checkpoints).checkpoints_dir,
+        name,
+        [part.strip() for part in members.split(",") if part.strip()],
+        min_val_accuracy=min_val_accuracy,
+    )
+    _console.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, markup=False)
+
+
+@app.command()
 def predict(
     model: Model,
     paths: Annotated[list[Path], typer.Argument(help="Images, DICOM files or folders.")],
@@ -146,7 +167,7 @@ def predict(
                 image = dataclasses.replace(load(path), name=str(path))
                 done = diagnose(bundle, [image], explain=explain is not None)[0]
             except CoreError as err:
-                done = reject(str(path), err, bundle=bundle)
+                done = reject(str(path), err, model=bundle)
             written.append(_save_heatmaps(done, explain, index=index) if explain else {})
             diagnoses.append(dataclasses.replace(done, heatmaps={}, pixels=None))
             report((index + 1) / len(files), f"{index + 1} of {len(files)} files")
@@ -175,7 +196,7 @@ def evaluate(
 
     settings = _settings(checkpoints)
     bundle = load_bundle(settings.checkpoints_dir, model, settings=settings)
-    run = bundle.config.run.train
+    run = bundle.lead.config.run.train
     dataset = read_dataset(
         data, disease_class=disease_class, val_fraction=run.val_fraction, seed=run.seed
     )
@@ -208,7 +229,7 @@ def models(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
         table.add_row(
             "*" if summary.model_id == active else "",
             *(summary.model_id, summary.preset, summary.created, *figures),
-            *(str(summary.k), str(summary.n_gallery)),
+            *(str(summary.k or ""), str(summary.n_gallery)),
         )
     _console.print(table if found else f"No model in {directory} yet: `python -m core demo`.")
 

@@ -15,6 +15,7 @@ import shutil
 import threading
 import zipfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from core.projection import Projection
 
 logger = logging.getLogger(__name__)
 
+_N_SHOWN_BY_CLASSIFIER = 15
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
 
@@ -84,6 +86,23 @@ class Contents:
 
 
 @dataclass(frozen=True, eq=False)
+class Member:
+    """One model of a vote: its weight, and where its gallery lies in the album of the whole."""
+
+    bundle: "ModelBundle"
+    weight: float
+    album_rows: NDArray[np.int64]  # (N,) gallery row -> place in the album
+
+    def find_row(self, place: int) -> int | None:
+        """The gallery row of an album place; None where this member does not know the image."""
+        return self._row_of.get(place)
+
+    @cached_property
+    def _row_of(self) -> dict[int, int]:
+        return {place: row for row, place in enumerate(self.album_rows.tolist())}
+
+
+@dataclass(frozen=True, eq=False)
 class ModelBundle:
     """A loaded model. Shared by every user: read-only; hold ``lock`` while it computes."""
 
@@ -108,6 +127,40 @@ class ModelBundle:
     def disease_class(self) -> str:
         """Name of the positive class."""
         return self.config.class_names[self.config.disease_index]
+
+    @property
+    def other_class(self) -> str:
+        """Name of the class that is not the disease."""
+        return self.config.class_names[1 - self.config.disease_index]
+
+    @property
+    def abstain_margin(self) -> float:
+        """No answer where the probability is within this of 0.5."""
+        return self.config.run.knn.abstain_margin
+
+    @property
+    def has_vote(self) -> bool:
+        """Whether the nearest images decide; a plain classifier only shows them."""
+        return self.config.run.objective.n_adapters > 0
+
+    @property
+    def n_shown(self) -> int:
+        """Neighbours of an image: the K of the vote, or a fixed number for a classifier."""
+        return self.contents.calibration.k if self.has_vote else _N_SHOWN_BY_CLASSIFIER
+
+    @property
+    def lead(self) -> "ModelBundle":
+        """The model whose map is shown: itself."""
+        return self
+
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        """A single model votes alone."""
+        return (Member(self, 1.0, np.arange(len(self.gallery), dtype=np.int64)),)
+
+    def find_image(self, index: int) -> tuple[Member, int]:
+        """The member and gallery row behind an album place."""
+        return self.members[0], index
 
     @property
     def data_id(self) -> str:
@@ -291,6 +344,7 @@ def _load_contents(folder: Path, config: BundleConfig) -> Contents:
                 splits=tuple(arrays["splits"].tolist()),
                 groups=tuple(arrays["groups"].tolist()),
                 sha256=tuple(arrays["sha256"].tolist()),
+                n_parts=max(1, config.run.objective.n_adapters),
             )
             descriptors = arrays["descriptors"]
         with np.load(folder / "projection.npz", allow_pickle=False) as arrays:

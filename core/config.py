@@ -17,6 +17,7 @@ from core.errors import ConfigError
 SCHEMA_VERSION = 1
 K_CANDIDATES = (5, 9, 15, 20, 25, 30, 40, 50)
 PRECISIONS = ("auto", "float32", "bfloat16")
+OBJECTIVES = ("triplet", "cross-entropy", "metric-ensemble")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -36,14 +37,19 @@ class PreprocessConfig:
     rotation_deg: float = 15.0
     brightness: float = 0.15
     contrast: float = 0.15
+    gamma: float = 0.0  # exponent drawn from 2 ** (-gamma .. gamma): another exposure
+    blur: float = 0.0  # largest Gaussian sigma, in pixels of the input size
+    noise: float = 0.0  # largest standard deviation of Gaussian noise, grey levels in 0..1
 
     def __post_init__(self) -> None:
         _require(
             32 <= self.input_size <= 1024, f"input_size must be 32..1024, got {self.input_size}."
         )
-        for name in ("horizontal_flip", "vertical_flip", "brightness", "contrast"):
+        for name in ("horizontal_flip", "vertical_flip", "brightness", "contrast", "noise"):
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
+        _require(0.0 <= self.gamma <= 3.0, f"gamma must be 0..3, got {self.gamma}.")
+        _require(0.0 <= self.blur <= 10.0, f"blur must be 0..10, got {self.blur}.")
         _require(
             0.05 <= self.crop_scale_min <= self.crop_scale_max <= 1.0,
             "crop_scale_min and crop_scale_max must be 0.05..1 and ascending, got "
@@ -88,12 +94,20 @@ class ObjectiveConfig:
     semihard_share: float = 0.0  # of the steps, first, with semi-hard mining; then batch-hard
 
     def __post_init__(self) -> None:
-        _require(self.name == "triplet", f"objective must be one of triplet, got {self.name!r}.")
+        _require(
+            self.name in OBJECTIVES,
+            f"objective must be one of {', '.join(OBJECTIVES)}, got {self.name!r}.",
+        )
         _require(0.0 < self.margin <= 2.0, f"margin must be in (0, 2], got {self.margin}.")
         _require(
             0.0 <= self.semihard_share <= 1.0,
             f"semihard_share must be 0..1, got {self.semihard_share}.",
         )
+
+    @property
+    def n_adapters(self) -> int:
+        """Adapters side by side: one per metric loss, none for a plain classifier."""
+        return {"triplet": 1, "metric-ensemble": 3, "cross-entropy": 0}[self.name]
 
 
 @dataclass(frozen=True)
@@ -292,6 +306,7 @@ def _tiny_random() -> RunConfig:
         preprocess=PreprocessConfig(input_size=64),
         train=TrainConfig(epochs=2, n_images_per_class=4, n_views=2),
         knn=KnnConfig(k_candidates=(1, 3, 5)),
+        ensemble=EnsembleConfig(min_val_accuracy=0.0),  # random trunks pass no gate
     )
 
 

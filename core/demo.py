@@ -1,17 +1,21 @@
-"""The embedded demo: synthetic data and a model trained on it, so that a fresh app answers.
+"""The embedded demo: synthetic data, two models and their ensemble, so that a fresh app answers.
 
 Owns its size and its recipe; does nothing when the model exists and goes on when interrupted.
 """
 
+import shutil
 from pathlib import Path
 
 from core import phantom
 from core.config import RunConfig, Settings, build_preset
 from core.datasets import read_dataset
 from core.embedder import Progress
+from core.ensemble import build_ensemble
 from core.training import train
 
 MODEL_ID = "demo"
+MEMBERS = {"demo-triplet": "triplet", "demo-metric": "metric-ensemble"}  # systems 4 and 5
+_CACHE_FOLDER = ".demo-cache"  # both members see the same views
 _DATA_FOLDER = ".demo-data"  # hidden: it is not a model
 _N_TRAIN, _N_TEST, _SIZE = 480, 120, 384
 _DRAW_SHARE = 0.1
@@ -26,7 +30,7 @@ def build_demo(
     size: int = _SIZE,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw the images, train the model `demo` and return its folder.
+    """Draw the images, train both members, and return the folder of their ensemble `demo`.
 
     Args:
         settings: where it goes.
@@ -56,14 +60,26 @@ def build_demo(
         ["objective.semihard_share=0.5", "train.epochs=8", "train.n_views=4"]
     )
     dataset = read_dataset(data, val_fraction=config.train.val_fraction, seed=config.train.seed)
-    return train(
-        dataset,
-        config,
-        name=MODEL_ID,
-        settings=settings,
-        resume=True,
-        is_synthetic=True,
-        progress=_scale(progress, _DRAW_SHARE, 1.0 - _DRAW_SHARE),
+    cache = settings.checkpoints_dir / _CACHE_FOLDER
+    share = (1.0 - _DRAW_SHARE) / len(MEMBERS)
+    for index, (name, objective) in enumerate(MEMBERS.items()):
+        if not (settings.checkpoints_dir / name).is_dir():
+            train(
+                dataset,
+                config.with_overrides([f"objective.name={objective}"]),
+                name=name,
+                settings=settings,
+                resume=True,
+                cache_folder=cache,
+                is_synthetic=True,
+                progress=_scale(progress, _DRAW_SHARE + index * share, share),
+            )
+    shutil.rmtree(cache, ignore_errors=True)
+    return build_ensemble(
+        settings.checkpoints_dir,
+        MODEL_ID,
+        list(MEMBERS),
+        min_val_accuracy=config.ensemble.min_val_accuracy,
     )
 
 

@@ -7,7 +7,7 @@ Knows nothing of neighbours, labels or files.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.backbones import Backbone, Tail, build_backbone
-from core.config import EmbedderConfig, RunConfig, Settings
+from core.config import RunConfig, Settings
 from core.errors import ConfigError
 from core.transforms import build_batch, build_views, merge_views
 
@@ -24,29 +24,37 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 _BATCH_SIZE = 8
+_N_CLASSES = 2  # normal and disease
 
 
 class EmbeddingNet(nn.Module):
-    """What is trained and stored: one tail per backbone and the adapter over their features.
+    """What is trained and stored: one tail per backbone, and what stands on their features.
+
+    That is one adapter for the triplet objective, three side by side for the metric ensemble, and
+    a linear classifier for cross-entropy, whose embedding is the pooled features themselves.
 
     BatchNorm inside the tails keeps its pretrained statistics, in training too: batches of the
     cached activations are too small and too alike to re-estimate them.
     """
 
-    def __init__(
-        self, tails: Sequence[Tail], *, n_features: int, config: EmbedderConfig, seed: int
-    ) -> None:
+    def __init__(self, tails: Sequence[Tail], *, n_features: int, config: RunConfig) -> None:
         super().__init__()
         self.tails = nn.ModuleList(tails)
+        sizes = config.embedder
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.adapter = nn.Sequential(
-                nn.Linear(n_features, config.hidden_dim),
-                nn.BatchNorm1d(config.hidden_dim),
-                nn.ReLU(),
-                nn.Dropout(config.dropout),
-                nn.Linear(config.hidden_dim, config.embedding_dim),
+            torch.manual_seed(config.train.seed)
+            self.adapters = nn.ModuleList(
+                nn.Sequential(
+                    nn.Linear(n_features, sizes.hidden_dim),
+                    nn.BatchNorm1d(sizes.hidden_dim),
+                    nn.ReLU(),
+                    nn.Dropout(sizes.dropout),
+                    nn.Linear(sizes.hidden_dim, sizes.embedding_dim),
+                )
+                for _ in range(config.objective.n_adapters)
             )
+            is_classifier = config.objective.n_adapters == 0
+            self.classifier = nn.Linear(n_features, _N_CLASSES) if is_classifier else None
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -55,10 +63,25 @@ class EmbeddingNet(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, activations: Sequence[Tensor]) -> Tensor:
-        """Turn one trunk activation (B, ...) per backbone into (B, D) unit embeddings."""
+    def pool(self, activations: Sequence[Tensor]) -> Tensor:
+        """Turn one trunk activation (B, ...) per backbone into (B, F) features."""
         features = [tail(a.float()) for tail, a in zip(self.tails, activations, strict=True)]
-        return nn.functional.normalize(self.adapter(torch.cat(features, dim=1)), dim=1)
+        return torch.cat(features, dim=1)
+
+    def embed_parts(self, features: Tensor) -> list[Tensor]:
+        """Turn (B, F) features into one (B, D) unit embedding per adapter."""
+        outputs = [adapter(features) for adapter in self.adapters] or [features]
+        return [nn.functional.normalize(output, dim=1) for output in outputs]
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Turn (B, F) features into (B, P * D) unit embeddings, the parts side by side."""
+        parts = self.embed_parts(features)
+        joined: Tensor = torch.cat(parts, dim=1) / len(parts) ** 0.5
+        return joined
+
+    def forward(self, activations: Sequence[Tensor]) -> Tensor:
+        """Turn one trunk activation (B, ...) per backbone into (B, P * D) unit embeddings."""
+        return self.embed(self.pool(activations))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +90,7 @@ class Embedded:
 
     embeddings: NDArray[np.float32]  # (B, D) unit length
     descriptors: NDArray[np.float32]  # (B, P) unit length, pooled frozen activations (novelty)
+    class_probs: NDArray[np.float32] | None = None  # (B, C) of a classifier; None: the KNN votes
     activations: tuple[Tensor, ...] = ()  # per backbone (V, B, ...)
 
 
@@ -89,13 +113,27 @@ class Embedder:
         dtype = torch.bfloat16 if half else torch.float32
         return [output.to(dtype) for output in outputs]
 
-    def embed_activations(self, activations: Sequence[Tensor]) -> Tensor:
-        """Turn (V, B, ...) activations per backbone into (B, D): mean over views, unit length."""
+    def embed_activations(self, activations: Sequence[Tensor]) -> Embedded:
+        """Run the tails on the (V, B, ...) activations of B images, one tensor per backbone.
+
+        Embeddings are the mean over the views, back on the unit sphere; a classifier's
+        probabilities are the mean over the views.
+        """
         n_views = activations[0].shape[0]
         self.net.eval()
         with torch.inference_mode():
-            flat = self.net([a.to(self.device).flatten(0, 1) for a in activations])
-            return merge_views(flat.reshape(n_views, -1, flat.shape[1]))
+            features = self.net.pool([a.to(self.device).flatten(0, 1) for a in activations])
+            flat = self.net.embed(features)
+            # Every adapter has its own sphere, on which its views are merged.
+            n_parts = max(1, len(self.net.adapters))
+            parts = flat.reshape(n_views, -1, flat.shape[1]).chunk(n_parts, dim=2)
+            merged = torch.cat([merge_views(part) for part in parts], dim=1) / n_parts**0.5
+            probs = None
+            if self.net.classifier is not None:
+                by_view = self.net.classifier(features).softmax(dim=1)
+                probs = _to_numpy(by_view.reshape(n_views, -1, _N_CLASSES).mean(dim=0))
+        descriptors = self._compute_descriptors([a[0] for a in activations])
+        return Embedded(_to_numpy(merged), descriptors, probs, tuple(activations))
 
     def embed_batch(self, images: Sequence[NDArray[np.uint8]]) -> Embedded:
         """Embed a few images at once and keep their activations.
@@ -103,15 +141,7 @@ class Embedder:
         Args:
             images: each (H, W, 3) uint8 RGB.
         """
-        preprocess, tta = self.config.preprocess, self.config.embedder.tta
-        views = build_views(build_batch(images, size=preprocess.input_size), tta=tta)
-        outputs = self.run_trunks(views.flatten(0, 1))
-        activations = tuple(a.reshape(len(views), -1, *a.shape[1:]) for a in outputs)
-        return Embedded(
-            embeddings=_to_numpy(self.embed_activations(activations)),
-            descriptors=self.compute_descriptors([a[0] for a in activations]),
-            activations=activations,
-        )
+        return embed_together([self], images)[0]
 
     def embed(
         self,
@@ -130,13 +160,11 @@ class Embedder:
         Raises:
             ShapeError: an image has another shape, or there is none.
         """
-        embeddings, descriptors, pending, n_done = [], [], list[NDArray[np.uint8]](), 0
+        batches, pending, n_done = list[Embedded](), list[NDArray[np.uint8]](), 0
 
         def flush() -> None:
             nonlocal n_done
-            done = self.embed_batch(pending)
-            embeddings.append(done.embeddings)
-            descriptors.append(done.descriptors)
+            batches.append(replace(self.embed_batch(pending), activations=()))
             n_done += len(pending)
             pending.clear()
             if progress and n_images:
@@ -146,17 +174,57 @@ class Embedder:
             pending.append(image)
             if len(pending) == _BATCH_SIZE:
                 flush()
-        if pending or not embeddings:
+        if pending or not batches:
             flush()
-        return Embedded(np.concatenate(embeddings), np.concatenate(descriptors))
+        return join_embedded(batches)
 
-    def compute_descriptors(self, activations: Sequence[Tensor]) -> NDArray[np.float32]:
+    def _compute_descriptors(self, activations: Sequence[Tensor]) -> NDArray[np.float32]:
         """Pool (B, ...) frozen activations: per backbone unit length, then concatenated."""
         pooled = [
             nn.functional.normalize(backbone.tail.pool(a.float()), dim=1)
             for backbone, a in zip(self.backbones, activations, strict=True)
         ]
         return _to_numpy(nn.functional.normalize(torch.cat(pooled, dim=1), dim=1))
+
+
+def join_embedded(batches: Sequence[Embedded]) -> Embedded:
+    """Put the outcomes of several batches into one, without activations."""
+    probs = [batch.class_probs for batch in batches if batch.class_probs is not None]
+    return Embedded(
+        np.concatenate([batch.embeddings for batch in batches]),
+        np.concatenate([batch.descriptors for batch in batches]),
+        np.concatenate(probs) if probs else None,
+    )
+
+
+def embed_together(
+    embedders: Sequence[Embedder], images: Sequence[NDArray[np.uint8]]
+) -> list[Embedded]:
+    """Embed images with several models; a trunk that they have in common runs once.
+
+    Args:
+        embedders: the models, one or more.
+        images: each (H, W, 3) uint8 RGB.
+
+    Returns:
+        One outcome per model, in order.
+    """
+    views: dict[tuple[int, bool], Tensor] = {}
+    outputs: dict[tuple[object, ...], Tensor] = {}
+    embedded = []
+    for embedder in embedders:
+        shape = (embedder.config.preprocess.input_size, embedder.config.embedder.tta)
+        if shape not in views:
+            views[shape] = build_views(build_batch(images, size=shape[0]), tta=shape[1])
+        seen = views[shape]
+        keys = [(b.trunk_hash, embedder.precision, *shape) for b in embedder.backbones]
+        missing = [i for i, key in enumerate(keys) if key not in outputs]
+        if missing:
+            part = replace(embedder, backbones=tuple(embedder.backbones[i] for i in missing))
+            for index, output in zip(missing, part.run_trunks(seen.flatten(0, 1)), strict=True):
+                outputs[keys[index]] = output.reshape(len(seen), -1, *output.shape[1:])
+        embedded.append(embedder.embed_activations([outputs[key] for key in keys]))
+    return embedded
 
 
 def build_embedder(config: RunConfig, settings: Settings) -> Embedder:
@@ -188,8 +256,7 @@ def build_embedder(config: RunConfig, settings: Settings) -> Embedder:
     net = EmbeddingNet(
         [b.tail for b in backbones],
         n_features=sum(b.n_features for b in backbones),
-        config=config.embedder,
-        seed=config.train.seed,
+        config=config,
     )
     precision = choose_precision(config.embedder.precision, device)
     logger.info("embedder on %s, trunks in %s", device, precision)

@@ -27,6 +27,7 @@ from core.errors import DataError, check_shape
 _N_BOOTSTRAP = 2000
 _N_ECE_BINS = 10
 _TEMPERATURES = (0.05, 20.0)
+_TINY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Calibration:
     """A temperature fitted on validation, and what it did there."""
 
     temperature: float
-    k: int  # the vote it was fitted for; sets the smoothing of unanimous votes
+    k: int  # the vote it was fitted for; sets the smoothing of unanimous votes; 0: no vote
     n: int = 0
     ece_before: float = 0.0
     ece_after: float = 0.0
@@ -147,7 +148,7 @@ def fit_calibration(
     Args:
         is_disease: (N,) truth.
         p_disease: (N,) uncalibrated vote share of disease.
-        k: neighbours behind each vote.
+        k: neighbours behind each vote; 0 for probabilities that no vote stands behind.
 
     Reference: Guo et al. 2017, arXiv:1706.04599.
     """
@@ -171,7 +172,8 @@ def fit_calibration(
 
 
 def _smoothed_logit(p_disease: NDArray[np.floating], k: int) -> NDArray[np.float64]:
-    smoothed = (np.asarray(p_disease, dtype=np.float64) * k + 0.5) / (k + 1.0)
+    probs = np.asarray(p_disease, dtype=np.float64)
+    smoothed = (probs * k + 0.5) / (k + 1.0) if k else np.clip(probs, _TINY, 1.0 - _TINY)
     values: NDArray[np.float64] = logit(smoothed)
     return values
 

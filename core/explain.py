@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from core.backbones import Tail
 from core.embedder import Embedder, EmbeddingNet
 from core.errors import ShapeError, check_shape
-from core.knn import Gallery
+from core.knn import Gallery, split_parts
 from core.transforms import merge_views, undo_views
 
 _MIN_DISTANCE = 1e-6
+_MIN_PROBABILITY = 1e-7
 
 
 class _TailCam(GradCAM):  # type: ignore[misc]
@@ -41,19 +42,22 @@ class _VoteModel(nn.Module):
         activations: Sequence[Tensor],
         *,
         index: int,
-        neighbours: Sequence[Tensor],
+        neighbours: Sequence[Sequence[Tensor]],
     ) -> None:
         super().__init__()
         self.net = net
         self.activations = list(activations)
         self.index = index
-        self.neighbours = neighbours  # per class (K, D)
+        self.neighbours = neighbours  # per adapter, per class (K, D)
 
     def forward(self, activation: Tensor) -> Tensor:
         inputs = [*self.activations]
         inputs[self.index] = activation
-        embedding = merge_views(self.net(inputs)[:, None])  # (1, D)
-        return compute_vote_log_odds(embedding, self.neighbours)
+        features = self.net.pool(inputs)
+        if self.net.classifier is not None:
+            return _compute_log_odds(self.net.classifier(features).softmax(dim=1).mean(dim=0))
+        parts = [merge_views(part[:, None]) for part in self.net.embed_parts(features)]
+        return compute_vote_log_odds(parts, self.neighbours)
 
 
 class _ClassTarget:
@@ -66,26 +70,51 @@ class _ClassTarget:
         return output[self.class_index]
 
 
-def compute_vote_log_odds(embedding: Tensor, neighbours: Sequence[Tensor]) -> Tensor:
+def compute_vote_log_odds(
+    parts: Sequence[Tensor], neighbours: Sequence[Sequence[Tensor]]
+) -> Tensor:
     """Log-odds of each class's 1/distance vote, over its own k nearest gallery images.
 
     Taking the k nearest of every class keeps a gradient when the k nearest overall agree, where
     the vote itself is flat at 0 or 1.
 
     Args:
-        embedding: (1, D), with gradient.
-        neighbours: per class the (K, D) embeddings of its nearest gallery images.
+        parts: per adapter the (1, D) embedding, with gradient.
+        neighbours: per adapter and class the (K, D) embeddings of its nearest gallery images.
 
     Returns:
-        (1, C): log of the class's summed weights minus log of all the others'.
+        (1, C): log of the class's share of the vote, mean over the adapters, minus log of the rest.
     """
-    votes = torch.stack(
+    shares = []
+    for part, by_class in zip(parts, neighbours, strict=True):
+        distances = [(part - rows).norm(dim=1).clamp_min(_MIN_DISTANCE) for rows in by_class]
+        votes = torch.stack([(1.0 / distance).sum() for distance in distances])
+        shares.append(votes / votes.sum())
+    return _compute_log_odds(torch.stack(shares).mean(dim=0))
+
+
+def _compute_log_odds(probs: Tensor) -> Tensor:
+    """(C,) probabilities -> (1, C) log-odds, kept finite where one is 0 or 1."""
+    inner = probs.clamp(_MIN_PROBABILITY, 1.0 - _MIN_PROBABILITY)
+    return (inner.log() - (1.0 - inner).log())[None]
+
+
+def find_voters(
+    gallery: Gallery, embedding: NDArray[np.float32], *, k: int, excluded: Sequence[int] = ()
+) -> list[list[NDArray[np.float32]]]:
+    """Per adapter and class, the (K, D) embeddings of the k nearest gallery images.
+
+    Raises:
+        ShapeError: a class has no image left.
+    """
+    points = split_parts(embedding[None], gallery.n_parts)
+    return [
         [
-            (1.0 / (embedding - rows).norm(dim=1).clamp_min(_MIN_DISTANCE)).sum()
-            for rows in neighbours
+            part.embeddings[rows]
+            for rows in find_class_neighbours(part, point[0], k=k, n_classes=2, excluded=excluded)
         ]
-    )
-    return (votes.log() - (votes.sum() - votes).log())[None]
+        for part, point in zip(gallery.parts, points, strict=True)
+    ]
 
 
 def find_class_neighbours(
@@ -117,7 +146,7 @@ def compute_heatmaps(
     activations: Sequence[Tensor],
     *,
     class_index: int,
-    neighbours: Sequence[NDArray[np.float32]],
+    neighbours: Sequence[Sequence[NDArray[np.float32]]],
 ) -> dict[str, NDArray[np.float32]]:
     """Explain the vote for one class on one image.
 
@@ -125,7 +154,7 @@ def compute_heatmaps(
         embedder: the model; hooks are added and always removed.
         activations: per backbone the (V, ...) trunk activations of the image's views.
         class_index: the class argued for.
-        neighbours: per class the (K, D) embeddings of its nearest gallery images.
+        neighbours: what ``find_voters`` found; empty for a classifier.
 
     Returns:
         backbone name -> (h, w) float32 in [0, 1] at the layer's resolution: the mean over the
@@ -133,7 +162,7 @@ def compute_heatmaps(
     """
     # Outside inference mode a copy is an ordinary tensor that autograd may use.
     inputs = [a.to(embedder.device).float().clone() for a in activations]
-    rows = [torch.from_numpy(n).to(embedder.device) for n in neighbours]
+    rows = [[torch.from_numpy(n).to(embedder.device) for n in part] for part in neighbours]
     heatmaps = {}
     for index, backbone in enumerate(embedder.backbones):
         model = _VoteModel(embedder.net, inputs, index=index, neighbours=rows)
@@ -155,6 +184,16 @@ def _compute_heatmap(
     peak = merged.max()
     heatmap: NDArray[np.float32] = (merged / peak if peak > 0 else merged).numpy()
     return heatmap.astype(np.float32)
+
+
+def merge_heatmaps(maps: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:
+    """Weighted mean of the (h, w) heatmaps of several members, its peak back at 1."""
+    height, width = maps[0][1].shape
+    resized = [resize_heatmap(heatmap, height=height, width=width) for _, heatmap in maps]
+    mean = np.average(resized, axis=0, weights=[weight for weight, _ in maps])
+    peak = float(mean.max())
+    merged: NDArray[np.float32] = (mean / peak if peak > 0 else mean).astype(np.float32)
+    return merged
 
 
 def resize_heatmap(heatmap: NDArray[np.float32], *, height: int, width: int) -> NDArray[np.float32]:

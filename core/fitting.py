@@ -1,4 +1,4 @@
-"""The fitting loop: P x M batches out of the trunk cache, triplet loss, Lightning, checkpoints.
+"""The fitting loop: P x M batches out of the trunk cache, the loss, Lightning, checkpoints.
 
 Owns what one optimiser step sees and how the loop survives being killed. Every random draw comes
 from the run's seed and the step it belongs to, so a run that was killed and resumed ends where an
@@ -17,9 +17,17 @@ import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from numpy.typing import NDArray
 from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner, TripletMarginMiner
-from torch import Tensor
+from pytorch_metric_learning.losses import (
+    MultiSimilarityLoss,
+    ProxyAnchorLoss,
+    TripletMarginLoss,
+)
+from pytorch_metric_learning.miners import (
+    BatchHardMiner,
+    MultiSimilarityMiner,
+    TripletMarginMiner,
+)
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from core.config import RunConfig
@@ -28,6 +36,7 @@ from core.trunk_cache import TrunkCache
 
 _STEPS_PER_GROUP = 20  # steps between two checkpoints: what a kill can lose
 _COLLAPSED = 0.02  # spread below this: all images point in nearly the same direction ...
+_PROXY_LR_FACTOR = 100.0  # proxies start at random and must travel (Kim et al. 2020, section 4.2)
 _NOT_APART = 1.1  # ... and classes no farther from each other than from themselves
 
 Log = Callable[[str], None]
@@ -97,8 +106,8 @@ class _StepDataset(Dataset[tuple[list[Tensor], Tensor]]):
         return self.cache.read_views(step.rows, step.views), labels
 
 
-class TripletModule(L.LightningModule):  # type: ignore[misc]
-    """Batch-hard triplet loss on the tails and the adapter, each with its own learning rate.
+class FittingModule(L.LightningModule):  # type: ignore[misc]
+    """The loss of the objective on tails and adapters, each with its own learning rate.
 
     Lightning's epoch is a group of steps here, so that a checkpoint is written every few seconds
     however long a pass over the data takes.
@@ -115,7 +124,16 @@ class TripletModule(L.LightningModule):  # type: ignore[misc]
         self.semi_hard = TripletMarginMiner(
             margin=margin, type_of_triplets="semihard", distance=distance
         )
-        self.loss = TripletMarginLoss(margin=margin, distance=distance)
+        self.triplet = TripletMarginLoss(margin=margin, distance=distance)
+        self.similarity_miner = MultiSimilarityMiner()
+        self.similarity = MultiSimilarityLoss()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)
+            self.proxies = (
+                ProxyAnchorLoss(num_classes=2, embedding_size=config.embedder.embedding_dim)
+                if config.objective.name == "metric-ensemble"
+                else None
+            )
         rows = cache.find_rows("train")
         labels = np.array([cache.records[row].label for row in rows], dtype=np.int64)
         self.steps = [
@@ -146,13 +164,16 @@ class TripletModule(L.LightningModule):  # type: ignore[misc]
     def configure_optimizers(self) -> dict[str, object]:
         """AdamW, differential learning rates, cosine to zero over the whole run."""
         config = self.config.train
-        optimiser = torch.optim.AdamW(
-            [
-                {"params": list(self.net.adapter.parameters()), "lr": config.adapter_lr},
-                {"params": list(self.net.tails.parameters()), "lr": config.tail_lr},
-            ],
-            weight_decay=config.weight_decay,
-        )
+        heads = [self.net.adapters, self.net.classifier]
+        head_params = [p for head in heads if head is not None for p in head.parameters()]
+        groups: list[dict[str, object]] = [
+            {"params": head_params, "lr": config.adapter_lr},
+            {"params": list(self.net.tails.parameters()), "lr": config.tail_lr},
+        ]
+        if self.proxies is not None:
+            rate = config.adapter_lr * _PROXY_LR_FACTOR
+            groups.append({"params": list(self.proxies.parameters()), "lr": rate})
+        optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=len(self.steps))
         return {
             "optimizer": optimiser,
@@ -164,22 +185,38 @@ class TripletModule(L.LightningModule):  # type: ignore[misc]
         torch.manual_seed(self.config.train.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Embed, mine triplets, return the loss.
-
-        Mining the hardest pairs of a net that has learnt nothing can pull all images into one
-        point (Schroff et al. 2015, arXiv:1503.03832, section 3.2): semi-hard ones may go first.
-        """
+        """Return the loss of one batch, and log how far the embedding spreads."""
         activations, labels = batch
-        embeddings = self.net(activations)
-        n_semihard = round(self.config.objective.semihard_share * len(self.steps))
-        miner = self.semi_hard if self.global_step < n_semihard else self.batch_hard
-        loss: Tensor = self.loss(embeddings, labels, miner(embeddings, labels))
-        points = embeddings.detach().cpu().numpy()
+        features = self.net.pool(activations)
+        parts = self.net.embed_parts(features)
+        if self.net.classifier is not None:
+            loss = nn.functional.cross_entropy(self.net.classifier(features), labels)
+        else:
+            loss = self._compute_metric_loss(parts, labels)
+        points = parts[0].detach().cpu().numpy()
         measured = {
             "spread": compute_spread(points),
             "separation": compute_separation(points, labels.cpu().numpy()),
         }
         self.log_dict({"loss": loss, **measured}, batch_size=len(labels))
+        return loss
+
+    def _compute_metric_loss(self, parts: list[Tensor], labels: Tensor) -> Tensor:
+        """Triplet loss on the first adapter; of a metric ensemble, each other one has its own.
+
+        Mining the hardest pairs of a net that has learnt nothing can pull all images into one
+        point (Schroff et al. 2015, arXiv:1503.03832, section 3.2): semi-hard ones may go first.
+
+        Reference: Wang et al. 2019, arXiv:1904.06627 (multi-similarity); Kim et al. 2020,
+        arXiv:2003.13911 (proxy-anchor).
+        """
+        n_semihard = round(self.config.objective.semihard_share * len(self.steps))
+        miner = self.semi_hard if self.global_step < n_semihard else self.batch_hard
+        loss: Tensor = self.triplet(parts[0], labels, miner(parts[0], labels))
+        if self.proxies is not None:
+            _, similar, near_proxy = parts
+            loss = loss + self.similarity(similar, labels, self.similarity_miner(similar, labels))
+            loss = loss + self.proxies(near_proxy, labels)
         return loss
 
 
@@ -205,7 +242,7 @@ class _Saver(L.Callback):  # type: ignore[misc]
         self.write_log = log
         self.progress = progress
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: TripletModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: FittingModule) -> None:
         temporary = self.path.with_suffix(".writing")
         trainer.save_checkpoint(temporary)
         os.replace(temporary, self.path)
@@ -257,7 +294,7 @@ def fit(
         progress: told the share of steps done.
     """
     embedder.net.requires_grad_(True)
-    module = TripletModule(embedder.net, embedder.config, cache=cache)
+    module = FittingModule(embedder.net, embedder.config, cache=cache)
     last = folder / "last.ckpt"
     log("training goes on from the last checkpoint" if last.is_file() else "training begins")
     with warnings.catch_warnings():

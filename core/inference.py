@@ -1,7 +1,8 @@
-"""Image + ModelBundle -> Diagnosis: the single call behind the page, the command line, a notebook.
+"""Image + model -> Diagnosis: the single call behind the page, the command line, a notebook.
 
-Owns the order of the steps and the decision to answer or abstain. Images go one at a time under
-the bundle's lock: several users share one model, and Grad-CAM puts hooks on it.
+Owns the order of the steps, the soft vote of the members, and the decision to answer or abstain.
+A single model is an ensemble of one. Images go one at a time under the model's lock: several users
+share one model, and Grad-CAM puts hooks on it.
 """
 
 import dataclasses
@@ -12,16 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from core import evaluation, explain
-from core.bundle import ModelBundle
-from core.datasets import Dataset, load_record
+from core.bundle import Member, ModelBundle
+from core.datasets import Dataset, Record, load_record
 from core.diagnosis import Diagnosis, LeftOut, MemberVote, Neighbour, Novelty
-from core.embedder import Embedded
+from core.embedder import Embedded, embed_together
+from core.ensemble import Model
 from core.errors import CoreError, DataError, ImageError
 from core.image_io import Image, thumbnail
-from core.knn import compute_shares, vote
+from core.knn import Ballot, cast_votes
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +33,31 @@ _BATCH_SIZE = 8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Vote:
-    """The ledger of one image before it is put into words."""
+    """What one member says of one image."""
 
-    rows: NDArray[np.int64]  # (K,) ascending distance
-    distances: NDArray[np.float32]  # (K,)
-    scores: NDArray[np.float32]  # (C,) summed shares
+    member: Member
+    ballot: Ballot  # of a classifier: its nearest images, which did not vote
+    embedding: NDArray[np.float32]  # (D,)
     p_disease: float  # calibrated
-    related: Mapping[int, str]  # rows that might not vote
+    related: Mapping[int, str]  # gallery rows that might not vote
+    novelty: Novelty
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SplitReading:
+    """A model's answers on one split, before they are summed up."""
+
+    keys: tuple[str, ...]
+    truth: NDArray[np.bool_]  # (N,)
+    p_disease: NDArray[np.float64]  # (N,)
+    member_p: NDArray[np.float64]  # (M, N)
+    is_novel: NDArray[np.bool_]  # (N,)
+    groups: tuple[str, ...]
+    unreadable: Mapping[str, str]
 
 
 def diagnose(
-    bundle: ModelBundle,
+    model: Model,
     images: Sequence[Image],
     *,
     explain: bool = True,
@@ -51,7 +66,7 @@ def diagnose(
     """Answer with the evidence, one Diagnosis per image, in order.
 
     Args:
-        bundle: the model.
+        model: a model or an ensemble.
         images: decoded images; what could not be decoded goes through ``reject``.
         explain: compute the heatmaps (they take about as long as the rest on a CPU).
         progress: told the share done after each image.
@@ -63,24 +78,24 @@ def diagnose(
     diagnoses = []
     for index, image in enumerate(images):
         try:
-            with bundle.lock:
-                diagnoses.append(_diagnose_one(bundle, image, with_heatmaps=explain))
+            with model.lock:
+                diagnoses.append(_diagnose_one(model, image, with_heatmaps=explain))
         except CoreError as err:
-            diagnoses.append(reject(image.name, err, bundle=bundle))
+            diagnoses.append(reject(image.name, err, model=model))
         if progress:
             progress((index + 1) / len(images), f"{index + 1} of {len(images)} images")
     return diagnoses
 
 
-def reject(name: str, error: CoreError, *, bundle: ModelBundle) -> Diagnosis:
+def reject(name: str, error: CoreError, *, model: Model) -> Diagnosis:
     """The record of a file that got no answer, with the reason."""
     return Diagnosis(
         file=name,
         status="rejected",
-        model_id=bundle.model_id,
-        data_id=bundle.data_id,
+        model_id=model.model_id,
+        data_id=model.data_id,
         created=_now(),
-        disease_class=bundle.disease_class,
+        disease_class=model.disease_class,
         error=str(error),
         error_code=error.code,
         error_params=dict(error.params),
@@ -88,12 +103,12 @@ def reject(name: str, error: CoreError, *, bundle: ModelBundle) -> Diagnosis:
 
 
 def evaluate(
-    bundle: ModelBundle, dataset: Dataset, *, split: str, progress: Progress | None = None
+    model: Model, dataset: Dataset, *, split: str, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Measure a model on one split of a data set.
 
     Args:
-        bundle: the model.
+        model: a model or an ensemble.
         dataset: with the same class names as the model's.
         split: "train", "val" or "test". Images that are in the gallery do not vote on themselves.
 
@@ -103,9 +118,17 @@ def evaluate(
     Raises:
         DataError: other classes, an empty split, or one class only.
     """
-    if set(dataset.class_names) != set(bundle.class_names):
+    reading = read_split(model, dataset, split=split, progress=progress)
+    return describe_reading(model, reading, data=dataset.data_id, split=split)
+
+
+def read_split(
+    model: Model, dataset: Dataset, *, split: str, progress: Progress | None = None
+) -> SplitReading:
+    """Answer on every image of a split; see ``evaluate`` for the arguments and errors."""
+    if set(dataset.class_names) != set(model.class_names):
         raise DataError(
-            f"model {bundle.model_id!r} knows the classes {', '.join(bundle.class_names)}; "
+            f"model {model.model_id!r} knows the classes {', '.join(model.class_names)}; "
             f"the data has {', '.join(dataset.class_names)}. Rename the class folders to match.",
             code="data.classes",
         )
@@ -118,16 +141,13 @@ def evaluate(
         )
     unreadable: dict[str, str] = {}
     pending: list[Image] = []
-    truth: list[bool] = []
-    groups: list[str] = []
-    p_disease: list[float] = []
-    is_novel: list[bool] = []
+    read: list[Record] = []
+    votes: list[tuple[_Vote, ...]] = []
 
     def flush() -> None:
-        recent = groups[len(p_disease) :]
-        for voted, novel in _vote_batch(bundle, pending, groups=recent):
-            p_disease.append(voted.p_disease)
-            is_novel.append(novel.is_novel)
+        groups = [record.group or "" for record in read[len(votes) :]]
+        with model.lock:
+            votes.extend(_read_batch(model, pending, groups=groups)[0])
         pending.clear()
 
     for index, record in enumerate(records):
@@ -136,95 +156,141 @@ def evaluate(
         except ImageError as err:
             unreadable[record.key] = str(err)
         else:
-            truth.append(dataset.class_names[record.label] == bundle.disease_class)
-            groups.append(record.group or "")
+            read.append(record)
         if pending and (len(pending) == _BATCH_SIZE or index == len(records) - 1):
             flush()
         if progress:
             progress((index + 1) / len(records), f"{index + 1} of {len(records)} images")
-    if pending:
-        flush()
-    return _describe_evaluation(
-        bundle,
-        split=split,
-        data=dataset.data_id,
-        truth=np.array(truth, dtype=bool),
-        p_disease=np.array(p_disease),
-        is_novel=np.array(is_novel, dtype=bool),
-        groups=groups,
+    return SplitReading(
+        keys=tuple(record.key for record in read),
+        truth=np.array([dataset.class_names[r.label] == model.disease_class for r in read], bool),
+        p_disease=np.array([_mix(v) for v in votes], dtype=np.float64),
+        member_p=np.array([[one.p_disease for one in v] for v in votes], dtype=np.float64).T,
+        is_novel=np.array([_join_novelty(v).is_novel for v in votes], dtype=bool),
+        groups=tuple(record.group or "" for record in read),
         unreadable=unreadable,
     )
 
 
-def _describe_evaluation(
-    bundle: ModelBundle,
-    *,
-    split: str,
-    data: str,
-    truth: NDArray[np.bool_],
-    p_disease: NDArray[np.float64],
-    is_novel: NDArray[np.bool_],
-    groups: list[str],
-    unreadable: dict[str, str],
+def describe_reading(
+    model: Model, reading: SplitReading, *, data: str, split: str
 ) -> dict[str, Any]:
-    report = evaluation.evaluate(truth, p_disease, groups=groups)
-    unsure = np.abs(p_disease - 0.5) < bundle.config.run.knn.abstain_margin
-    answered = ~unsure & ~is_novel
+    """Sum a reading up as the ``evaluate`` JSON of DESIGN section 4."""
+    truth, p_disease = reading.truth, reading.p_disease
+    report = evaluation.evaluate(truth, p_disease, groups=reading.groups)
+    unsure = np.abs(p_disease - 0.5) < model.abstain_margin
+    answered = ~unsure & ~reading.is_novel
     right = (p_disease > 0.5) == truth
+    members = []
+    for member, probs in zip(model.members, reading.member_p, strict=True):
+        own = evaluation.evaluate(truth, probs, groups=reading.groups)
+        members.append(
+            {
+                "model_id": member.bundle.model_id,
+                "weight": member.weight,
+                "accuracy": own.accuracy,
+                "auroc": own.auroc,
+                "k": member.bundle.contents.calibration.k,
+            }
+        )
     return {
-        "model_id": bundle.model_id,
+        "model_id": model.model_id,
         "data": data,
         "split": split,
         **dataclasses.asdict(report),
-        "k": bundle.contents.calibration.k,
-        "tta": bundle.config.run.embedder.tta,
-        "members": [
-            {
-                "model_id": bundle.model_id,
-                "weight": 1.0,
-                "accuracy": report.accuracy,
-                "auroc": report.auroc,
-            }
-        ],
-        # One model agrees with itself; an ensemble fills this in.
-        "agreement": {"agree": report.n, "disagree": 0, "disputed": []},
+        "k": model.lead.contents.calibration.k,
+        "tta": model.lead.config.run.embedder.tta,
+        "members": members,
+        "agreement": _describe_agreement(model, reading),
         "coverage_at_abstention": {
             "coverage": float(answered.mean()),
             "accuracy": float(right[answered].mean()) if answered.any() else None,
             "n_answered": int(answered.sum()),
-            "n_uncertain": int((unsure & ~is_novel).sum()),
-            "n_novel": int(is_novel.sum()),
+            "n_uncertain": int((unsure & ~reading.is_novel).sum()),
+            "n_novel": int(reading.is_novel.sum()),
         },
-        "unreadable": unreadable,
+        "unreadable": dict(reading.unreadable),
     }
 
 
-def _vote_batch(
-    bundle: ModelBundle, images: Sequence[Image], *, groups: Sequence[str]
-) -> list[tuple[_Vote, Novelty]]:
-    with bundle.lock:
-        embedded = bundle.embedder.embed_batch([image.pixels for image in images])
-    novelties = _measure_novelty(bundle, embedded)
-    return [
-        (_vote_one(bundle, embedded.embeddings[i], image=image, group=groups[i]), novelties[i])
-        for i, image in enumerate(images)
+def _describe_agreement(model: Model, reading: SplitReading) -> dict[str, Any]:
+    """On how many images all members call the same class, and the list of the others."""
+    calls = reading.member_p > 0.5
+    is_disputed = (calls != calls[0]).any(axis=0)
+
+    def name(is_disease: bool) -> str:
+        return model.disease_class if is_disease else model.other_class
+
+    return {
+        "agree": int((~is_disputed).sum()),
+        "disagree": int(is_disputed.sum()),
+        "disputed": [
+            {
+                "file": reading.keys[i],
+                "truth": name(bool(reading.truth[i])),
+                "answer": name(bool(reading.p_disease[i] > 0.5)),
+                "members": {
+                    member.bundle.model_id: name(bool(calls[m, i]))
+                    for m, member in enumerate(model.members)
+                },
+            }
+            for i in np.flatnonzero(is_disputed)
+        ],
+    }
+
+
+def _read_batch(
+    model: Model, images: Sequence[Image], *, groups: Sequence[str]
+) -> tuple[list[tuple[_Vote, ...]], list[Embedded]]:
+    """Every member's vote on each image, and what each member made of the batch."""
+    pixels = [image.pixels for image in images]
+    embedded = embed_together([m.bundle.embedder for m in model.members], pixels)
+    votes = [
+        _vote_batch(member, outcome, images, groups=groups)
+        for member, outcome in zip(model.members, embedded, strict=True)
     ]
+    return list(zip(*votes, strict=True)), embedded
 
 
-def _vote_one(
-    bundle: ModelBundle, embedding: NDArray[np.float32], *, image: Image, group: str = ""
-) -> _Vote:
-    gallery, calibration = bundle.gallery, bundle.contents.calibration
+def _vote_batch(
+    member: Member, embedded: Embedded, images: Sequence[Image], *, groups: Sequence[str]
+) -> list[_Vote]:
+    novelties = _measure_novelty(member.bundle, embedded)
+    votes = []
+    for index, (image, group) in enumerate(zip(images, groups, strict=True)):
+        ballot, related = _cast_vote(member, embedded.embeddings[index], image=image, group=group)
+        p_disease = _compute_probability(member.bundle, embedded, ballot, index=index)
+        votes.append(
+            _Vote(member, ballot, embedded.embeddings[index], p_disease, related, novelties[index])
+        )
+    return votes
+
+
+def _cast_vote(
+    member: Member, embedding: NDArray[np.float32], *, image: Image, group: str
+) -> tuple[Ballot, Mapping[int, str]]:
+    gallery = member.bundle.gallery
     related = gallery.find_related(sha256=image.sha256, group=group)
     # A copy of a gallery image brings its whole patient: none of that patient may vote.
     for row in [row for row, reason in related.items() if reason == "duplicate"]:
         others = gallery.find_related(sha256=image.sha256, group=gallery.groups[row])
         related = {**others, **related}
     excluded = [np.array(sorted(related), dtype=np.int64)]
-    distances, rows = gallery.search(embedding[None], calibration.k, excluded=excluded)
-    scores = vote(distances, gallery.labels[rows], n_classes=len(bundle.class_names))[0]
-    p_disease = float(calibration.apply(scores[[bundle.config.disease_index]])[0])
-    return _Vote(rows[0], distances[0], scores, p_disease, related)
+    ballot = cast_votes(gallery, embedding[None], member.bundle.n_shown, excluded=excluded)[0]
+    if not member.bundle.has_vote:
+        ballot = dataclasses.replace(ballot, shares=np.zeros_like(ballot.shares))
+    return ballot, related
+
+
+def _compute_probability(
+    bundle: ModelBundle, embedded: Embedded, ballot: Ballot, *, index: int
+) -> float:
+    disease = bundle.config.disease_index
+    if embedded.class_probs is not None:
+        score = float(embedded.class_probs[index, disease])
+    else:
+        score = float(ballot.sum_by_class(bundle.gallery.labels, n_classes=2)[disease])
+    return float(bundle.contents.calibration.apply(np.array([score]))[0])
 
 
 def _measure_novelty(bundle: ModelBundle, embedded: Embedded) -> list[Novelty]:
@@ -237,135 +303,204 @@ def _measure_novelty(bundle: ModelBundle, embedded: Embedded) -> list[Novelty]:
     ]
 
 
-def _diagnose_one(bundle: ModelBundle, image: Image, *, with_heatmaps: bool) -> Diagnosis:
-    embedded = bundle.embedder.embed_batch([image.pixels])
-    embedding = embedded.embeddings[0]
-    voted = _vote_one(bundle, embedding, image=image)
-    novelty = _measure_novelty(bundle, embedded)[0]
-    disease = bundle.config.disease_index
-    predicted = disease if voted.p_disease > 0.5 else 1 - disease
-    by_class = {disease: voted.p_disease, 1 - disease: 1.0 - voted.p_disease}
-    probabilities = {name: by_class[i] for i, name in enumerate(bundle.class_names)}
-    reason = _find_abstain_reason(bundle, voted, novelty)
+def _mix(votes: Sequence[_Vote]) -> float:
+    """The soft vote: P = sum(w_i P_i) / sum(w_i)."""
+    weights = [vote.member.weight for vote in votes]
+    return float(np.average([vote.p_disease for vote in votes], weights=weights))
+
+
+def _join_novelty(votes: Sequence[_Vote]) -> Novelty:
+    """An image that one member does not know is answered by none."""
+    return Novelty(
+        max(vote.novelty.distance_percentile for vote in votes),
+        any(vote.novelty.is_novel for vote in votes),
+    )
+
+
+def _diagnose_one(model: Model, image: Image, *, with_heatmaps: bool) -> Diagnosis:
+    batches, embedded = _read_batch(model, [image], groups=[""])
+    votes = batches[0]
+    p_disease, novelty = _mix(votes), _join_novelty(votes)
+    is_disease = p_disease > 0.5
+    predicted = model.disease_class if is_disease else model.other_class
+    reason = _find_abstain_reason(model, p_disease, novelty)
     shown = thumbnail(image.pixels, max_px=_SHOWN_PX)
-    heatmaps = {}
-    if with_heatmaps:
-        activations = [a[:, 0] for a in embedded.activations]
-        heatmaps = _draw_heatmaps(
-            bundle, activations, embedding, voted, class_index=predicted, shape=shown.shape
-        )
-    xy = bundle.projection.place(bundle.gallery, embedded.embeddings)[0]
+    heatmaps = (
+        _draw_heatmaps(votes, embedded, predicted=predicted, shape=shown.shape)
+        if with_heatmaps
+        else {}
+    )
+    lead = next(vote for vote in votes if vote.member.bundle is model.lead)
+    xy = model.lead.projection.place(model.lead.gallery, lead.embedding[None])[0]
+    ledger = _write_ledger(model, votes)
+    has_voted = any(vote.member.bundle.has_vote for vote in votes)
     return Diagnosis(
         file=image.name,
         status="abstained" if reason else "answered",
-        model_id=bundle.model_id,
-        data_id=bundle.data_id,
+        model_id=model.model_id,
+        data_id=model.data_id,
         created=_now(),
-        disease_class=bundle.disease_class,
-        predicted_class=bundle.class_names[predicted],
-        probabilities=probabilities,
-        vote_shares={c: float(s) for c, s in zip(bundle.class_names, voted.scores, strict=True)},
-        k=len(voted.rows),
-        neighbours=_write_ledger(bundle, voted),
-        nearest_other=_find_nearest_other(bundle, embedding, voted, predicted=predicted),
-        left_out=tuple(
-            LeftOut(row, bundle.gallery.keys[row], _as_reason(why))
-            for row, why in sorted(voted.related.items())
+        disease_class=model.disease_class,
+        predicted_class=predicted,
+        probabilities=_name_probabilities(model, p_disease),
+        vote_shares={
+            name: sum(n.share for n in ledger if n.class_name == name)
+            for name in model.class_names
+            if has_voted
+        },
+        k=len(ledger),
+        neighbours=ledger,
+        nearest_other=_find_nearest_other(model, lead, ledger, predicted=predicted),
+        left_out=_list_left_out(votes),
+        members=tuple(
+            MemberVote(
+                vote.member.bundle.model_id,
+                _name_probabilities(model, vote.p_disease),
+                vote.member.weight,
+            )
+            for vote in votes
         ),
-        members=(MemberVote(bundle.model_id, probabilities, 1.0),),
         novelty=novelty,
         heatmaps=heatmaps,
-        heatmap_class=bundle.class_names[predicted] if heatmaps else None,
+        heatmap_class=predicted if heatmaps else None,
         map_xy=(float(xy[0]), float(xy[1])),
         pixels=shown,
         abstain_reason=reason,
     )
 
 
+def _name_probabilities(model: Model, p_disease: float) -> dict[str, float]:
+    return {
+        name: p_disease if name == model.disease_class else 1.0 - p_disease
+        for name in model.class_names
+    }
+
+
 def _find_abstain_reason(
-    bundle: ModelBundle, voted: _Vote, novelty: Novelty
+    model: Model, p_disease: float, novelty: Novelty
 ) -> Literal["uncertain", "novel"] | None:
     if novelty.is_novel:
         return "novel"
-    margin = bundle.config.run.knn.abstain_margin
-    return "uncertain" if abs(voted.p_disease - 0.5) < margin else None
+    return "uncertain" if abs(p_disease - 0.5) < model.abstain_margin else None
 
 
-def _as_reason(why: str) -> Literal["duplicate", "group"]:
-    return "duplicate" if why == "duplicate" else "group"
+def _list_left_out(votes: Sequence[_Vote]) -> tuple[LeftOut, ...]:
+    left_out = {}
+    for vote in votes:
+        for row, why in vote.related.items():
+            place = int(vote.member.album_rows[row])
+            reason: Literal["duplicate", "group"] = "duplicate" if why == "duplicate" else "group"
+            left_out[place] = LeftOut(place, vote.member.bundle.gallery.keys[row], reason)
+    return tuple(left_out[place] for place in sorted(left_out))
 
 
-def _write_ledger(bundle: ModelBundle, voted: _Vote) -> tuple[Neighbour, ...]:
-    shares = compute_shares(voted.distances[None])[0]
+def _write_ledger(model: Model, votes: Sequence[_Vote]) -> tuple[Neighbour, ...]:
+    """One line per training image: the members' shares, weighted as the members are."""
+    voting = [v for v in votes if v.member.bundle.has_vote] or list(votes)
+    total = sum(vote.member.weight for vote in voting)
+    shares: dict[int, float] = {}
+    weights: dict[int, float] = {}
+    for vote in voting:
+        part = vote.member.weight / total
+        lines = zip(vote.ballot.rows, vote.ballot.shares, vote.ballot.weights, strict=True)
+        for row, share, weight in lines:
+            place = int(vote.member.album_rows[row])
+            shares[place] = shares.get(place, 0.0) + part * float(share)
+            weights[place] = weights.get(place, 0.0) + part * float(weight)
+    distances = {place: _measure_distance(votes, place) for place in shares}
+    ordered = sorted(shares, key=lambda place: (distances[place], place))
     return tuple(
-        _describe_neighbour(bundle, rank=rank, row=int(row), distance=float(d), share=float(share))
-        for rank, (row, d, share) in enumerate(
-            zip(voted.rows, voted.distances, shares, strict=True), start=1
+        _describe_neighbour(
+            model,
+            rank=rank,
+            place=place,
+            distance=distances[place],
+            weight=weights[place],
+            share=shares[place],
         )
+        for rank, place in enumerate(ordered, start=1)
     )
 
 
+def _measure_distance(votes: Sequence[_Vote], place: int) -> float:
+    """Mean distance over the members that know the training image, weighted as they are."""
+    known = [(vote, vote.member.find_row(place)) for vote in votes]
+    pairs = [
+        (float(np.linalg.norm(vote.member.bundle.gallery.embeddings[row] - vote.embedding)), vote)
+        for vote, row in known
+        if row is not None
+    ]
+    return float(np.average([d for d, _ in pairs], weights=[v.member.weight for _, v in pairs]))
+
+
 def _describe_neighbour(
-    bundle: ModelBundle, *, rank: int, row: int, distance: float, share: float
+    model: Model, *, rank: int, place: int, distance: float, weight: float, share: float
 ) -> Neighbour:
-    label = int(bundle.gallery.labels[row])
+    member, row = model.find_image(place)
+    label = int(member.bundle.gallery.labels[row])
+    class_name = member.bundle.class_names[label]
     return Neighbour(
         rank=rank,
-        index=row,
-        key=bundle.gallery.keys[row],
-        label=label,
-        class_name=bundle.class_names[label],
+        index=place,
+        key=member.bundle.gallery.keys[row],
+        label=model.class_names.index(class_name),
+        class_name=class_name,
         distance=distance,
-        weight=1.0 / max(distance, 1e-9),
+        weight=weight,
         share=share,
     )
 
 
 def _find_nearest_other(
-    bundle: ModelBundle, embedding: NDArray[np.float32], voted: _Vote, *, predicted: int
+    model: Model, lead: _Vote, ledger: Sequence[Neighbour], *, predicted: str
 ) -> Neighbour | None:
-    """The nearest case of the class that was not predicted; its share is 0 if it did not vote."""
-    gallery = bundle.gallery
-    distances = np.linalg.norm(gallery.embeddings - embedding, axis=1)
-    distances[gallery.labels == predicted] = np.inf
-    distances[list(voted.related)] = np.inf
+    """The lead's nearest case of the class not predicted; share 0 if it did not vote."""
+    gallery = lead.member.bundle.gallery
+    label = lead.member.bundle.class_names.index(predicted)
+    all_distances = np.linalg.norm(gallery.embeddings - lead.embedding, axis=1)
+    distances = all_distances.copy()
+    distances[gallery.labels == label] = np.inf
+    distances[list(lead.related)] = np.inf
     row = int(distances.argmin())
     if not np.isfinite(distances[row]):
         return None
-    for neighbour in _write_ledger(bundle, voted):
-        if neighbour.index == row:
+    place = int(lead.member.album_rows[row])
+    for neighbour in ledger:
+        if neighbour.index == place:
             return neighbour
-    rank = int((np.linalg.norm(gallery.embeddings - embedding, axis=1) < distances[row]).sum()) + 1
+    distance = float(distances[row])
     return _describe_neighbour(
-        bundle, rank=rank, row=row, distance=float(distances[row]), share=0.0
+        model,
+        rank=int((all_distances < distance).sum()) + 1,
+        place=place,
+        distance=distance,
+        weight=1.0 / max(distance, 1e-9),
+        share=0.0,
     )
 
 
 def _draw_heatmaps(
-    bundle: ModelBundle,
-    activations: Sequence[Tensor],
-    embedding: NDArray[np.float32],
-    voted: _Vote,
-    *,
-    class_index: int,
-    shape: tuple[int, ...],
+    votes: Sequence[_Vote], embedded: Sequence[Embedded], *, predicted: str, shape: tuple[int, ...]
 ) -> dict[str, NDArray[np.float32]]:
-    rows = explain.find_class_neighbours(
-        bundle.gallery,
-        embedding,
-        k=bundle.contents.calibration.k,
-        n_classes=len(bundle.class_names),
-        excluded=tuple(voted.related),
-    )
-    heatmaps = explain.compute_heatmaps(
-        bundle.embedder,
-        activations,
-        class_index=class_index,
-        neighbours=[bundle.gallery.embeddings[r] for r in rows],
-    )
+    """One heatmap per backbone: the weighted mean over the members that see through it."""
+    drawn: dict[str, list[tuple[float, NDArray[np.float32]]]] = {}
+    for vote, outcome in zip(votes, embedded, strict=True):
+        bundle = vote.member.bundle
+        heatmaps = explain.compute_heatmaps(
+            bundle.embedder,
+            [a[:, 0] for a in outcome.activations],
+            class_index=bundle.class_names.index(predicted),
+            neighbours=explain.find_voters(
+                bundle.gallery, vote.embedding, k=bundle.n_shown, excluded=tuple(vote.related)
+            )
+            if bundle.has_vote
+            else (),
+        )
+        for name, heatmap in heatmaps.items():
+            drawn.setdefault(name, []).append((vote.member.weight, heatmap))
     return {
-        name: explain.resize_heatmap(heatmap, height=shape[0], width=shape[1])
-        for name, heatmap in heatmaps.items()
+        name: explain.resize_heatmap(explain.merge_heatmaps(maps), height=shape[0], width=shape[1])
+        for name, maps in drawn.items()
     }
 
 

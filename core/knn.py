@@ -5,7 +5,7 @@ can take its place. Distances are Euclidean between unit embeddings: 0 (same) to
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import faiss
@@ -18,7 +18,11 @@ from core.errors import DataError, ShapeError, check_shape
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """The training images that may vote, one row each. Rows are never changed."""
+    """The training images that may vote, one row each. Rows are never changed.
+
+    A model of several adapters keeps their embeddings side by side in a row, all together of unit
+    length; each part votes by itself and the mean of the votes counts.
+    """
 
     embeddings: NDArray[np.float32]  # (N, D) unit length
     labels: NDArray[np.int64]  # (N,)
@@ -26,9 +30,15 @@ class Gallery:
     splits: tuple[str, ...]
     groups: tuple[str, ...]  # patient; empty text where unknown
     sha256: tuple[str, ...]
+    n_parts: int = 1
 
     def __post_init__(self) -> None:
         check_shape("embeddings", self.embeddings, (None, None))
+        if self.embeddings.shape[1] % self.n_parts:
+            raise ShapeError(
+                f"embeddings: expected a width that {self.n_parts} parts share, got "
+                f"{self.embeddings.shape[1]}."
+            )
         n = len(self.embeddings)
         check_shape("labels", self.labels, (n,))
         for name in ("keys", "splits", "groups", "sha256"):
@@ -86,6 +96,16 @@ class Gallery:
                 distances[row, np.isin(found[row], barred)] = np.inf
         order = np.lexsort((found, distances), axis=1)[:, :k]
         return np.take_along_axis(distances, order, 1), np.take_along_axis(found, order, 1)
+
+    @cached_property
+    def parts(self) -> tuple["Gallery", ...]:
+        """One gallery per adapter, each with unit embeddings."""
+        if self.n_parts == 1:
+            return (self,)
+        return tuple(
+            replace(self, embeddings=part, n_parts=1)
+            for part in split_parts(self.embeddings, self.n_parts)
+        )
 
     def find_related(self, *, sha256: str, group: str = "") -> dict[int, str]:
         """Return the rows that may not vote on an image, each with "duplicate" or "group"."""
@@ -171,6 +191,64 @@ def vote(
     return np.stack([np.where(labels == c, shares, 0.0).sum(1) for c in range(n_classes)], axis=1)
 
 
+def split_parts(embeddings: NDArray[np.float32], n_parts: int) -> list[NDArray[np.float32]]:
+    """Cut (N, P * D) rows into P arrays (N, D) of unit rows."""
+    blocks = np.split(embeddings, n_parts, axis=1)
+    return [np.ascontiguousarray(block) * np.float32(np.sqrt(n_parts)) for block in blocks]
+
+
+@dataclass(frozen=True, eq=False)
+class Ballot:
+    """The vote on one query: every gallery row that took part, nearest first."""
+
+    rows: NDArray[np.int64]  # (M,)
+    distances: NDArray[np.float32]  # (M,) between the whole embeddings
+    weights: NDArray[np.float64]  # (M,) 1 / distance, summed over the parts that found the row
+    shares: NDArray[np.float64]  # (M,) of the vote; they sum to 1
+
+    def sum_by_class(self, labels: NDArray[np.int64], *, n_classes: int) -> NDArray[np.float64]:
+        """Add the shares up by class: (n_classes,)."""
+        sums: NDArray[np.float64] = np.zeros(n_classes)
+        np.add.at(sums, labels[self.rows], self.shares)
+        return sums
+
+
+def cast_votes(
+    gallery: Gallery,
+    queries: NDArray[np.float32],
+    k: int,
+    *,
+    excluded: Sequence[NDArray[np.int64]] | None = None,
+) -> list[Ballot]:
+    """Let the k nearest rows vote on each query; with several parts, k rows in each of them.
+
+    Args:
+        gallery: the rows that may vote.
+        queries: (Q, P * D) float32.
+        k: voters per part.
+        excluded: for each query the rows that may not vote.
+
+    Raises:
+        ShapeError, DataError: as ``Gallery.search``.
+    """
+    found = [
+        part.search(points, k, excluded=excluded)
+        for part, points in zip(gallery.parts, split_parts(queries, gallery.n_parts), strict=True)
+    ]
+    shares = [compute_shares(distances) / gallery.n_parts for distances, _ in found]
+    ballots = []
+    for query, point in enumerate(queries):
+        rows, place = np.unique(np.concatenate([r[query] for _, r in found]), return_inverse=True)
+        share, weight = np.zeros(len(rows)), np.zeros(len(rows))
+        np.add.at(share, place, np.concatenate([s[query] for s in shares]))
+        inverse = [1.0 / np.maximum(d[query].astype(np.float64), 1e-9) for d, _ in found]
+        np.add.at(weight, place, np.concatenate(inverse))
+        distance = np.linalg.norm(gallery.embeddings[rows] - point, axis=1)
+        order = np.lexsort((rows, distance))
+        ballots.append(Ballot(rows[order], distance[order], weight[order], share[order]))
+    return ballots
+
+
 @dataclass(frozen=True)
 class KScore:
     """What one K scored on validation."""
@@ -225,12 +303,18 @@ def search_k(
             "validation holds one class only; K cannot be chosen. Add images of the other class.",
             code="knn.one_class",
         )
-    distances, rows = gallery.search(queries, fitting[-1], excluded=excluded)
-    found = gallery.labels[rows]
+    found = [
+        part.search(points, fitting[-1], excluded=excluded)
+        for part, points in zip(gallery.parts, split_parts(queries, gallery.n_parts), strict=True)
+    ]
     n_classes = int(max(gallery.labels.max(), labels.max())) + 1
     scores = []
     for k in fitting:
-        probs = vote(distances[:, :k], found[:, :k], n_classes=n_classes)
+        votes = [
+            vote(distances[:, :k], gallery.labels[rows[:, :k]], n_classes=n_classes)
+            for distances, rows in found
+        ]
+        probs = np.mean(votes, axis=0)
         accuracy = float(np.mean(probs.argmax(1) == labels))
         auroc = float(roc_auc_score(labels == disease_index, probs[:, disease_index]))
         scores.append(KScore(k, accuracy, auroc))

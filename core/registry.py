@@ -11,13 +11,13 @@ from pathlib import Path
 
 from core.bundle import (
     MODEL_ID,
-    ModelBundle,
     read_bundle,
     read_bundle_config,
     read_json,
     write_text,
 )
 from core.config import Settings
+from core.ensemble import Model, is_ensemble, read_ensemble, read_record
 from core.errors import CheckpointError, CoreError
 
 _ACTIVE_FILE = "active"
@@ -39,6 +39,7 @@ class ModelSummary:
     val_auroc: float | None = None
     n_gallery: int = 0
     k: int = 0
+    members: tuple[str, ...] = ()  # of an ensemble
     problem: str | None = None
 
 
@@ -52,6 +53,8 @@ def list_models(directory: Path) -> list[ModelSummary]:
 
 def _summarise(folder: Path) -> ModelSummary:
     try:
+        if is_ensemble(folder):
+            return _summarise_ensemble(folder)
         config = read_bundle_config(folder)
         metrics = read_json(folder / "metrics.json")
     except CoreError as err:
@@ -69,6 +72,28 @@ def _summarise(folder: Path) -> ModelSummary:
         val_auroc=report.get("auroc"),
         n_gallery=int(metrics.get("n_gallery", 0)),
         k=int(metrics.get("k", 0)),
+    )
+
+
+def _summarise_ensemble(folder: Path) -> ModelSummary:
+    record = read_record(folder)
+    members = tuple(member.model_id for member in record.members)
+    summaries = [_summarise(folder.parent / model_id) for model_id in members]
+    metrics = read_json(folder / "metrics.json")
+    report = metrics.get("validation", {})
+    return ModelSummary(
+        model_id=folder.name,
+        preset="ensemble",
+        created=record.created,
+        weights_sha256=record.weights_sha256,
+        data_id="+".join(dict.fromkeys(summary.data_id for summary in summaries)),
+        class_names=record.class_names,
+        disease_class=record.disease_class,
+        val_accuracy=report.get("accuracy"),
+        val_auroc=report.get("auroc"),
+        n_gallery=int(metrics.get("n_gallery", 0)),
+        members=members,
+        problem=next((summary.problem for summary in summaries if summary.problem), None),
     )
 
 
@@ -98,9 +123,16 @@ def delete_model(directory: Path, model_id: str) -> None:
     """Remove a bundle; the folder disappears from the listing before its files go.
 
     Raises:
-        CheckpointError: no such model.
+        CheckpointError: no such model, or an ensemble still needs it.
     """
     folder = directory / find_model(directory, model_id).model_id
+    users = [m.model_id for m in list_models(directory) if model_id in m.members]
+    if users:
+        raise CheckpointError(
+            f"model {model_id!r} is a member of {', '.join(users)}; delete that first.",
+            code="checkpoint.in_use",
+            params={"model_id": model_id, "users": ", ".join(users)},
+        )
     doomed = directory / f".deleted-{folder.name}-{os.getpid()}"
     folder.rename(doomed)
     shutil.rmtree(doomed)
@@ -125,12 +157,13 @@ def find_model(directory: Path, model_id: str) -> ModelSummary:
     )
 
 
-def load_bundle(directory: Path, model_id: str, *, settings: Settings | None = None) -> ModelBundle:
-    """Load a listed model with its backbones; see ``bundle.read_bundle`` for what can fail.
+def load_bundle(directory: Path, model_id: str, *, settings: Settings | None = None) -> Model:
+    """Load a listed model or ensemble with its backbones.
 
     Raises:
         CheckpointError: no such model, or it is damaged.
         BackboneError: its backbones' pretrained parameters are not to be had here.
     """
     folder = directory / find_model(directory, model_id).model_id
-    return read_bundle(folder, settings or Settings.from_env())
+    read = read_ensemble if is_ensemble(folder) else read_bundle
+    return read(folder, settings or Settings.from_env())

@@ -23,10 +23,10 @@ from core import evaluation, novelty, projection
 from core.bundle import BackboneInfo, BundleConfig, Contents, check_model_id, save_bundle
 from core.config import RunConfig, Settings
 from core.datasets import Dataset
-from core.embedder import Embedder, Progress, build_embedder
+from core.embedder import Embedded, Embedder, Progress, build_embedder, join_embedded
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.fitting import Log, compute_separation, compute_spread, find_collapse, fit
-from core.knn import Gallery, search_k, vote
+from core.knn import Gallery, KSearch, cast_votes, search_k
 from core.trunk_cache import TrunkCache
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def train(
     settings: Settings,
     resume: bool = False,
     cache_trunk: bool = True,
+    cache_folder: Path | None = None,
     is_synthetic: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -56,6 +57,7 @@ def train(
         settings: where checkpoints go, device, threads.
         resume: go on with an interrupted run of this name; begins anew if there is none.
         cache_trunk: keep trunk activations on disk while training.
+        cache_folder: where; given, it is kept for the next run on the same data and views.
         is_synthetic: marks models of the drawn demo images.
         progress: told the share done and a sentence with the time left.
 
@@ -81,7 +83,9 @@ def train(
         log(f"run {name}: preset {config.preset}, {len(dataset.records)} images")
         embedder = build_embedder(config, settings)
         records = [*dataset.subset("train"), *dataset.subset("val")]
-        cache = TrunkCache(folder / "cache", embedder, records, is_stored=cache_trunk)
+        cache = TrunkCache(
+            cache_folder or folder / "cache", embedder, records, is_stored=cache_trunk
+        )
         _build_cache(cache, log=log, progress=progress)
         _check_enough(dataset, cache)
         report = _with_eta(progress, "training", start=_CACHE_SHARE, share=0.96 - _CACHE_SHARE)
@@ -95,7 +99,8 @@ def train(
         bundle_config = _describe(embedder, dataset, name=name, is_synthetic=is_synthetic)
         contents = dataclasses.replace(contents, card=_write_card(bundle_config, contents))
         written = save_bundle(settings.checkpoints_dir, bundle_config, embedder, contents)
-        cache.delete()
+        if cache_folder is None:
+            cache.delete()
     shutil.rmtree(folder, ignore_errors=True)
     if progress:
         progress(1.0, f"model {name} is ready")
@@ -213,20 +218,18 @@ def _say_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def _embed_split(
-    embedder: Embedder, cache: TrunkCache, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Embeddings and novelty descriptors of cached rows, with the views a query would get."""
-    embeddings, descriptors = [], []
+def _embed_split(embedder: Embedder, cache: TrunkCache, rows: NDArray[np.int64]) -> Embedded:
+    """Embed cached rows with the views a query would get."""
+    batches = []
     for start in range(0, len(rows), _EMBED_ROWS):
         activations = cache.read_clean(rows[start : start + _EMBED_ROWS])
-        embeddings.append(embedder.embed_activations(activations).float().cpu().numpy())
-        descriptors.append(embedder.compute_descriptors([a[0] for a in activations]))
-    return np.concatenate(embeddings), np.concatenate(descriptors)
+        embedded = embedder.embed_activations(activations)
+        batches.append(dataclasses.replace(embedded, activations=()))
+    return join_embedded(batches)
 
 
 def _build_gallery(
-    cache: TrunkCache, rows: NDArray[np.int64], embeddings: NDArray[np.float32]
+    cache: TrunkCache, rows: NDArray[np.int64], embeddings: NDArray[np.float32], *, n_parts: int
 ) -> Gallery:
     records = [cache.records[row] for row in rows]
     return Gallery(
@@ -236,37 +239,31 @@ def _build_gallery(
         splits=tuple(record.split for record in records),
         groups=tuple(record.group or "" for record in records),
         sha256=tuple(cache.compute_sha256(int(row)) for row in rows),
+        n_parts=n_parts,
     )
 
 
 def _finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log) -> Contents:
     config = embedder.config
     train_rows, val_rows = cache.find_rows("train"), cache.find_rows("val")
-    embeddings, descriptors = _embed_split(embedder, cache, train_rows)
-    queries, _ = _embed_split(embedder, cache, val_rows)
-    gallery = _build_gallery(cache, train_rows, embeddings)
+    known = _embed_split(embedder, cache, train_rows)
+    held_out = _embed_split(embedder, cache, val_rows)
+    embeddings, queries = known.embeddings, held_out.embeddings
+    n_parts = max(1, config.objective.n_adapters)
+    gallery = _build_gallery(cache, train_rows, embeddings, n_parts=n_parts)
     labels = np.array([cache.records[row].label for row in val_rows], dtype=np.int64)
-    related = [
-        gallery.find_related(
-            sha256=cache.compute_sha256(int(row)), group=cache.records[row].group or ""
+    is_disease = labels == dataset.disease_index
+    if held_out.class_probs is not None:
+        found = KSearch(0, ())  # nobody votes
+        scores = held_out.class_probs[:, dataset.disease_index].astype(np.float64)
+    else:
+        found, scores = _vote_on_validation(
+            cache, dataset, gallery, queries, val_rows, labels, config=config
         )
-        for row in val_rows
-    ]
-    excluded = [np.array(sorted(rows), dtype=np.int64) for rows in related]
-    found = search_k(
-        gallery,
-        queries,
-        labels,
-        candidates=config.knn.k_candidates,
-        disease_index=dataset.disease_index,
-        excluded=excluded,
-    )
-    distances, rows = gallery.search(queries, found.k, excluded=excluded)
-    probs = vote(distances, gallery.labels[rows], n_classes=len(dataset.class_names))
-    p_disease, is_disease = probs[:, dataset.disease_index], labels == dataset.disease_index
-    calibration = evaluation.fit_calibration(is_disease, p_disease, k=found.k)
+    calibration = evaluation.fit_calibration(is_disease, scores, k=found.k)
+    p_disease = calibration.apply(scores)
     groups = [cache.records[row].group or "" for row in val_rows]
-    report = evaluation.evaluate(is_disease, calibration.apply(p_disease), groups=groups)
+    report = evaluation.evaluate(is_disease, p_disease, groups=groups)
     spread = compute_spread(embeddings)
     separation = compute_separation(queries, labels)
     collapse = find_collapse(spread, separation)
@@ -274,7 +271,7 @@ def _finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log
     mapped = projection.fit(embeddings, seed=config.train.seed)
     return Contents(
         gallery=gallery,
-        novelty=novelty.fit(descriptors),
+        novelty=novelty.fit(known.descriptors),
         gallery_xy=mapped.gallery_xy,
         projection_key=mapped.cache_key,
         calibration=calibration,
@@ -282,6 +279,12 @@ def _finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log
             "k": found.k,
             "n_gallery": len(gallery),
             "validation": dataclasses.asdict(report),
+            "validation_answers": {
+                "keys": [cache.records[row].key for row in val_rows],
+                "groups": groups,
+                "is_disease": is_disease.tolist(),
+                "p_disease": [round(float(p), 6) for p in p_disease],
+            },
             "k_search": [dataclasses.asdict(score) for score in found.scores],
             "spread": spread,
             "separation": separation,
@@ -291,6 +294,38 @@ def _finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log
         thumbnails=tuple(cache.read_thumbnail(int(row)) for row in train_rows),
         card="",
     )
+
+
+def _vote_on_validation(
+    cache: TrunkCache,
+    dataset: Dataset,
+    gallery: Gallery,
+    queries: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    *,
+    config: RunConfig,
+) -> tuple[KSearch, NDArray[np.float64]]:
+    """Choose K, and the share of the vote for disease of every validation image."""
+    related = [
+        gallery.find_related(
+            sha256=cache.compute_sha256(int(row)), group=cache.records[row].group or ""
+        )
+        for row in rows
+    ]
+    excluded = [np.array(sorted(barred), dtype=np.int64) for barred in related]
+    found = search_k(
+        gallery,
+        queries,
+        labels,
+        candidates=config.knn.k_candidates,
+        disease_index=dataset.disease_index,
+        excluded=excluded,
+    )
+    ballots = cast_votes(gallery, queries, found.k, excluded=excluded)
+    n_classes = len(dataset.class_names)
+    shares = [ballot.sum_by_class(gallery.labels, n_classes=n_classes) for ballot in ballots]
+    return found, np.array(shares)[:, dataset.disease_index]
 
 
 def _describe(
@@ -327,6 +362,8 @@ def _write_card(config: BundleConfig, contents: Contents) -> str:
         f"- {info.name}: {info.source_kind} ({info.source_location}), licence {info.licence}"
         for info in config.backbones
     )
+    k = contents.metrics["k"]
+    vote = f"K = {k}" if k else "no vote: a linear classifier answers"
     kind = "SYNTHETIC demo images" if config.is_synthetic else "images"
     return f"""# {config.model_id}
 
@@ -336,7 +373,7 @@ Research use, not a diagnosis.
 - Data {config.data_id}: {len(contents.gallery)} {kind} vote; classes
   {", ".join(config.class_names)}; disease is {config.class_names[config.disease_index]}
 - Validation, {report["n"]} images: accuracy {report["accuracy"]:.3f} (95 % CI {low:.3f} to
-  {high:.3f}), AUROC {report["auroc"]:.3f}, K = {contents.metrics["k"]}
+  {high:.3f}), AUROC {report["auroc"]:.3f}, {vote}
 - {config.run.train.epochs} epochs, seed {config.run.train.seed}; gallery and queries embedded with
   {4 if config.run.embedder.tta else 1} views, trunks in {config.precision}
 

@@ -5,6 +5,7 @@ input (core.backbones), because two backbones of one model may want different st
 Images are squashed to a square, so a heatmap goes back to the image by a plain resize.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,7 +42,7 @@ def build_batch(images: Sequence[NDArray[np.uint8]], *, size: int) -> Tensor:
 def augment(
     image: NDArray[np.uint8], *, config: PreprocessConfig, rng: np.random.Generator
 ) -> Tensor:
-    """Draw one training view: crop, flips, rotation, brightness and contrast.
+    """Draw one training view: crop, flips, rotation, exposure, blur and noise.
 
     Args:
         image: (H, W, 3) uint8 RGB; not modified.
@@ -66,6 +67,15 @@ def augment(
     view = F.rotate(view, angle, interpolation=_BILINEAR).float() / 255.0
     view = F.adjust_brightness(view, 1.0 + float(rng.uniform(-1, 1)) * config.brightness)
     view = F.adjust_contrast(view, 1.0 + float(rng.uniform(-1, 1)) * config.contrast)
+    if config.gamma:
+        view = F.adjust_gamma(view, 2.0 ** float(rng.uniform(-1, 1) * config.gamma))
+    if config.blur:
+        sigma = max(0.01, float(rng.uniform(0, config.blur)))
+        view = F.gaussian_blur(view, 2 * math.ceil(2 * sigma) + 1, [sigma, sigma])
+    if config.noise:
+        deviation = float(rng.uniform(0, config.noise))
+        grains = rng.standard_normal(view.shape[-2:], dtype=np.float32) * deviation
+        view = (view + torch.from_numpy(grains)).clamp(0.0, 1.0)
     assert isinstance(view, Tensor)
     return view
 

@@ -102,7 +102,7 @@ def build_map(
     _ = translate
     figure = go.Figure()
     _add_lines(figure, diagnosis, gallery_xy, name=_("line to a voting image"))
-    voters = [n.index for n in diagnosis.neighbours]
+    voters = [n.index for n in diagnosis.neighbours if n.index < len(gallery_xy)]
     rows = sample_rows(len(gallery_xy), always=voters)
     for index, name in enumerate(class_names):
         mine = rows[labels[rows] == index]
@@ -171,7 +171,8 @@ def _add_lines(
     x0, y0 = diagnosis.map_xy
     xs: list[float | None] = []
     ys: list[float | None] = []
-    for neighbour in diagnosis.neighbours:
+    on_map = [n for n in diagnosis.neighbours if n.index < len(gallery_xy)]
+    for neighbour in on_map:  # a member's image that the lead does not know has no place
         x1, y1 = gallery_xy[neighbour.index].tolist()
         xs += [x0, x1, None]
         ys += [y0, y1, None]

@@ -6,8 +6,8 @@ Shows what the Diagnosis record holds and computes nothing.
 import pandas as pd
 import streamlit as st
 
-from core.bundle import ModelBundle
 from core.diagnosis import Diagnosis
+from core.ensemble import Model
 from pages import _charts as charts
 from pages import _shared as shared
 from pages._diagnose_evidence import show_heatmaps, show_map, show_neighbours
@@ -15,7 +15,7 @@ from pages._diagnose_intake import n_frames_of, sample_truth
 from pages._text import _, class_label, describe_error, moment, percent, plain
 
 
-def show_case(bundle: ModelBundle, case_id: str, diagnosis: Diagnosis) -> None:
+def show_case(model: Model, case_id: str, diagnosis: Diagnosis) -> None:
     """Answer, ledger, heatmaps, map and provenance of one case."""
     st.subheader(plain(diagnosis.file), divider="gray")
     _choose_frame(case_id)
@@ -26,19 +26,19 @@ def show_case(bundle: ModelBundle, case_id: str, diagnosis: Diagnosis) -> None:
     with left:
         _show_image(case_id, diagnosis)
     with right:
-        _show_answer(bundle, diagnosis)
+        _show_answer(model, diagnosis)
     if diagnosis.abstain_reason == "novel":
         with st.expander(_("What the model would have compared it with")):
-            _show_evidence(bundle, diagnosis)
+            _show_evidence(model, diagnosis)
     else:
-        _show_evidence(bundle, diagnosis)
+        _show_evidence(model, diagnosis)
     _show_provenance(diagnosis)
 
 
-def _show_evidence(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
-    show_neighbours(bundle, diagnosis)
+def _show_evidence(model: Model, diagnosis: Diagnosis) -> None:
+    show_neighbours(model, diagnosis)
     show_heatmaps(diagnosis)
-    show_map(bundle, diagnosis)
+    show_map(model, diagnosis)
     if len(diagnosis.members) > 1:
         _show_members(diagnosis)
 
@@ -89,7 +89,7 @@ def _show_image(case_id: str, diagnosis: Diagnosis) -> None:
         )
 
 
-def _show_answer(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
+def _show_answer(model: Model, diagnosis: Diagnosis) -> None:
     predicted = class_label(diagnosis.predicted_class or "")
     is_disease = diagnosis.predicted_class == diagnosis.disease_class
     if diagnosis.abstain_reason == "novel":
@@ -102,15 +102,15 @@ def _show_answer(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
         with st.container(key="answer-uncertain"):
             st.markdown("## " + _("No answer: too close to call"))
             st.markdown(_("Leaning: {name}").format(name=f"**{plain(predicted)}**"))
-            _show_probability(bundle, diagnosis)
+            _show_probability(model, diagnosis)
         return
     with st.container(key="answer-disease" if is_disease else "answer-other"):
         mark = "◆" if is_disease else "●"
         st.markdown(f"## {mark} " + _("Answer: {name}").format(name=plain(predicted)))
-        _show_probability(bundle, diagnosis)
+        _show_probability(model, diagnosis)
 
 
-def _show_probability(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
+def _show_probability(model: Model, diagnosis: Diagnosis) -> None:
     parts = [
         f"{plain(class_label(c))} **{percent(p)}**"
         for c, p in sorted(
@@ -126,7 +126,7 @@ def _show_probability(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
         ),
     )
     st.plotly_chart(
-        charts.build_probability_bar(diagnosis, bundle.class_names, label=class_label),
+        charts.build_probability_bar(diagnosis, model.class_names, label=class_label),
         config={"displayModeBar": False},
         key="diagnose_probability",
     )

@@ -3,8 +3,8 @@
 import pandas as pd
 import streamlit as st
 
-from core.bundle import ModelBundle
 from core.diagnosis import Diagnosis, Neighbour
+from core.ensemble import Model
 from core.explain import overlay
 from pages import _charts as charts
 from pages import _shared as shared
@@ -14,7 +14,7 @@ _N_CARDS = 16  # shown at once; the rest of a long ledger on request
 _ALL_KEY = "diagnose_all_neighbours"
 
 
-def show_neighbours(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
+def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
     """The vote ledger as pictures, its sum by class, and what was kept out of it."""
     st.markdown("#### " + _("Nearest training images, and their share of the vote"))
     sums = " · ".join(
@@ -35,8 +35,8 @@ def show_neighbours(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
         shown = shown[:_N_CARDS]
     with st.grid("auto", min_column_width=120, gap=("small", "xsmall")):
         for neighbour in shown:
-            _show_card(bundle, diagnosis, neighbour)
-    _show_nearest_other(bundle, diagnosis)
+            _show_card(model, diagnosis, neighbour)
+    _show_nearest_other(model, diagnosis)
     _show_left_out(diagnosis)
     _show_ledger(diagnosis)
 
@@ -46,13 +46,13 @@ def _mark(class_name: str, diagnosis: Diagnosis) -> str:
 
 
 def _show_card(
-    bundle: ModelBundle, diagnosis: Diagnosis, neighbour: Neighbour, *, place: str = "vote"
+    model: Model, diagnosis: Diagnosis, neighbour: Neighbour, *, place: str = "vote"
 ) -> None:
     kind = "disease" if neighbour.class_name == diagnosis.disease_class else "other"
     label = class_label(neighbour.class_name)
     with st.container(key=f"card-{kind}-{place}-{neighbour.rank}"):
         st.image(
-            bundle.thumbnail(neighbour.index),
+            model.thumbnail(neighbour.index),
             width="stretch",
             output_format="PNG",
             alt=_("Training image number {rank}, labelled {name}").format(
@@ -69,17 +69,17 @@ def _show_card(
         if neighbour.share > 0:
             lines.append(_("weight {w}").format(w=f"{neighbour.weight:.2f}"))
         st.markdown("  \n".join(f":small[{line}]" for line in lines))
-        if not bundle.has_original(neighbour.index):
+        if not model.has_original(neighbour.index):
             st.markdown(":small[:material/link_off: " + _("original has moved") + "]")
 
 
-def _show_nearest_other(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
+def _show_nearest_other(model: Model, diagnosis: Diagnosis) -> None:
     other = diagnosis.nearest_other
     if other is None:
         return
     with st.container(horizontal=True, gap="small", key="nearest-other"):
         with st.container(width=150):
-            _show_card(bundle, diagnosis, other, place="nearest")
+            _show_card(model, diagnosis, other, place="nearest")
         with st.container(width=420):
             st.markdown(
                 _("**The nearest image that says otherwise**, labelled {name}.").format(
@@ -181,7 +181,7 @@ def show_heatmaps(diagnosis: Diagnosis) -> None:
                 st.caption(_("Seen by {backbone}").format(backbone=plain(backbone)))
 
 
-def show_map(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
+def show_map(model: Model, diagnosis: Diagnosis) -> None:
     """The gallery in two dimensions with this image's place in it."""
     if diagnosis.map_xy is None:
         return
@@ -195,10 +195,10 @@ def show_map(bundle: ModelBundle, diagnosis: Diagnosis) -> None:
     st.plotly_chart(
         charts.build_map(
             diagnosis,
-            bundle.projection.gallery_xy,
-            bundle.gallery.labels,
-            bundle.gallery.keys,
-            bundle.class_names,
+            model.projection.gallery_xy,
+            model.gallery.labels,
+            model.gallery.keys,
+            model.class_names,
             translate=_,
             label=class_label,
         ),

@@ -14,9 +14,9 @@ from typing import Any
 import streamlit as st
 
 from core import image_io, inference, phantom
-from core.bundle import ModelBundle
 from core.config import Settings
 from core.diagnosis import Diagnosis
+from core.ensemble import Model
 from core.errors import CoreError, ImageError
 from core.image_io import Image
 from pages import _shared as shared
@@ -32,7 +32,7 @@ Source = tuple[str, str, Callable[[int], Image]]
 ResultKey = tuple[str, int, str]  # content (sha256 or sample), frame, model id
 
 
-def show_intake(bundle: ModelBundle) -> list[Any]:
+def show_intake(model: Model) -> list[Any]:
     """Draw the uploader and the samples; return the uploads within the limit on their number."""
     settings = Settings.from_env()
     left, right = st.columns([1, 1], gap="medium")
@@ -53,7 +53,7 @@ def show_intake(bundle: ModelBundle) -> list[Any]:
         word = json.dumps(_("Choose files"), ensure_ascii=False)
         st.html(f"<style>.st-key-{shared.UPLOADS_KEY} {{ --upload-word: {word}; }}</style>")
     with right:
-        _show_samples(bundle)
+        _show_samples(model)
     n_over = len(uploads) - settings.max_files
     if n_over > 0:
         st.warning(
@@ -67,8 +67,8 @@ def show_intake(bundle: ModelBundle) -> list[Any]:
     return list(uploads[: settings.max_files])
 
 
-def _show_samples(bundle: ModelBundle) -> None:
-    if not bundle.is_synthetic:
+def _show_samples(model: Model) -> None:
+    if not model.is_synthetic:
         st.session_state.pop(shared.SAMPLES_KEY, None)
         st.caption(_("Sample images exist only for the demo model."))
         return
@@ -93,18 +93,18 @@ def sample_truth(case_id: str) -> bool | None:
     return {f"sample-{seed}": truth for seed, truth in SAMPLES.items()}.get(case_id)
 
 
-def collect_cases(bundle: ModelBundle, uploads: list[Any]) -> dict[str, Diagnosis]:
+def collect_cases(model: Model, uploads: list[Any]) -> dict[str, Diagnosis]:
     """Case id -> Diagnosis for all that is uploaded or picked; reads what is not known yet."""
     sources = {upload.file_id: _source_of_upload(upload) for upload in uploads}
     seeds = st.session_state.get(shared.SAMPLES_KEY) or []
     sources |= {f"sample-{seed}": _source_of_sample(seed) for seed in seeds if seed in SAMPLES}
     frames: dict[str, int] = st.session_state.setdefault(shared.FRAMES_KEY, {})
     keys = {
-        case_id: (content, frames.get(case_id, 0), bundle.model_id)
+        case_id: (content, frames.get(case_id, 0), model.model_id)
         for case_id, (_name, content, _read) in sources.items()
     }
     results = _forget_removed(keys)
-    _read_missing(bundle, sources, keys, results)
+    _read_missing(model, sources, keys, results)
     return {
         case_id: dataclasses.replace(results[keys[case_id]], file=name)
         for case_id, (name, _content, _read) in sources.items()
@@ -162,7 +162,7 @@ def _forget_removed(keys: dict[str, ResultKey]) -> dict[ResultKey, Diagnosis]:
 
 
 def _read_missing(
-    bundle: ModelBundle,
+    model: Model,
     sources: dict[str, Source],
     keys: dict[str, ResultKey],
     results: dict[ResultKey, Diagnosis],
@@ -178,24 +178,24 @@ def _read_missing(
         )
         bar.progress(done / len(todo), text=text)
         if keys[case_id] not in results:  # the same file may be there twice
-            results[keys[case_id]] = _read_one(bundle, sources[case_id], key=keys[case_id])
+            results[keys[case_id]] = _read_one(model, sources[case_id], key=keys[case_id])
     bar.empty()
     if st.session_state.get(shared.CASE_KEY) not in todo:  # a new file comes on view
         st.session_state[shared.CASE_KEY] = todo[0]
 
 
-def _read_one(bundle: ModelBundle, source: Source, *, key: ResultKey) -> Diagnosis:
+def _read_one(model: Model, source: Source, *, key: ResultKey) -> Diagnosis:
     name, content, read = source
     try:
         image = read(key[1])
         st.session_state[shared.N_FRAMES_KEY][content] = image.n_frames
-        return inference.diagnose(bundle, [image])[0]
+        return inference.diagnose(model, [image])[0]
     except CoreError as error:
-        return inference.reject(name, error, bundle=bundle)
+        return inference.reject(name, error, model=model)
     except Exception:  # one bad file must not take the good results with it
         logger.exception("unexpected error while one image was read")
         error = CoreError(
             "something went wrong with this file; the server log has the details.",
             code="unexpected",
         )
-        return inference.reject(name, error, bundle=bundle)
+        return inference.reject(name, error, model=model)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import streamlit as st
 
 from core import registry
-from core.bundle import ModelBundle
 from core.config import Settings
+from core.ensemble import Model
 from core.errors import CoreError
 from pages._text import _, describe
 
@@ -31,7 +31,7 @@ RESULTS_KEY = "diagnose_results"  # (sha256, frame, model id) -> Diagnosis
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _load_bundle(model_id: str, weights_sha256: str) -> ModelBundle:  # noqa: ARG001 - cache key
+def _load_model(model_id: str, weights_sha256: str) -> Model:  # noqa: ARG001 - cache key
     settings = Settings.from_env()
     return registry.load_bundle(settings.checkpoints_dir, model_id, settings=settings)
 
@@ -42,7 +42,7 @@ def list_usable_models() -> list[registry.ModelSummary]:
     return [m for m in models if m.problem is None]
 
 
-def require_model() -> ModelBundle:
+def require_model() -> Model:
     """The chosen model, loaded once per server; the page ends here with a sentence without one."""
     models = {m.model_id: m for m in list_usable_models()}
     active = registry.active_model_id(Settings.from_env().checkpoints_dir)
@@ -54,7 +54,7 @@ def require_model() -> ModelBundle:
         st.caption(_("Without make: {command}").format(command="`python -m core demo`"))
         st.stop()
     with st.spinner(_("Loading the model …")):
-        return _load_bundle(summary.model_id, summary.weights_sha256)
+        return _load_model(summary.model_id, summary.weights_sha256)
 
 
 @contextmanager

@@ -5,8 +5,8 @@ import base64
 import pandas as pd
 import streamlit as st
 
-from core.bundle import ModelBundle
 from core.diagnosis import Diagnosis, dump_json, to_csv
+from core.ensemble import Model
 from core.image_io import encode_png, thumbnail
 from pages import _shared as shared
 from pages._diagnose_case import show_case
@@ -175,9 +175,9 @@ def _show_downloads(cases: dict[str, Diagnosis]) -> None:
 
 def main() -> None:
     """The page."""
-    bundle: ModelBundle = shared.require_model()
-    uploads = show_intake(bundle)
-    cases = collect_cases(bundle, uploads)
+    model: Model = shared.require_model()
+    uploads = show_intake(model)
+    cases = collect_cases(model, uploads)
     if not cases:
         st.info(
             _(
@@ -192,7 +192,7 @@ def main() -> None:
         _show_worklist(cases)
         _show_case_picker(cases)
     case_id = st.session_state[shared.CASE_KEY]
-    show_case(bundle, case_id, cases[case_id])
+    show_case(model, case_id, cases[case_id])
     _show_downloads(cases)
 
 

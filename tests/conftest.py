@@ -11,6 +11,7 @@ from core.bundle import ModelBundle
 from core.config import RunConfig, Settings, build_preset
 from core.datasets import Dataset, read_dataset
 from core.demo import build_demo
+from core.ensemble import Ensemble
 from core.registry import load_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +46,7 @@ def tiny_config() -> RunConfig:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoints folder with a finished tiny-random model called demo."""
+    """A checkpoints folder with two tiny-random models and their ensemble called demo."""
     directory = tmp_path_factory.mktemp("checkpoints")
     config = build_preset("tiny-random")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=0.25))
@@ -56,7 +57,17 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoints: Path) -> ModelBundle:
-    return load_bundle(tiny_checkpoints, "demo", settings=Settings(device="cpu"))
+    """The triplet member of the demo."""
+    bundle = load_bundle(tiny_checkpoints, "demo-triplet", settings=Settings(device="cpu"))
+    assert isinstance(bundle, ModelBundle)
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_ensemble(tiny_checkpoints: Path) -> Ensemble:
+    ensemble = load_bundle(tiny_checkpoints, "demo", settings=Settings(device="cpu"))
+    assert isinstance(ensemble, Ensemble)
+    return ensemble
 
 
 @pytest.fixture

@@ -30,16 +30,16 @@ FILES = {
 @pytest.fixture
 def models(tiny_checkpoints: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    shutil.copytree(tiny_checkpoints / "demo", tmp_path / "models" / "demo")
+    shutil.copytree(tiny_checkpoints / "demo-triplet", tmp_path / "models" / "demo")
     return tmp_path / "models"
 
 
 def test_the_folder_holds_what_design_names_and_no_trunk(tiny_checkpoints: Path) -> None:
-    folder = tiny_checkpoints / "demo"
+    folder = tiny_checkpoints / "demo-triplet"
     assert {path.name for path in folder.iterdir()} == FILES
     keys = load_file(folder / "weights.safetensors")
-    assert {key.split(".")[0] for key in keys} == {"tails", "adapter"}
-    assert not list(tiny_checkpoints.glob(".runs/demo/*"))
+    assert {key.split(".")[0] for key in keys} == {"tails", "adapters"}
+    assert not list(tiny_checkpoints.glob(".runs/*/*"))
     assert "Research use" in (folder / "card.md").read_text(encoding="utf-8")
 
 
@@ -109,7 +109,7 @@ def edit_config(models: Path, **changes: object) -> None:
 def test_other_weights_than_recorded_are_refused(models: Path) -> None:
     path = models / "demo" / "weights.safetensors"
     state = load_file(path)
-    name = "adapter.0.bias"
+    name = "adapters.0.0.bias"
     save_file({**state, name: state[name] + 1}, path)
     with pytest.raises(CheckpointError, match="does not match its recorded hash"):
         registry.load_bundle(models, "demo", settings=CPU)
@@ -120,7 +120,7 @@ def test_nan_weights_are_refused(models: Path) -> None:
 
     path = models / "demo" / "weights.safetensors"
     state = load_file(path)
-    state["adapter.0.bias"] = np.full_like(state["adapter.0.bias"], np.nan)
+    state["adapters.0.0.bias"] = np.full_like(state["adapters.0.0.bias"], np.nan)
     save_file(state, path)
     edit_config(models, weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(CheckpointError, match="not numbers"):

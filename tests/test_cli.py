@@ -66,14 +66,25 @@ def test_evaluate_models_audit_and_demo(
     assert run("evaluate", "--model", "demo", "--data", str(data), "--json", str(out)) == 0
     assert json.loads(out.read_text(encoding="utf-8"))["n"] == 16
     assert run("models", "--json", str(out)) == 0
-    (listed,) = json.loads(out.read_text(encoding="utf-8"))
-    assert listed["is_active"]
-    assert listed["model_id"] == "demo"
+    listed = json.loads(out.read_text(encoding="utf-8"))
+    assert [m["model_id"] for m in listed] == ["demo", "demo-metric", "demo-triplet"]
+    assert [m["is_active"] for m in listed] == [True, False, False]
     assert run("audit", "--data", str(data), "--json", str(out)) == 0
     assert json.loads(out.read_text(encoding="utf-8"))["n_images"] == 64
     before = (tiny_checkpoints / "demo" / "config.json").stat().st_mtime_ns
     assert run("demo") == 0
     assert (tiny_checkpoints / "demo" / "config.json").stat().st_mtime_ns == before
+    assert "exists" in capsys.readouterr().err
+
+
+def test_ensemble_of_two_models_and_its_refusals(
+    run, tiny_checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ("ensemble", "--members", "demo-triplet,demo-metric", "--name")
+    assert run(*pair, "gated", "--min-val-accuracy", "1.0") == 2
+    assert "below the gate of 1.00" in capsys.readouterr().err
+    assert not (tiny_checkpoints / "gated").exists()
+    assert run(*pair, "demo", "--min-val-accuracy", "0") == 2
     assert "exists" in capsys.readouterr().err
 
 
@@ -97,7 +108,7 @@ def test_train_then_resume_of_a_finished_model(run, tiny_checkpoints: Path, tmp_
         ),
         (
             ("train", "--data", ".", "--name", "m", "--objective", "luck"),
-            "objective must be one of triplet, got 'luck'",
+            "objective must be one of triplet, cross-entropy, metric-ensemble, got 'luck'",
         ),
         (("evaluate", "--model", "demo", "--data", "/nowhere"), "there is no data at /nowhere"),
     ],

@@ -63,8 +63,8 @@ def test_the_seed_fixes_the_adapter_and_leaves_the_global_state() -> None:
     one, two = build_embedder(config, CPU), build_embedder(config, CPU)
     other = build_embedder(config.with_overrides(["train.seed=7"]), CPU)
     assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(one.net.adapter[0].weight, two.net.adapter[0].weight)
-    assert not torch.equal(one.net.adapter[0].weight, other.net.adapter[0].weight)
+    assert torch.equal(one.net.adapters[0][0].weight, two.net.adapters[0][0].weight)
+    assert not torch.equal(one.net.adapters[0][0].weight, other.net.adapters[0][0].weight)
 
 
 def test_batch_norm_of_the_tails_keeps_its_statistics_in_training() -> None:
@@ -73,7 +73,7 @@ def test_batch_norm_of_the_tails_keeps_its_statistics_in_training() -> None:
     norms = [m for m in net.tails.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms
     assert not any(m.training for m in norms)
-    assert net.adapter[1].training
+    assert net.adapters[0][1].training
 
 
 @pytest.mark.slow

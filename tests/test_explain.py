@@ -14,6 +14,8 @@ from core.explain import (
     compute_heatmaps,
     compute_vote_log_odds,
     find_class_neighbours,
+    find_voters,
+    merge_heatmaps,
     overlay,
     resize_heatmap,
 )
@@ -23,7 +25,7 @@ from core.phantom import draw
 def test_the_target_by_hand_and_its_gradient() -> None:
     embedding = torch.tensor([[1.0, 0.0]], requires_grad=True)
     near, far = torch.tensor([[1.0, 0.5]]), torch.tensor([[1.0, -2.0]])
-    log_odds = compute_vote_log_odds(embedding, [near, far])
+    log_odds = compute_vote_log_odds([embedding], [[near, far]])
     # weights 2 and 0.5: odds 4 to 1
     torch.testing.assert_close(log_odds, torch.tensor([[np.log(4.0), -np.log(4.0)]]).float())
     (gradient,) = torch.autograd.grad(log_odds[0, 0], embedding)
@@ -44,12 +46,11 @@ def test_neighbours_of_each_class_equal_a_plain_search(tiny_bundle: ModelBundle)
 
 def explain_one(bundle: ModelBundle, class_index: int) -> dict[str, np.ndarray]:
     embedded = bundle.embedder.embed_batch([draw(900001, is_diseased=True, size=96).pixels])
-    rows = find_class_neighbours(bundle.gallery, embedded.embeddings[0], k=3, n_classes=2)
     return compute_heatmaps(
         bundle.embedder,
         [a[:, 0] for a in embedded.activations],
         class_index=class_index,
-        neighbours=[bundle.gallery.embeddings[r] for r in rows],
+        neighbours=find_voters(bundle.gallery, embedded.embeddings[0], k=3),
     )
 
 
@@ -92,7 +93,7 @@ def test_a_map_points_at_what_moves_the_vote() -> None:
         embedder,
         [a[:, 0] for a in query.activations],
         class_index=1,
-        neighbours=[reference[:1], reference[1:] + np.float32(0.01)],
+        neighbours=[[reference[:1], reference[1:] + np.float32(0.01)]],
     )
     mean = np.mean([resize_heatmap(m, height=288, width=288) for m in maps.values()], axis=0)
     inside = mean[54:120, 168:234].mean()
@@ -106,6 +107,22 @@ def test_resizing_keeps_the_range_and_the_geometry() -> None:
     assert large.shape == (40, 80)
     assert np.unravel_index(large.argmax(), large.shape)[0] < 10
     assert np.unravel_index(large.argmax(), large.shape)[1] > 60
+
+
+def test_the_target_of_several_adapters_is_their_mean_vote() -> None:
+    one = torch.tensor([[1.0, 0.0]])
+    near, far = torch.tensor([[1.0, 0.5]]), torch.tensor([[1.0, -2.0]])
+    # shares 0.8 and 0.2 in the first, 0.2 and 0.8 in the second: the mean is a tie
+    log_odds = compute_vote_log_odds([one, one], [[near, far], [far, near]])
+    torch.testing.assert_close(log_odds, torch.zeros(1, 2), atol=1e-5, rtol=0)
+
+
+def test_heatmaps_of_members_are_weighted() -> None:
+    left, right = np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32)
+    left[:, 0], right[:, 1] = 1.0, 1.0
+    merged = merge_heatmaps([(3.0, left), (1.0, right)])
+    np.testing.assert_allclose(merged, [[1.0, 1 / 3], [1.0, 1 / 3]], rtol=1e-5)
+    assert merge_heatmaps([(1.0, np.zeros((2, 2), np.float32))]).max() == 0
 
 
 def test_overlay_by_hand() -> None:

@@ -108,7 +108,7 @@ def test_a_photograph_is_farther_than_any_eye(tiny_bundle: ModelBundle) -> None:
 def test_a_bad_file_is_a_record_with_its_reason(tiny_bundle: ModelBundle) -> None:
     with pytest.raises(ImageError) as caught:
         decode(b"hello")
-    rejected = reject("note.png", caught.value, bundle=tiny_bundle)
+    rejected = reject("note.png", caught.value, model=tiny_bundle)
     assert rejected.status == "rejected"
     assert rejected.error_code == "image.not_an_image"
     raw = to_json(rejected)

@@ -5,7 +5,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from core.errors import DataError, ShapeError
-from core.knn import Gallery, compute_shares, search_k, vote
+from core.knn import Gallery, cast_votes, compute_shares, search_k, split_parts, vote
 
 
 def build_gallery(embeddings: np.ndarray, labels: list[int], **columns: tuple[str, ...]) -> Gallery:
@@ -138,3 +138,43 @@ def test_impossible_searches_say_why(rng: np.random.Generator) -> None:
         compute_shares(np.array([[-1.0]], dtype=np.float32))
     with pytest.raises(DataError, match="gallery is empty"):
         build_gallery(np.empty((0, 4)), [])
+
+
+def test_the_ballot_of_two_parts_by_hand() -> None:
+    """Two adapters, one voter each: every row has half of the vote, or all of it."""
+    up, right = [0.0, 1.0], [1.0, 0.0]
+    rows = np.array([up + up, right + right, up + right], dtype=np.float32) / np.sqrt(2)
+    gallery = Gallery(
+        embeddings=rows.astype(np.float32),
+        labels=np.array([0, 1, 1]),
+        keys=("a", "b", "c"),
+        splits=("train",) * 3,
+        groups=("",) * 3,
+        sha256=("1", "2", "3"),
+        n_parts=2,
+    )
+    for part in split_parts(gallery.embeddings, 2):
+        np.testing.assert_allclose(np.linalg.norm(part, axis=1), 1.0, rtol=1e-6)
+    first, second = [0.1, np.sqrt(0.99)], [0.995, np.sqrt(1 - 0.995**2)]
+    query = np.array([first + second], dtype=np.float32) / np.float32(np.sqrt(2))
+    (ballot,) = cast_votes(gallery, query, 1)
+    # the first part finds row 0 (row 2 ties and comes later), the second finds row 1
+    assert sorted(ballot.rows.tolist()) == [0, 1]
+    assert ballot.shares == pytest.approx([0.5, 0.5])
+    assert ballot.sum_by_class(gallery.labels, n_classes=2) == pytest.approx([0.5, 0.5])
+    (barred,) = cast_votes(gallery, query, 1, excluded=[np.array([0])])
+    assert sorted(barred.rows.tolist()) == [1, 2]
+
+
+def test_one_part_votes_as_the_plain_vote(rng: np.random.Generator) -> None:
+    points = rng.normal(size=(30, 4)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    names = tuple(map(str, range(20)))
+    labels = rng.integers(0, 2, 20)
+    gallery = Gallery(points[:20], labels, names, names, ("",) * 20, names)
+    distances, rows = gallery.search(points[20:], 5)
+    expected = vote(distances, labels[rows], n_classes=2)
+    for query, ballot in enumerate(cast_votes(gallery, points[20:], 5)):
+        assert ballot.rows.tolist() == rows[query].tolist()
+        assert ballot.weights == pytest.approx(1 / distances[query], rel=1e-5)
+        assert ballot.sum_by_class(labels, n_classes=2) == pytest.approx(expected[query], rel=1e-5)

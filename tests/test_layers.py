@@ -14,8 +14,8 @@ LAYERS = {
     2: {"datasets", "backbones", "knn", "novelty", "evaluation"},
     3: {"audit", "embedder", "projection"},
     4: {"explain", "bundle", "trunk_cache"},
-    5: {"registry", "fitting", "inference"},
-    6: {"training"},
+    5: {"ensemble", "fitting"},
+    6: {"registry", "inference", "training"},
     7: {"demo"},
     8: {"__main__"},
 }

@@ -12,8 +12,8 @@ from PIL import Image as PILImage
 from streamlit.testing.v1 import AppTest
 
 from core import inference, phantom
-from core.bundle import ModelBundle
 from core.diagnosis import Diagnosis, LeftOut, MemberVote, Novelty
+from core.ensemble import Ensemble, Model
 from core.image_io import Image, encode_png
 from pages import _shared as shared
 
@@ -72,7 +72,7 @@ def alter(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     """Let the real model answer, then change the record: states a tiny model does not reach."""
     real = inference.diagnose
 
-    def diagnose(bundle: ModelBundle, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
+    def diagnose(bundle: Model, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
         return [dataclasses.replace(d, **changes) for d in real(bundle, images, **options)]
 
     monkeypatch.setattr(inference, "diagnose", diagnose)
@@ -154,7 +154,7 @@ def test_a_rerun_computes_nothing_and_a_removed_file_is_forgotten(
     calls: list[str] = []
     real = inference.diagnose
 
-    def diagnose(bundle: ModelBundle, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
+    def diagnose(bundle: Model, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
         calls.extend(image.name for image in images)
         return real(bundle, images, **options)
 
@@ -197,7 +197,7 @@ def test_samples_are_read_labelled_and_removed(app: AppTest) -> None:
 def test_samples_are_not_offered_for_other_models(
     app: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ModelBundle, "is_synthetic", False)
+    monkeypatch.setattr(Ensemble, "is_synthetic", False)
     app.run()
     assert not app.pills
     assert "Sample images exist only for the demo model" in words(app)
@@ -266,7 +266,7 @@ def test_copies_members_and_moved_originals_are_said(
     )
     left_out = (LeftOut(0, "x", "duplicate"), LeftOut(1, "y", "group"))
     alter(monkeypatch, members=members, left_out=left_out, status="answered", abstain_reason=None)
-    monkeypatch.setattr(ModelBundle, "has_original", lambda _self, _index: False)
+    monkeypatch.setattr(Ensemble, "has_original", lambda _self, _index: False)
     upload(app, picture())
     assert "It did not vote." in words(app)
     assert "1 training image of the same patient was kept out" in words(app)
@@ -279,7 +279,7 @@ def test_a_fault_in_one_file_leaves_the_others(
 ) -> None:
     real = inference.diagnose
 
-    def diagnose(bundle: ModelBundle, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
+    def diagnose(bundle: Model, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
         if images[0].name == "b.png":
             raise RuntimeError("boom")
         return real(bundle, images, **options)
@@ -310,10 +310,10 @@ def test_file_names_are_never_markup(app: AppTest) -> None:
 def test_an_error_of_the_model_is_shown_and_a_bug_is_not(
     app: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_bundle: ModelBundle) -> bool:
+    def fail(_bundle: Model) -> bool:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(ModelBundle, "is_synthetic", property(fail))
+    monkeypatch.setattr(Ensemble, "is_synthetic", property(fail))
     app.run()
     assert not app.exception
     assert "Something went wrong on the server" in words(app)

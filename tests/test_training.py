@@ -18,7 +18,7 @@ from core.datasets import Dataset, read_dataset
 from core.embedder import build_embedder
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.fitting import (
-    TripletModule,
+    FittingModule,
     compute_separation,
     compute_spread,
     draw_steps,
@@ -80,7 +80,7 @@ def test_one_step_changes_tails_and_adapter_and_never_the_trunks(
     records = [*phantom_dataset.subset("train"), *phantom_dataset.subset("val")]
     cache = TrunkCache(tmp_path / "cache", embedder, records)
     cache.build()
-    module = TripletModule(embedder.net.requires_grad_(True), config, cache=cache)
+    module = FittingModule(embedder.net.requires_grad_(True), config, cache=cache)
     optimiser = module.configure_optimizers()["optimizer"]
     assert [group["lr"] for group in optimiser.param_groups] == [1e-3, 5e-6]
     n_trainable = sum(p.numel() for group in optimiser.param_groups for p in group["params"])
@@ -91,7 +91,7 @@ def test_one_step_changes_tails_and_adapter_and_never_the_trunks(
     step = module.steps[0]
     labels = torch.tensor([records[row].label for row in step.rows])
     embeddings = embedder.net(cache.read_views(step.rows, step.views))
-    loss = module.loss(embeddings, labels, module.batch_hard(embeddings, labels))
+    loss = module.triplet(embeddings, labels, module.batch_hard(embeddings, labels))
     loss.backward()
     optimiser.step()
     assert float(loss.detach()) > 0
@@ -108,7 +108,7 @@ def test_batch_hard_takes_the_farthest_positive_and_the_nearest_negative(
     embedder = build_embedder(config, settings_for(tmp_path))
     cache = TrunkCache(tmp_path / "c", embedder, phantom_dataset.subset("train"))
     cache.build()
-    module = TripletModule(embedder.net, config, cache=cache)
+    module = FittingModule(embedder.net, config, cache=cache)
     angles = torch.tensor([0.0, 0.3, 1.0, 0.5, 2.0])
     embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
     labels = torch.tensor([0, 0, 0, 1, 1])

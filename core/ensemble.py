@@ -1,0 +1,363 @@
+"""Several models that vote: the ensemble's record on disk, its gate, and the loaded whole.
+
+Owns who may vote with whom and with what weight. An ensemble stores no parameters: it names its
+members, and trunks that they share are kept once in memory and run once per image.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core import evaluation
+from core.bundle import (
+    BundleConfig,
+    Member,
+    ModelBundle,
+    check_model_id,
+    read_bundle,
+    read_bundle_config,
+    read_json,
+    write_text,
+)
+from core.config import SCHEMA_VERSION, Settings, build_record
+from core.errors import CheckpointError, ConfigError
+from core.knn import Gallery
+from core.projection import Projection
+
+KIND = "ensemble"
+
+
+@dataclass(frozen=True)
+class MemberRecord:
+    """A member by name and by the hash of its parameters."""
+
+    model_id: str
+    weights_sha256: str
+    weight: float  # its validation accuracy
+
+
+@dataclass(frozen=True)
+class EnsembleRecord:
+    """config.json of an ensemble."""
+
+    model_id: str
+    created: str  # ISO 8601, UTC
+    members: tuple[MemberRecord, ...]
+    class_names: tuple[str, ...]
+    disease_class: str
+    min_val_accuracy: float
+    kind: str = KIND
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash over the members' parameters and weights."""
+        text = "\n".join(f"{m.weights_sha256}:{m.weight}" for m in self.members)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """A loaded ensemble. Shared by every user: read-only; hold ``lock`` while it computes.
+
+    Its album is every training image that some member knows, the lead's gallery first.
+    """
+
+    record: EnsembleRecord
+    members: tuple[Member, ...]
+    metrics: dict[str, Any]
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def model_id(self) -> str:
+        """Name of its folder."""
+        return self.record.model_id
+
+    @cached_property
+    def lead(self) -> ModelBundle:
+        """The member with the largest weight: its map is shown."""
+        return max(self.members, key=lambda member: member.weight).bundle
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """As the lead orders them, normal first."""
+        return self.lead.class_names
+
+    @property
+    def disease_class(self) -> str:
+        """Name of the positive class."""
+        return self.lead.disease_class
+
+    @property
+    def other_class(self) -> str:
+        """Name of the class that is not the disease."""
+        return self.lead.other_class
+
+    @property
+    def abstain_margin(self) -> float:
+        """No answer where the probability is within this of 0.5."""
+        return self.lead.abstain_margin
+
+    @property
+    def data_id(self) -> str:
+        """Hashes of the members' training data."""
+        return "+".join(dict.fromkeys(member.bundle.data_id for member in self.members))
+
+    @property
+    def created(self) -> str:
+        """When it was put together, ISO 8601, UTC."""
+        return self.record.created
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether a member was trained on the drawn demo images."""
+        return any(member.bundle.is_synthetic for member in self.members)
+
+    @property
+    def gallery(self) -> Gallery:
+        """The lead's gallery: the first rows of the album, and the map."""
+        return self.lead.gallery
+
+    @property
+    def projection(self) -> Projection:
+        """The lead's map."""
+        return self.lead.projection
+
+    def find_image(self, index: int) -> tuple[Member, int]:
+        """The first member that knows an album place, and its gallery row there."""
+        for member in sorted(self.members, key=lambda m: m.bundle is not self.lead):
+            row = member.find_row(index)
+            if row is not None:
+                return member, row
+        raise IndexError(index)
+
+    def thumbnail(self, index: int) -> NDArray[np.uint8]:
+        """Picture of an album place, (h, w, 3) uint8, at most 256 px."""
+        member, row = self.find_image(index)
+        return member.bundle.thumbnail(row)
+
+    def has_original(self, index: int) -> bool:
+        """Whether the training image still lies where it was."""
+        member, row = self.find_image(index)
+        return member.bundle.has_original(row)
+
+
+Model = ModelBundle | Ensemble
+
+
+def build_ensemble(
+    directory: Path, name: str, model_ids: list[str], *, min_val_accuracy: float
+) -> Path:
+    """Write an ensemble of finished models, weighted by validation accuracy.
+
+    Args:
+        directory: the checkpoints folder.
+        name: of the ensemble; must be free.
+        model_ids: two or more models, none of them an ensemble.
+        min_val_accuracy: the gate: a weaker model adds noise and is refused.
+
+    Raises:
+        CheckpointError: the name is taken, or a member is missing or damaged.
+        ConfigError: too few members, one named twice, one under the gate, or other classes.
+    """
+    final = directory / check_model_id(name)
+    if final.exists():
+        raise CheckpointError(
+            f"model {name!r} exists; choose another --name or delete it first.",
+            code="checkpoint.exists",
+            params={"model_id": name},
+        )
+    if len(model_ids) < 2 or len(set(model_ids)) != len(model_ids):
+        raise ConfigError(
+            "an ensemble needs two or more different members, got "
+            f"{', '.join(model_ids) or 'none'}.",
+            code="config.members",
+        )
+    folders = [_find_member(directory, model_id) for model_id in model_ids]
+    configs = [read_bundle_config(folder) for folder in folders]
+    _check_classes(configs)
+    metrics = [read_json(folder / "metrics.json") for folder in folders]
+    records = tuple(
+        _admit(config, report, min_val_accuracy=min_val_accuracy)
+        for config, report in zip(configs, metrics, strict=True)
+    )
+    record = EnsembleRecord(
+        model_id=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        members=records,
+        class_names=configs[0].class_names,
+        disease_class=configs[0].class_names[configs[0].disease_index],
+        min_val_accuracy=min_val_accuracy,
+    )
+    joint = _measure_validation(metrics, [member.weight for member in records])
+    temporary = directory / f".writing-{name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    write_text(temporary / "config.json", json.dumps(dataclasses.asdict(record), indent=2))
+    write_text(temporary / "metrics.json", json.dumps(joint, indent=2))
+    write_text(temporary / "card.md", _write_card(record, joint))
+    temporary.rename(final)
+    return final
+
+
+def _find_member(directory: Path, model_id: str) -> Path:
+    folder = directory / check_model_id(model_id)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no model {model_id!r} in {directory}; see `python -m core models`.",
+            code="checkpoint.unknown",
+            params={"model_id": model_id, "known": ""},
+        )
+    if is_ensemble(folder):
+        raise ConfigError(
+            f"{model_id!r} is itself an ensemble; name its members instead.", code="config.members"
+        )
+    return folder
+
+
+def _check_classes(configs: list[BundleConfig]) -> None:
+    """Classes are matched by name: their order may differ, the names and the disease may not."""
+    first = configs[0]
+    for config in configs[1:]:
+        same_names = set(config.class_names) == set(first.class_names)
+        disease = config.class_names[config.disease_index]
+        if not same_names or disease != first.class_names[first.disease_index]:
+            raise ConfigError(
+                f"models cannot vote together: {first.model_id!r} knows "
+                f"{', '.join(first.class_names)} with disease "
+                f"{first.class_names[first.disease_index]!r}, {config.model_id!r} knows "
+                f"{', '.join(config.class_names)} with disease {disease!r}.",
+                code="config.member_classes",
+            )
+
+
+def _admit(
+    config: BundleConfig, metrics: dict[str, Any], *, min_val_accuracy: float
+) -> MemberRecord:
+    accuracy = float(metrics["validation"]["accuracy"])
+    if accuracy < min_val_accuracy:
+        raise ConfigError(
+            f"model {config.model_id!r} is right on {accuracy:.3f} of its validation images, below "
+            f"the gate of {min_val_accuracy:.2f}: a weak member adds noise to the vote. Leave it "
+            "out, train it better, or set --min-val-accuracy lower.",
+            code="config.gate",
+            params={"model_id": config.model_id, "accuracy": accuracy, "gate": min_val_accuracy},
+        )
+    return MemberRecord(config.model_id, config.weights_sha256, accuracy)
+
+
+def _measure_validation(metrics: list[dict[str, Any]], weights: list[float]) -> dict[str, Any]:
+    """The vote's own validation figures, where all members hold the same images out."""
+    answers = [report.get("validation_answers", {}) for report in metrics]
+    joint: dict[str, Any] = {"n_gallery": max(int(report["n_gallery"]) for report in metrics)}
+    if any(answer.get("keys") != answers[0].get("keys") for answer in answers) or not answers[0]:
+        return joint
+    mixed = np.average([answer["p_disease"] for answer in answers], axis=0, weights=weights)
+    truth = np.array(answers[0]["is_disease"], dtype=bool)
+    report = evaluation.evaluate(truth, mixed, groups=answers[0]["groups"])
+    return {**joint, "validation": dataclasses.asdict(report)}
+
+
+def _write_card(record: EnsembleRecord, metrics: dict[str, Any]) -> str:
+    members = "\n".join(f"- {m.model_id}, weight {m.weight:.3f}" for m in record.members)
+    report = metrics.get("validation")
+    figure = (
+        f"Validation, {report['n']} images: accuracy {report['accuracy']:.3f}, "
+        f"AUROC {report['auroc']:.3f}"
+        if report
+        else "The members hold out different images: no joint validation figure"
+    )
+    return f"""# {record.model_id}
+
+Research use, not a diagnosis.
+
+- Made {record.created}: a soft vote weighted by validation accuracy, gate
+  {record.min_val_accuracy:.2f}
+- {figure}
+
+Members:
+
+{members}
+"""
+
+
+def is_ensemble(folder: Path) -> bool:
+    """Whether a model folder holds an ensemble."""
+    return read_json(folder / "config.json").get("kind") == KIND
+
+
+def read_record(folder: Path) -> EnsembleRecord:
+    """Read config.json of an ensemble, and check that its members are still those it names.
+
+    Raises:
+        CheckpointError: damaged, or a member is gone or has been replaced.
+    """
+    try:
+        record = build_record(EnsembleRecord, read_json(folder / "config.json"), "config.json")
+    except ConfigError as err:
+        raise CheckpointError(
+            f"ensemble {folder.name!r} cannot be loaded ({err}). Delete it and build it again.",
+            code="checkpoint.damaged",
+            params={"model_id": folder.name, "reason": str(err)},
+        ) from err
+    assert isinstance(record, EnsembleRecord)
+    for member in record.members:
+        path = folder.parent / check_model_id(member.model_id)
+        if not path.is_dir() or (read_bundle_config(path).weights_sha256 != member.weights_sha256):
+            raise CheckpointError(
+                f"ensemble {folder.name!r}: its member {member.model_id!r} is gone or has been "
+                "replaced. Restore it, or delete the ensemble and build it again.",
+                code="checkpoint.member",
+                params={"model_id": folder.name, "member": member.model_id},
+            )
+    return dataclasses.replace(record, model_id=folder.name)
+
+
+def read_ensemble(folder: Path, settings: Settings) -> Ensemble:
+    """Read an ensemble and its members; equal trunks become one.
+
+    Raises:
+        CheckpointError: it or a member is damaged or gone.
+        BackboneError: a member's pretrained parameters are not to be had here.
+    """
+    record = read_record(folder)
+    bundles = _share_trunks(
+        [read_bundle(folder.parent / member.model_id, settings) for member in record.members]
+    )
+    weights = [member.weight for member in record.members]
+    lead = max(range(len(bundles)), key=lambda i: weights[i])
+    album: dict[tuple[str, str], int] = {}
+    places: dict[int, NDArray[np.int64]] = {}
+    for index in sorted(range(len(bundles)), key=lambda i: i != lead):
+        gallery = bundles[index].gallery
+        images = zip(gallery.keys, gallery.sha256, strict=True)
+        rows = [album.setdefault(image, len(album)) for image in images]
+        places[index] = np.array(rows, dtype=np.int64)
+    members = tuple(
+        Member(bundle, weights[index], places[index]) for index, bundle in enumerate(bundles)
+    )
+    return Ensemble(record, members, read_json(folder / "metrics.json"))
+
+
+def _share_trunks(bundles: list[ModelBundle]) -> list[ModelBundle]:
+    trunks: dict[str, Any] = {}
+    shared = []
+    for bundle in bundles:
+        backbones = tuple(
+            dataclasses.replace(b, trunk=trunks.setdefault(b.trunk_hash, b.trunk))
+            for b in bundle.embedder.backbones
+        )
+        embedder = dataclasses.replace(bundle.embedder, backbones=backbones)
+        shared.append(dataclasses.replace(bundle, embedder=embedder))
+    return shared
