@@ -208,6 +208,36 @@ def evaluate(
 
 
 @app.command()
+def ablation(
+    data: Data,
+    json_file: Annotated[Path, typer.Option("--json", help="Result; a table goes beside it.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "offline",
+    systems: Annotated[str, typer.Option(help="Systems of the report, with commas.")] = "1,4,5,6",
+    seeds: Annotated[int, typer.Option(help="Training runs per system.")] = 3,
+    disease_class: DiseaseClass = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Train the report's systems on one data folder and compare them; a killed one goes on."""
+    from core.ablation import run_ablation, write_table
+
+    _quiet_lightning()
+    with _progress("ablation") as report:
+        result = run_ablation(
+            data,
+            preset=preset,
+            systems=[part.strip() for part in systems.split(",") if part.strip()],
+            n_seeds=seeds,
+            settings=_settings(checkpoints),
+            disease_class=disease_class,
+            progress=report,
+        )
+    _write_json(json_file, result)
+    table = write_table(result)
+    _write_text(json_file.with_suffix(".md"), table)
+    _console.print(table, highlight=False, markup=False)
+
+
+@app.command()
 def models(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
     """List the models, with the active one marked."""
     from core.registry import active_model_id, list_models

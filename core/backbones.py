@@ -37,6 +37,7 @@ _HUB_ERRORS = (OSError, HfHubHTTPError, RuntimeError)
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_PROBE_TIMEOUT_S = 3.0
 _TOKEN_FAMILIES = ("VisionTransformer", "Beit")
+_Loaded = tuple[nn.Module, str, str]  # model, where its parameters came from, licence
 
 
 @dataclass(frozen=True)
@@ -230,17 +231,16 @@ def _pooling_head(model: nn.Module, *, is_tokens: bool) -> nn.Module:
     return _PooledHead(head)
 
 
-def _create(name: str, *, input_size: int, num_classes: int | None = 0) -> nn.Module:
+def _create(name: str, *, input_size: int, **options: object) -> nn.Module:
+    """Make a timm model without a head; its own filter resamples position embeddings to size."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise BackboneError(
             f"unknown timm model {name!r}; see timm.list_models().", code="backbone.unknown"
         )
     sized = architecture.startswith(("vit", "beit", "swin"))
-    size: dict[str, int] = {"img_size": input_size} if sized else {}
-    if num_classes is not None:
-        size["num_classes"] = num_classes
-    model: nn.Module = timm.create_model(name, pretrained=False, **size)
+    size: dict[str, object] = {"img_size": input_size} if sized else {}
+    model: nn.Module = timm.create_model(name, num_classes=0, **size, **options)
     return model
 
 
@@ -252,17 +252,17 @@ def _load_pretrained(
             torch.manual_seed(0)
             model = _create(name, input_size=input_size)
         return model, WeightSource("random", "seed 0", _hash_state(model), "none")
-    model = _create(name, input_size=input_size)
-    loaders: tuple[Callable[[], tuple[str, str] | None], ...] = (
-        lambda: _from_folder(model, name, weights_dir),
-        lambda: _from_hub(model, name),
-        lambda: _from_package(model, name),
+    loaders: tuple[Callable[[], _Loaded | None], ...] = (
+        lambda: _from_folder(name, input_size, weights_dir),
+        lambda: _from_hub(name, input_size),
+        lambda: _from_package(name, input_size),
     )
     for kind, loader in zip(("file", "hub", "package"), loaders, strict=True):
         found = loader()
         if found is not None:
+            model, location, licence = found
             logger.info("backbone %s: weights from %s", name, kind)
-            return model, WeightSource(kind, found[0], _hash_state(model), found[1])
+            return model, WeightSource(kind, location, _hash_state(model), licence)
     packaged = ", ".join(_PACKAGED)
     raise BackboneError(
         f"no pretrained weights for {name!r}. Tried: a local file in NEIGHBORDX_WEIGHTS_DIR "
@@ -274,7 +274,7 @@ def _load_pretrained(
     )
 
 
-def _from_folder(model: nn.Module, name: str, weights_dir: Path | None) -> tuple[str, str] | None:
+def _from_folder(name: str, input_size: int, weights_dir: Path | None) -> _Loaded | None:
     if weights_dir is None:
         return None
     for suffix in (".safetensors", ".pth"):
@@ -290,12 +290,24 @@ def _from_folder(model: nn.Module, name: str, weights_dir: Path | None) -> tuple
                 raise BackboneError(
                     f"{path} cannot be read as backbone weights ({err}).", code="backbone.file"
                 ) from err
-            _load_filtered(model, state, str(path))
-            return str(path), "see the file's maker"
+            try:
+                model = _create(
+                    name,
+                    input_size=input_size,
+                    pretrained=True,
+                    pretrained_cfg_overlay={"state_dict": state},
+                )
+            except (RuntimeError, KeyError, AttributeError, ValueError) as err:
+                raise BackboneError(
+                    f"{path}: the entries do not fit {name} ({str(err)[:200]}); is the file for "
+                    "this model?",
+                    code="backbone.file",
+                ) from err
+            return model, str(path), "see the file's maker"
     return None
 
 
-def _from_hub(model: nn.Module, name: str) -> tuple[str, str] | None:
+def _from_hub(name: str, input_size: int) -> _Loaded | None:
     config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     if config is None or not config.hf_hub_id:
         return None
@@ -303,11 +315,11 @@ def _from_hub(model: nn.Module, name: str) -> tuple[str, str] | None:
     if not cached and not _is_hub_reachable():
         return None
     try:
-        timm.models.load_pretrained(model, pretrained_cfg=config.to_dict(), num_classes=0)
+        model = _create(name, input_size=input_size, pretrained=True)
     except _HUB_ERRORS as err:
         logger.info("backbone %s: hub not usable (%s)", name, type(err).__name__)
         return None
-    return str(config.hf_hub_id), str(config.license or "not stated")
+    return model, str(config.hf_hub_id), str(config.license or "not stated")
 
 
 @cache
@@ -325,7 +337,7 @@ def _is_hub_reachable() -> bool:
         return False
 
 
-def _from_package(model: nn.Module, name: str) -> tuple[str, str] | None:
+def _from_package(name: str, input_size: int) -> _Loaded | None:
     architecture = name.partition(".")[0]
     if architecture not in _PACKAGED:
         return None
@@ -336,6 +348,7 @@ def _from_package(model: nn.Module, name: str) -> tuple[str, str] | None:
         return None
     path = Path(getattr(module, cls).get_model_file_path())
     state = torch.load(path, map_location="cpu", weights_only=True)
+    model = _create(name, input_size=input_size)
     wanted = model.state_dict()
     kept = list(state.items())[: len(wanted)]  # the classifier is the last pair of entries
     ordered: dict[str, Tensor] = {}
@@ -348,20 +361,7 @@ def _from_package(model: nn.Module, name: str) -> tuple[str, str] | None:
             )
         ordered[key] = value
     model.load_state_dict(ordered)
-    return package, _PACKAGED_LICENCE
-
-
-def _load_filtered(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    wanted = model.state_dict()
-    kept = {k: v for k, v in state.items() if k in wanted}
-    bad = sorted(k for k in wanted if k not in kept or kept[k].shape != wanted[k].shape)
-    if bad:
-        raise BackboneError(
-            f"{where}: {len(bad)} of {len(wanted)} entries are missing or of another shape, "
-            f"first {bad[0]}; is it for this model at this input size?",
-            code="backbone.file",
-        )
-    model.load_state_dict(kept)
+    return model, package, _PACKAGED_LICENCE
 
 
 def _normalisation(

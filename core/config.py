@@ -288,9 +288,16 @@ def _offline() -> RunConfig:
             backbones=("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k"), tail_depth=2
         ),
         preprocess=PreprocessConfig(
-            input_size=288, crop_scale_min=0.5, crop_scale_max=1.0, brightness=0.3, contrast=0.3
+            input_size=288,
+            crop_scale_min=0.5,
+            crop_scale_max=1.0,
+            brightness=0.4,
+            contrast=0.5,
+            gamma=1.0,
+            blur=1.5,
+            noise=0.05,
         ),
-        train=TrainConfig(epochs=6, n_images_per_class=16, tail_lr=1e-4, n_views=2),
+        train=TrainConfig(epochs=6, n_images_per_class=16, tail_lr=1e-4, n_views=6),
     )
 
 

@@ -40,6 +40,7 @@ class EmbeddingNet(nn.Module):
     def __init__(self, tails: Sequence[Tail], *, n_features: int, config: RunConfig) -> None:
         super().__init__()
         self.tails = nn.ModuleList(tails)
+        self.tails.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sizes = config.embedder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)

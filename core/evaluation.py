@@ -101,7 +101,7 @@ def evaluate(
         )
     called = probs > 0.5
     tn, fp, fn, tp = (int(v) for v in confusion_matrix(truth, called).ravel())
-    clusters = _find_clusters(groups, len(truth))
+    clusters = find_clusters(groups, len(truth))
     accuracies, aurocs = _bootstrap(truth, probs, clusters, seed=seed)
     if len(clusters) == len(truth):
         interval = binomtest(tn + tp, len(truth)).proportion_ci(0.95, method="wilson")
@@ -178,7 +178,7 @@ def _smoothed_logit(p_disease: NDArray[np.floating], k: int) -> NDArray[np.float
     return values
 
 
-def _find_clusters(groups: Sequence[str] | None, n: int) -> list[NDArray[np.int64]]:
+def find_clusters(groups: Sequence[str] | None, n: int) -> list[NDArray[np.int64]]:
     """Rows of each patient; images without a patient stand alone."""
     names = [g or f"\0{i}" for i, g in enumerate(groups)] if groups else [str(i) for i in range(n)]
     _, inverse = np.unique(names, return_inverse=True)
@@ -202,11 +202,11 @@ def _bootstrap(
         if truth[rows].all() or not truth[rows].any():
             continue
         accuracies.append(float(np.mean((probs[rows] > 0.5) == truth[rows])))
-        aurocs.append(_rank_auroc(truth[rows], probs[rows]))
+        aurocs.append(rank_auroc(truth[rows], probs[rows]))
     return np.array(accuracies), np.array(aurocs)
 
 
-def _rank_auroc(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
+def rank_auroc(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
     """AUROC by the Mann-Whitney statistic: the bootstrap needs it 2000 times."""
     ranks = rankdata(probs)
     n_disease = int(truth.sum())

@@ -86,15 +86,21 @@ def train(
         cache = TrunkCache(
             cache_folder or folder / "cache", embedder, records, is_stored=cache_trunk
         )
+        began = time.monotonic()
         _build_cache(cache, log=log, progress=progress)
+        seconds = {"trunk": time.monotonic() - began}
         _check_enough(dataset, cache)
         report = _with_eta(progress, "training", start=_CACHE_SHARE, share=0.96 - _CACHE_SHARE)
+        began = time.monotonic()
         fit(embedder, cache, folder, log=log, progress=report)
+        seconds["fit"] = time.monotonic() - began  # of this process; a resumed run's was longer
         if progress:
             progress(0.97, "choosing K, fitting the map, writing the model")
         contents = _finish(embedder, cache, dataset, log=log)
         contents = dataclasses.replace(
-            contents, log=(folder / "train.log").read_text(encoding="utf-8")
+            contents,
+            metrics={**contents.metrics, "seconds": seconds},
+            log=(folder / "train.log").read_text(encoding="utf-8"),
         )
         bundle_config = _describe(embedder, dataset, name=name, is_synthetic=is_synthetic)
         contents = dataclasses.replace(contents, card=_write_card(bundle_config, contents))

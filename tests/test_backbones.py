@@ -109,8 +109,46 @@ def test_a_wrong_local_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="cannot be read as backbone weights"):
         build_backbone("convnext_atto.d2_in1k", input_size=64, weights_dir=tmp_path)
     save_file({"stem": torch.ones(1)}, tmp_path / "convnext_atto.d2_in1k.safetensors")
-    with pytest.raises(BackboneError, match="entries are missing or of another shape"):
+    with pytest.raises(BackboneError, match="the entries do not fit convnext_atto"):
         build_backbone("convnext_atto.d2_in1k", input_size=64, weights_dir=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_PRESETS)
+def test_every_backbone_loads_from_a_local_file(name: str, tmp_path: Path) -> None:
+    """A timm state dict at its native size, saved and read back at the preset's size."""
+    torch.manual_seed(4)
+    model = timm.create_model(name, pretrained=False)
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / f"{name}.safetensors"
+    )
+    size = next(
+        p.preprocess.input_size for p in map(build_preset, PRESETS) if name in p.embedder.backbones
+    )
+    backbone = build_backbone(name, input_size=size, weights_dir=tmp_path)
+    assert backbone.source.kind == "file"
+    state = model.state_dict()
+    loaded = backbone.trunk.state_dict()
+    same = [k for k in loaded if k in state and loaded[k].shape == state[k].shape]
+    assert len(same) > 0.9 * len(loaded)
+    assert all(torch.equal(loaded[k], state[k]) for k in same)
+    other = set(loaded) - set(same)
+    # only what belongs to the grid of patches may have another shape
+    assert all("pos_embed" in k or "relative_position" in k or "attn_mask" in k for k in other)
+
+
+def test_a_position_embedding_is_resampled_to_the_input(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False)
+    with torch.no_grad():
+        model.pos_embed.copy_(torch.linspace(0, 1, 197)[None, :, None].expand_as(model.pos_embed))
+    save_file(model.state_dict(), tmp_path / "vit_tiny_patch16_224.safetensors")
+    backbone = build_backbone("vit_tiny_patch16_224", input_size=448, weights_dir=tmp_path)
+    resampled = backbone.trunk.pos_embed
+    assert resampled.shape == (1, 28 * 28 + 1, 192)
+    assert torch.equal(resampled[:, 0], model.pos_embed[:, 0])  # the class token's stays
+    torch.testing.assert_close(
+        resampled[:, 1:].mean(), model.pos_embed[:, 1:].mean(), atol=1e-3, rtol=0
+    )
 
 
 def test_no_source_is_an_error_that_names_all_three(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,12 @@ LAYERS = {
     -1: {"errors"},  # below everything: every module may raise
     0: {"config", "diagnosis"},
     1: {"image_io", "transforms", "phantom"},
-    2: {"datasets", "backbones", "knn", "novelty", "evaluation"},
+    2: {"datasets", "backbones", "knn", "novelty", "evaluation", "comparison"},
     3: {"audit", "embedder", "projection"},
     4: {"explain", "bundle", "trunk_cache"},
     5: {"ensemble", "fitting"},
     6: {"registry", "inference", "training"},
-    7: {"demo"},
+    7: {"demo", "ablation"},
     8: {"__main__"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

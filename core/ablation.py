@@ -1,0 +1,477 @@
+"""The systems of the report side by side: train, measure and test each on one data folder.
+
+Owns which systems there are and the table. Every finished run is a file, so a killed ablation goes
+on where it was; the trunk cache is shared by all systems of one seed.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from core import evaluation
+from core.bundle import write_text
+from core.comparison import Interval, compare_aurocs, compare_calls, compute_interval
+from core.config import RunConfig, Settings, build_preset
+from core.datasets import Dataset, Record, load_record, read_dataset
+from core.embedder import Progress, build_embedder
+from core.ensemble import Model, build_ensemble
+from core.errors import ConfigError, CoreError
+from core.inference import SplitReading, describe_reading, read_split
+from core.knn import Gallery, cast_votes, search_k
+from core.registry import load_bundle
+from core.training import train
+
+logger = logging.getLogger(__name__)
+
+_LOGISTIC_C = 10.0  # fixed beforehand, not searched
+_SMALLER = {448: 384, 288: 224}  # the input size that a preset is compared with
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table."""
+
+    key: str
+    label: str
+    overrides: tuple[str, ...] = ()
+    preset: str | None = None  # instead of the ablation's
+    members: tuple[str, ...] = ()  # of a vote
+
+
+SYSTEMS = {
+    system.key: system
+    for system in (
+        System("1", "cross-entropy classifier", ("objective.name=cross-entropy",)),
+        System("2", "Swin + EfficientNetV2, triplet + KNN", preset="swin-effnetv2"),
+        System("3", "ConvNeXtV2 + BEiT, triplet + KNN", preset="convnextv2-beit"),
+        System("4", "triplet + KNN", ("objective.name=triplet",)),
+        System("5", "metric ensemble + KNN", ("objective.name=metric-ensemble",)),
+        System("6", "soft vote of 4 and 5", members=("4", "5")),
+        System("4-small", "4 at the smaller input size", ("objective.name=triplet",)),
+        System("4-one-view", "4 without test-time views", ("embedder.tta=false",)),
+        System(
+            "weak",
+            "a weak model: 1, hardly trained, no views",
+            (
+                "objective.name=cross-entropy",
+                "train.epochs=1",
+                "train.adapter_lr=1e-5",
+                "train.tail_lr=0",
+                "embedder.tta=false",
+            ),
+        ),
+        System("6-weak", "6 with the weak model, gate off", members=("4", "5", "weak")),
+    )
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """What every run of one ablation shares."""
+
+    data: Path
+    preset: str
+    settings: Settings  # its checkpoints folder holds this ablation's models
+    disease_class: str | None
+
+
+def run_ablation(
+    data: Path,
+    *,
+    preset: str,
+    systems: Sequence[str],
+    n_seeds: int,
+    settings: Settings,
+    disease_class: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train and measure the systems, each with seeds 0 .. n_seeds - 1.
+
+    Args:
+        data: folder with a test split; validation is drawn by the seed of the run.
+        preset: of the systems that do not bring their own.
+        systems: keys of SYSTEMS; members of a vote are added where missing.
+        n_seeds: training runs per system.
+        settings: the work is kept in ``.ablation`` of its checkpoints folder.
+        disease_class: which class is disease, where names do not say.
+        progress: told the share done and a sentence.
+
+    Returns:
+        ``runs`` (the evaluate JSON of each with system, seed, recipe, seconds), ``floors`` (the
+        same for plain KNN and logistic regression on frozen features), ``summary`` (mean and 95 %
+        interval over seeds and test images) and ``tests`` (paired, against system 1 and floors).
+
+    Raises:
+        ConfigError: an unknown system, or no seed.
+        CoreError: what training or reading the data raises.
+    """
+    chosen = _choose_systems(systems)
+    if n_seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, got {n_seeds}.")
+    data_id = read_dataset(data, disease_class=disease_class).data_id
+    folder = settings.checkpoints_dir / ".ablation" / f"{data_id}-{preset}"
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = _Bench(
+        data, preset, dataclasses.replace(settings, checkpoints_dir=folder), disease_class
+    )
+    runs, floors = [], []
+    n_parts, n_done = n_seeds * (len(chosen) + 1), 0
+    for seed in range(n_seeds):
+        for system in chosen:
+            _report(progress, n_done / n_parts, f"seed {seed}, system {system.key}")
+            runs.append(_run_system(bench, system, seed=seed))
+            n_done += 1
+        _report(progress, n_done / n_parts, f"seed {seed}, frozen floors")
+        floors += _run_floors(bench, seed=seed)
+        n_done += 1
+        for cache in folder.glob(f".cache-{seed}-*"):
+            shutil.rmtree(cache)
+    _report(progress, 1.0, "done")
+    return {
+        "data": data_id,
+        "data_name": data.name,
+        "preset": preset,
+        "n_seeds": n_seeds,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "runs": runs,
+        "floors": floors,
+        "summary": _summarise([*runs, *floors]),
+        "tests": _test_pairs(runs, floors),
+    }
+
+
+def _report(progress: Progress | None, done: float, text: str) -> None:
+    if progress:
+        progress(done, text)
+
+
+def _choose_systems(keys: Sequence[str]) -> list[System]:
+    unknown = [key for key in keys if key not in SYSTEMS]
+    if unknown or not keys:
+        raise ConfigError(
+            f"unknown system {', '.join(unknown) or '(none given)'}; choose among "
+            f"{', '.join(SYSTEMS)}."
+        )
+    wanted = set(keys)
+    for key in keys:
+        wanted |= set(SYSTEMS[key].members)
+    singles = [s for s in SYSTEMS.values() if s.key in wanted and not s.members]
+    return [*singles, *(s for s in SYSTEMS.values() if s.key in wanted and s.members)]
+
+
+def _configure(bench: _Bench, system: System, *, seed: int) -> RunConfig:
+    config = build_preset(system.preset or bench.preset)
+    overrides = [*system.overrides, f"train.seed={seed}"]
+    if system.key == "4-small":
+        size = config.preprocess.input_size
+        overrides.append(f"preprocess.input_size={_SMALLER.get(size, size // 2)}")
+    return config.with_overrides(overrides)
+
+
+def _read_data(bench: _Bench, config: RunConfig) -> Dataset:
+    return read_dataset(
+        bench.data,
+        disease_class=bench.disease_class,
+        val_fraction=config.train.val_fraction,
+        seed=config.train.seed,
+    )
+
+
+def _run_system(bench: _Bench, system: System, *, seed: int) -> dict[str, Any]:
+    directory = bench.settings.checkpoints_dir
+    name = f"system-{system.key}-seed-{seed}"
+    path = directory / f".{name}.json"
+    if path.is_file():
+        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return row
+    config = _configure(bench, system, seed=seed)
+    dataset = _read_data(bench, config)
+    if not (directory / name).is_dir():
+        if system.members:
+            members = [f"system-{key}-seed-{seed}" for key in system.members]
+            build_ensemble(directory, name, members, min_val_accuracy=0.0)
+        else:
+            shape = f"{config.preset}-{config.preprocess.input_size}-{config.embedder.tta}"
+            train(
+                dataset,
+                config,
+                name=name,
+                settings=bench.settings,
+                resume=True,
+                cache_folder=directory / f".cache-{seed}-{shape}",
+            )
+    model = load_bundle(directory, name, settings=bench.settings)
+    began = time.monotonic()
+    reading = read_split(model, dataset, split="test")
+    seconds = (time.monotonic() - began) / max(1, len(reading.keys))
+    row = {
+        **describe_reading(model, reading, data=dataset.data_id, split="test"),
+        **_name_run(system.key, system.label, seed),
+        "recipe": _describe_recipe(model),
+        "seconds_train": _sum_seconds(model),
+        "seconds_per_image": seconds,
+        "val_accuracy": model.metrics.get("validation", {}).get("accuracy"),
+        "k_curve": model.metrics.get("k_search", []),
+        "predictions": _list_predictions(reading),
+    }
+    write_text(path, json.dumps(row))
+    return row
+
+
+def _name_run(key: str, label: str, seed: int) -> dict[str, Any]:
+    return {"system": key, "label": label, "seed": seed}
+
+
+def _describe_recipe(model: Model) -> dict[str, Any]:
+    runs = {m.bundle.model_id: m.bundle.config.run for m in model.members}
+    return {name: json.loads(run.to_json()) for name, run in runs.items()}
+
+
+def _sum_seconds(model: Model) -> dict[str, float]:
+    """Seconds of training without, and of running, the trunks; of all members."""
+    parts = [member.bundle.metrics["seconds"] for member in model.members]
+    return {key: float(sum(part[key] for part in parts)) for key in parts[0]}
+
+
+def _list_predictions(reading: SplitReading) -> dict[str, Any]:
+    return {
+        "keys": list(reading.keys),
+        "groups": list(reading.groups),
+        "is_disease": reading.truth.tolist(),
+        "p_disease": [round(float(p), 6) for p in reading.p_disease],
+    }
+
+
+def _run_floors(bench: _Bench, *, seed: int) -> list[dict[str, Any]]:
+    """KNN and logistic regression on the frozen pooled features, four views for all images."""
+    path = bench.settings.checkpoints_dir / f".floors-seed-{seed}.json"
+    if path.is_file():
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return rows
+    config = _configure(bench, SYSTEMS["1"], seed=seed)
+    dataset = _read_data(bench, config)
+    features, kept = _embed_frozen(bench, dataset, config)
+    disease = dataset.disease_index
+    labels = {s: np.array([r.label for r in records]) for s, records in kept.items()}
+    train_records = kept["train"]
+    gallery = Gallery(
+        embeddings=features["train"],
+        labels=labels["train"],
+        keys=tuple(r.key for r in train_records),
+        splits=tuple(r.split for r in train_records),
+        groups=tuple(r.group or "" for r in train_records),
+        sha256=("",) * len(train_records),
+    )
+    k = search_k(
+        gallery,
+        features["val"],
+        labels["val"],
+        candidates=config.knn.k_candidates,
+        disease_index=disease,
+    ).k
+    ballots = cast_votes(gallery, features["test"], k)
+    votes = np.array([b.sum_by_class(gallery.labels, n_classes=2)[disease] for b in ballots])
+    model = LogisticRegression(C=_LOGISTIC_C, max_iter=5000)
+    model.fit(features["train"], labels["train"] == disease)
+    probs = model.predict_proba(features["test"])[:, 1]
+    rows = [
+        _describe_floor(dataset, kept["test"], p, key=key, label=label, seed=seed)
+        for key, label, p in (
+            ("knn_frozen", f"KNN on frozen features, K {k}", votes),
+            ("logreg_frozen", "logistic regression on frozen features", probs),
+        )
+    ]
+    write_text(path, json.dumps(rows))
+    return rows
+
+
+def _embed_frozen(
+    bench: _Bench, dataset: Dataset, config: RunConfig
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, list[Record]]]:
+    """Frozen features of every readable image by split: an untrained classifier's embedding."""
+    embedder = build_embedder(config, bench.settings)
+    features, kept = {}, {}
+    for split in ("train", "val", "test"):
+        images, records = [], []
+        for record in dataset.subset(split):
+            try:
+                images.append(load_record(record).pixels)
+            except CoreError as err:
+                logger.warning("an image was left out: %s", err.code)
+            else:
+                records.append(record)
+        features[split], kept[split] = embedder.embed(images).embeddings, records
+    return features, kept
+
+
+def _describe_floor(
+    dataset: Dataset,
+    records: Sequence[Record],
+    p_disease: NDArray[np.float64],
+    *,
+    key: str,
+    label: str,
+    seed: int,
+) -> dict[str, Any]:
+    truth = np.array([record.label == dataset.disease_index for record in records])
+    groups = [record.group or "" for record in records]
+    return {
+        **dataclasses.asdict(evaluation.evaluate(truth, p_disease, groups=groups)),
+        **_name_run(key, label, seed),
+        "predictions": {
+            "keys": [record.key for record in records],
+            "groups": groups,
+            "is_disease": truth.tolist(),
+            "p_disease": [round(float(p), 6) for p in p_disease],
+        },
+    }
+
+
+def _gather(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return sorted((r for r in rows if r["system"] == key), key=lambda r: int(r["seed"]))
+
+
+def _stack(rows: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """(S, N) probabilities; every seed answered on the same images."""
+    return np.array([row["predictions"]["p_disease"] for row in rows], dtype=np.float64)
+
+
+def _summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    summary = []
+    for key in dict.fromkeys(row["system"] for row in rows):
+        mine = _gather(rows, key)
+        accuracy, auroc = _measure_over_seeds(mine)
+        timed = [row for row in mine if "seconds_train" in row]
+        summary.append(
+            {
+                "system": key,
+                "label": mine[-1]["label"],
+                "n_seeds": len(mine),
+                "accuracy": dataclasses.asdict(accuracy),
+                "auroc": dataclasses.asdict(auroc),
+                "seconds_train": float(np.mean([r["seconds_train"]["fit"] for r in timed]))
+                if timed
+                else None,
+                "seconds_per_image": float(np.mean([r["seconds_per_image"] for r in timed]))
+                if timed
+                else None,
+            }
+        )
+    return summary
+
+
+def _measure_over_seeds(rows: Sequence[dict[str, Any]]) -> tuple[Interval, Interval]:
+    probs = _stack(rows)
+    truth = np.array(rows[0]["predictions"]["is_disease"], dtype=bool)
+    clusters = evaluation.find_clusters(rows[0]["predictions"]["groups"], len(truth))
+
+    def accuracy(seeds: NDArray[np.int64], images: NDArray[np.int64]) -> float:
+        return float(np.mean((probs[seeds][:, images] > 0.5) == truth[images]))
+
+    def auroc(seeds: NDArray[np.int64], images: NDArray[np.int64]) -> float:
+        chosen = truth[images]
+        if chosen.all() or not chosen.any():
+            return float("nan")
+        return float(
+            np.mean([evaluation.rank_auroc(chosen, row) for row in probs[seeds][:, images]])
+        )
+
+    return (
+        compute_interval(accuracy, n_seeds=len(probs), clusters=clusters),
+        compute_interval(auroc, n_seeds=len(probs), clusters=clusters),
+    )
+
+
+def _test_pairs(
+    runs: Sequence[dict[str, Any]], floors: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Each system against system 1 and the floors: tests per seed, difference over all seeds."""
+    rows = [*runs, *floors]
+    keys = list(dict.fromkeys(row["system"] for row in runs))
+    references = [key for key in ("1", "knn_frozen", "logreg_frozen") if _gather(rows, key)]
+    tests = []
+    for key in keys:
+        for reference in references:
+            if key != reference:
+                tests.append(_test_pair(_gather(rows, key), _gather(rows, reference)))
+    return tests
+
+
+def _test_pair(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    a, b = _stack(first), _stack(second)
+    truth = np.array(first[0]["predictions"]["is_disease"], dtype=bool)
+    clusters = evaluation.find_clusters(first[0]["predictions"]["groups"], len(truth))
+
+    def gain(seeds: NDArray[np.int64], images: NDArray[np.int64]) -> float:
+        right = [(p[seeds][:, images] > 0.5) == truth[images] for p in (a, b)]
+        return float(np.mean(right[0]) - np.mean(right[1]))
+
+    difference = compute_interval(gain, n_seeds=len(a), clusters=clusters)
+    return {
+        "system": first[0]["system"],
+        "against": second[0]["system"],
+        "accuracy_difference": dataclasses.asdict(difference),
+        "mcnemar": [
+            dataclasses.asdict(compare_calls(truth, x, y)) for x, y in zip(a, b, strict=True)
+        ],
+        "delong": [
+            dataclasses.asdict(compare_aurocs(truth, x, y)) for x, y in zip(a, b, strict=True)
+        ],
+    }
+
+
+def write_table(result: dict[str, Any]) -> str:
+    """The summary as a Markdown table, then the tests."""
+    lines = [
+        f"# Ablation on {result['data_name']}, preset {result['preset']}, "
+        f"{result['n_seeds']} seeds",
+        "",
+        "Mean over seeds; 95 % intervals from resampling seeds and test patients.",
+        "",
+        "| system | accuracy | AUROC | training without trunks, s | inference, s per image |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["summary"]:
+        times = [
+            f"{row[key]:.{digits}f}" if row[key] is not None else ""
+            for key, digits in (("seconds_train", 0), ("seconds_per_image", 3))
+        ]
+        cells = [
+            f"{row['system']}: {row['label']}",
+            _say_interval(row["accuracy"]),
+            _say_interval(row["auroc"]),
+            *times,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| pair | accuracy difference | McNemar p by seed | DeLong p by seed |",
+        "|---|---|---|---|",
+    ]
+    for test in result["tests"]:
+        p_values = [
+            ", ".join(f"{one['p_value']:.2g}" for one in test[kind])
+            for kind in ("mcnemar", "delong")
+        ]
+        cells = [
+            f"{test['system']} against {test['against']}",
+            _say_interval(test["accuracy_difference"]),
+            *p_values,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _say_interval(interval: dict[str, float]) -> str:
+    return f"{interval['mean']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
