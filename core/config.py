@@ -16,6 +16,7 @@ from core.errors import ConfigError
 
 SCHEMA_VERSION = 1
 K_CANDIDATES = (5, 9, 15, 20, 25, 30, 40, 50)
+_TESTS_ONLY = "embedder.random_weights"
 PRECISIONS = ("auto", "float32", "bfloat16")
 OBJECTIVES = ("triplet", "cross-entropy", "metric-ensemble")
 
@@ -229,6 +230,7 @@ class RunConfig:
                 + ", ".join(k for k, v in raw.items() if isinstance(v, dict))
                 + ".",
             )
+            _require(path.strip() != _TESTS_ONLY, f"{_TESTS_ONLY} is for tests and cannot be set.")
             try:
                 raw[section][key] = json.loads(text)
             except json.JSONDecodeError:

@@ -17,17 +17,22 @@ _ALL_KEY = "diagnose_all_neighbours"
 def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
     """The vote ledger as pictures, its sum by class, and what was kept out of it."""
     st.markdown("#### " + _("Nearest training images, and their share of the vote"))
+    if not diagnosis.vote_shares:
+        st.markdown(
+            _("This model is a plain classifier: the images below are like yours but did not vote.")
+        )
     sums = " · ".join(
         f"{_mark(name, diagnosis)} {plain(class_label(name))} **{percent(share)}**"
         for name, share in diagnosis.vote_shares.items()
     )
-    st.markdown(
-        _("Vote by class: {sums}").format(sums=sums),
-        help=_(
-            "Each training image adds 1 / distance to its class; the shares of all of them sum to "
-            "100 %. The probability above is this vote after correction on held-out images."
-        ),
-    )
+    if sums:
+        st.markdown(
+            _("Vote by class: {sums}").format(sums=sums),
+            help=_(
+                "Each training image adds 1 / distance to its class; the shares of all of them sum "
+                "to 100 %. The probability above is this vote after correction on held-out images."
+            ),
+        )
     shown = diagnosis.neighbours
     if len(shown) > _N_CARDS and not st.toggle(
         _("Show all {n}").format(n=len(shown)), key=_ALL_KEY

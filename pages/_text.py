@@ -52,6 +52,10 @@ ERRORS: dict[str, str] = {
         "The model was trained on other “{name}” weights than the ones found here. "
         "Use the same weights or train it again."
     ),
+    "checkpoint.member": N_(
+        "A member of ensemble “{model_id}” is gone or has been replaced: {member}. Restore it or "
+        "build the ensemble again."
+    ),
     "checkpoint": N_("The model cannot be loaded."),
     "backbone.no_weights": N_("No pretrained weights were found for “{name}”."),
     "backbone.file": N_("A file of pretrained weights cannot be read or does not fit the model."),

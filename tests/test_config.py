@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from core.config import PRESETS, EmbedderConfig, KnnConfig, RunConfig, Settings, build_preset
+from core.config import (
+    OBJECTIVES,
+    PRESETS,
+    EmbedderConfig,
+    KnnConfig,
+    RunConfig,
+    Settings,
+    build_preset,
+)
 from core.errors import ConfigError
 
 
@@ -94,3 +102,16 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("NEIGHBORDX_MAX_FILES", "lots")
     with pytest.raises(ConfigError, match="NEIGHBORDX_MAX_FILES must be a whole number"):
         Settings.from_env()
+
+
+def test_random_weights_cannot_be_asked_for() -> None:
+    with pytest.raises(ConfigError, match="is for tests and cannot be set"):
+        build_preset("paper").with_overrides(["embedder.random_weights=true"])
+
+
+def test_objectives_say_how_many_adapters_they_train() -> None:
+    counts = {
+        name: build_preset("paper").with_overrides([f"objective.name={name}"]).objective.n_adapters
+        for name in OBJECTIVES
+    }
+    assert counts == {"triplet": 1, "cross-entropy": 0, "metric-ensemble": 3}

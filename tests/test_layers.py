@@ -22,7 +22,6 @@ LAYERS = {
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 MAY_IMPORT_TORCH = {
     "transforms", "backbones", "embedder", "explain", "bundle", "trunk_cache", "fitting",
-    "inference",
 }  # fmt: skip
 
 
