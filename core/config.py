@@ -120,6 +120,7 @@ class TrainConfig:
     adapter_lr: float = 1e-3
     tail_lr: float = 5e-6
     weight_decay: float = 1e-3
+    warmup_share: float = 0.0  # of the steps, first, with rates that rise from near zero
     n_views: int = 8  # augmented views per image in the trunk cache, beside the clean one
     val_fraction: float = 0.15
     seed: int = 0
@@ -129,6 +130,10 @@ class TrainConfig:
         _require(
             2 <= self.n_images_per_class <= 256,
             f"n_images_per_class must be 2..256, got {self.n_images_per_class}.",
+        )
+        _require(
+            0.0 <= self.warmup_share <= 0.9,
+            f"warmup_share must be 0..0.9, got {self.warmup_share}.",
         )
         _require(1 <= self.n_views <= 64, f"n_views must be 1..64, got {self.n_views}.")
         _require(
@@ -299,7 +304,9 @@ def _offline() -> RunConfig:
             blur=1.5,
             noise=0.05,
         ),
-        train=TrainConfig(epochs=6, n_images_per_class=16, tail_lr=1e-4, n_views=6),
+        train=TrainConfig(
+            epochs=6, n_images_per_class=16, tail_lr=1e-4, n_views=6, warmup_share=0.2
+        ),
     )
 
 

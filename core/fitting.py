@@ -162,7 +162,7 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
         return DataLoader(_StepDataset(self.cache, chosen), batch_size=None, shuffle=False)
 
     def configure_optimizers(self) -> dict[str, object]:
-        """AdamW, differential learning rates, cosine to zero over the whole run."""
+        """AdamW, differential learning rates; a rise where asked for, then cosine to zero."""
         config = self.config.train
         heads = [self.net.adapters, self.net.classifier]
         head_params = [p for head in heads if head is not None for p in head.parameters()]
@@ -174,7 +174,16 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
             rate = config.adapter_lr * _PROXY_LR_FACTOR
             groups.append({"params": list(self.proxies.parameters()), "lr": rate})
         optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=len(self.steps))
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        n_warmup = round(config.warmup_share * len(self.steps))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimiser, T_max=len(self.steps) - n_warmup
+        )
+        if n_warmup:
+            rise = torch.optim.lr_scheduler.LinearLR(optimiser, 0.01, total_iters=n_warmup)
+            schedule = torch.optim.lr_scheduler.SequentialLR(
+                optimiser, [rise, schedule], milestones=[n_warmup]
+            )
         return {
             "optimizer": optimiser,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
