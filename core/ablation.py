@@ -225,8 +225,15 @@ def _run_system(bench: _Bench, system: System, *, seed: int) -> dict[str, Any]:
         "k_curve": model.metrics.get("k_search", []),
         "predictions": _list_predictions(reading),
     }
-    write_text(path, json.dumps(row))
-    return row
+    return _keep(path, row)
+
+
+def _keep[T](path: Path, outcome: T) -> T:
+    """Write an outcome and return what a later run will read."""
+    text = json.dumps(outcome)
+    write_text(path, text)
+    kept: T = json.loads(text)
+    return kept
 
 
 def _name_run(key: str, label: str, seed: int) -> dict[str, Any]:
@@ -292,8 +299,7 @@ def _run_floors(bench: _Bench, *, seed: int) -> list[dict[str, Any]]:
             ("logreg_frozen", "logistic regression on frozen features", probs),
         )
     ]
-    write_text(path, json.dumps(rows))
-    return rows
+    return _keep(path, rows)
 
 
 def _embed_frozen(

@@ -303,6 +303,13 @@ def _from_folder(name: str, input_size: int, weights_dir: Path | None) -> _Loade
                     "this model?",
                     code="backbone.file",
                 ) from err
+            missing = {key for key, _ in model.named_parameters()} - set(state)
+            if missing:
+                raise BackboneError(
+                    f"{path}: the entries do not fit {name} ({len(missing)} are missing, such as "
+                    f"{min(missing)}); expected the state dict of the timm model.",
+                    code="backbone.file",
+                )
             return model, str(path), "see the file's maker"
     return None
 

@@ -1,5 +1,6 @@
 """A bundle is whole, safe and checked; the registry is its folder."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -151,10 +152,9 @@ def test_a_damaged_model_is_listed_with_its_problem_and_not_chosen(models: Path)
 
 
 def test_a_name_is_used_once_and_must_be_safe(models: Path, tiny_bundle: ModelBundle) -> None:
+    taken = dataclasses.replace(tiny_bundle.config, model_id="demo")
     with pytest.raises(CheckpointError, match="never overwritten"):
-        save_bundle(models, tiny_bundle.config, tiny_bundle.embedder, tiny_bundle.contents)
-    import dataclasses
-
+        save_bundle(models, taken, tiny_bundle.embedder, tiny_bundle.contents)
     evil = dataclasses.replace(tiny_bundle.config, model_id="../evil")
     with pytest.raises(ConfigError, match="expected 1 to 64 letters"):
         save_bundle(models, evil, tiny_bundle.embedder, tiny_bundle.contents)

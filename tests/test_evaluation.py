@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from core.errors import DataError, ShapeError
 from core.evaluation import (
     Calibration,
-    _rank_auroc,
+    rank_auroc,
     compute_ece,
     evaluate,
     fit_calibration,
@@ -32,7 +32,7 @@ def test_report_by_hand() -> None:
 def test_the_bootstraps_auroc_is_scikit_learns_with_ties_too(rng: np.random.Generator) -> None:
     truth = rng.random(80) < 0.4
     probs = np.round(rng.random(80), 1)
-    assert _rank_auroc(truth, probs) == pytest.approx(roc_auc_score(truth, probs))
+    assert rank_auroc(truth, probs) == pytest.approx(roc_auc_score(truth, probs))
 
 
 def test_half_counts_as_normal() -> None:
