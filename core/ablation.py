@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from core.training import train
 
 logger = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _LOGISTIC_C = 10.0  # fixed beforehand, not searched
 _SMALLER = {448: 384, 288: 224}  # the input size that a preset is compared with
 
@@ -228,11 +229,11 @@ def _run_system(bench: _Bench, system: System, *, seed: int) -> dict[str, Any]:
     return _keep(path, row)
 
 
-def _keep[T](path: Path, outcome: T) -> T:
+def _keep(path: Path, outcome: _T) -> _T:
     """Write an outcome and return what a later run will read."""
     text = json.dumps(outcome)
     write_text(path, text)
-    kept: T = json.loads(text)
+    kept: _T = json.loads(text)
     return kept
 
 

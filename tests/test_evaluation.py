@@ -7,10 +7,10 @@ from sklearn.metrics import roc_auc_score
 from core.errors import DataError, ShapeError
 from core.evaluation import (
     Calibration,
-    rank_auroc,
     compute_ece,
     evaluate,
     fit_calibration,
+    rank_auroc,
 )
 
 

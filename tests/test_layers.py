@@ -17,7 +17,8 @@ LAYERS = {
     5: {"ensemble", "fitting"},
     6: {"registry", "inference", "training"},
     7: {"demo", "ablation"},
-    8: {"__main__"},
+    8: {"cli"},
+    9: {"__main__"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 MAY_IMPORT_TORCH = {

@@ -1,0 +1,1 @@
+"""The command line, one module per subject; ``core.__main__`` puts them together."""

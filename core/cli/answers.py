@@ -1,0 +1,130 @@
+"""Commands that use models on images: predict, evaluate."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from core.cli.terminal import (
+    CONSOLE,
+    Checkpoints,
+    Data,
+    DiseaseClass,
+    JsonFile,
+    Model,
+    read_settings,
+    show_progress,
+    write_json,
+    write_text,
+)
+from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
+from core.errors import ConfigError, CoreError
+
+
+def predict(
+    model: Model,
+    paths: Annotated[list[Path], typer.Argument(help="Images, DICOM files or folders.")],
+    json_file: JsonFile = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a table here.")] = None,
+    explain: Annotated[
+        Path | None, typer.Option("--explain", help="Write heatmap pictures into this folder.")
+    ] = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Answer on images, each with its evidence; bad files get their reason and stop nothing."""
+    from core.image_io import load
+    from core.inference import diagnose, reject
+    from core.registry import load_bundle
+
+    settings = read_settings(checkpoints)
+    bundle = load_bundle(settings.checkpoints_dir, model, settings=settings)
+    files = list(_find_files(paths))
+    if not files:
+        raise ConfigError("no file was found under the given paths; name images or folders.")
+    diagnoses: list[Diagnosis] = []
+    written: list[dict[str, str]] = []
+    with show_progress("predict") as report:
+        for index, path in enumerate(files):
+            try:
+                image = dataclasses.replace(load(path), name=str(path))
+                done = diagnose(bundle, [image], explain=explain is not None)[0]
+            except CoreError as err:
+                done = reject(str(path), err, model=bundle)
+            written.append(_save_heatmaps(done, explain, index=index) if explain else {})
+            diagnoses.append(dataclasses.replace(done, heatmaps={}, pixels=None))
+            report((index + 1) / len(files), f"{index + 1} of {len(files)} files")
+    rows = [to_json(d, heatmap_files=f) for d, f in zip(diagnoses, written, strict=True)]
+    write_json(json_file, rows)
+    if csv_file is not None:
+        write_text(csv_file, to_csv(diagnoses))
+    if json_file is None and csv_file is None:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    _print_worklist(diagnoses)
+
+
+def evaluate(
+    model: Model,
+    data: Data,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    json_file: JsonFile = None,
+    disease_class: DiseaseClass = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Measure a model on a split: accuracy, AUROC, calibration, with 95 % intervals."""
+    from core.datasets import read_dataset
+    from core.inference import evaluate as run_evaluation
+    from core.registry import load_bundle
+
+    settings = read_settings(checkpoints)
+    bundle = load_bundle(settings.checkpoints_dir, model, settings=settings)
+    run = bundle.lead.config.run.train
+    dataset = read_dataset(
+        data, disease_class=disease_class, val_fraction=run.val_fraction, seed=run.seed
+    )
+    with show_progress("evaluate") as report:
+        result = run_evaluation(bundle, dataset, split=split, progress=report)
+    write_json(json_file, result)
+    if json_file is None:
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+        else:
+            yield path
+
+
+def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[str, str]:
+    from core.explain import overlay
+    from core.image_io import encode_png
+
+    if diagnosis.pixels is None:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for backbone, heatmap in diagnosis.heatmaps.items():
+        path = folder / f"{index:04d}-{Path(diagnosis.file).stem}-{backbone}.png"
+        path.write_bytes(encode_png(overlay(diagnosis.pixels, heatmap, opacity=0.6)))
+        files[backbone] = str(path)
+    return files
+
+
+def _print_worklist(diagnoses: Sequence[Diagnosis]) -> None:
+    table = Table("file", "status", "class", "probability", "reason")
+    for d in diagnoses:
+        probability = d.probabilities.get(d.predicted_class or "")
+        table.add_row(
+            Path(d.file).name,
+            d.status,
+            d.predicted_class or "",
+            f"{probability:.3f}" if probability is not None else "",
+            d.error or d.abstain_reason or "",
+        )
+    CONSOLE.print(table)
+    CONSOLE.print(RESEARCH_USE)

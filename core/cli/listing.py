@@ -1,0 +1,62 @@
+"""Commands that look and change nothing: audit, models."""
+
+import dataclasses
+
+from rich.table import Table
+
+from core.cli.terminal import (
+    CONSOLE,
+    Checkpoints,
+    Data,
+    DiseaseClass,
+    JsonFile,
+    read_settings,
+    show_progress,
+    write_json,
+)
+
+
+def audit(data: Data, json_file: JsonFile = None, disease_class: DiseaseClass = None) -> None:
+    """Check a data folder: unreadable files, duplicates, leaks between splits, counts, sizes."""
+    from core.audit import audit as run_audit
+    from core.datasets import read_dataset
+
+    dataset = read_dataset(data, disease_class=disease_class)
+    with show_progress("audit") as report:
+        result = run_audit(dataset, progress=report)
+    write_json(json_file, result.to_json())
+    table = Table("split", "class", "images", title=f"{data} ({dataset.data_id})")
+    for split, counts in result.counts.items():
+        for class_name, n in counts.items():
+            table.add_row(split, class_name, str(n))
+    CONSOLE.print(table)
+    for problem in result.problems:
+        CONSOLE.print(f"- {problem}", highlight=False, markup=False)
+    if not result.problems:
+        CONSOLE.print("No problem found.")
+
+
+def models(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
+    """List the models, with the active one marked."""
+    from core.registry import active_model_id, list_models
+
+    directory = read_settings(checkpoints).checkpoints_dir
+    found, active = list_models(directory), active_model_id(directory)
+    write_json(
+        json_file,
+        [{**dataclasses.asdict(m), "is_active": m.model_id == active} for m in found],
+    )
+    table = Table("", "model", "preset", "made", "val accuracy", "val AUROC", "K", "gallery")
+    for summary in found:
+        if summary.problem:
+            table.add_row("!", summary.model_id, summary.problem)
+            continue
+        figures = [
+            f"{v:.3f}" if v is not None else "" for v in (summary.val_accuracy, summary.val_auroc)
+        ]
+        table.add_row(
+            "*" if summary.model_id == active else "",
+            *(summary.model_id, summary.preset, summary.created, *figures),
+            *(str(summary.k or ""), str(summary.n_gallery)),
+        )
+    CONSOLE.print(table if found else f"No model in {directory} yet: `python -m core demo`.")

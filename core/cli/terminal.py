@@ -1,0 +1,83 @@
+"""What every command shares: option types, progress, files written by rename."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from core.config import Settings
+from core.errors import ConfigError
+
+CONSOLE = Console(stderr=True)
+
+Data = Annotated[Path, typer.Option("--data", help="Data folder or MedMNIST .npz file.")]
+Model = Annotated[str, typer.Option("--model", help="Name of a model; see `models`.")]
+Checkpoints = Annotated[
+    Path | None, typer.Option("--checkpoints", help="Folder of the models [checkpoints].")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")]
+DiseaseClass = Annotated[
+    str | None, typer.Option("--disease-class", help="Which class is disease, if names do not say.")
+]
+
+
+def quiet_lightning() -> None:
+    """After its import, which sets its own level: our progress says what matters."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def read_settings(checkpoints: Path | None) -> Settings:
+    settings = Settings.from_env()
+    return dataclasses.replace(settings, checkpoints_dir=checkpoints) if checkpoints else settings
+
+
+def write_json(path: Path | None, value: object) -> None:
+    if path is not None:
+        write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.writing")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as err:
+        raise ConfigError(f"cannot write {path} ({err.strerror}).") from err
+
+
+@contextmanager
+def show_progress(title: str) -> Iterator["_Report"]:
+    """A progress bar on a terminal, one line now and then in a log file."""
+    if not CONSOLE.is_terminal:
+        yield _Report(title, None)
+        return
+    columns = (TextColumn(title), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=CONSOLE) as bar:
+        yield _Report(title, bar)
+
+
+class _Report:
+    """Takes (share done, sentence)."""
+
+    def __init__(self, title: str, bar: Progress | None) -> None:
+        self.title = title
+        self.bar = bar
+        self.task = bar.add_task("", total=1.0) if bar else None
+        self.last = ""
+
+    def __call__(self, done: float, text: str) -> None:
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=done, description=text)
+        elif self.last != (line := f"{self.title} {done:4.0%}"):
+            self.last = line
+            CONSOLE.print(f"{line} {text}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,124 @@
+"""Commands that make models: demo, train, ensemble, ablation."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from core.cli.terminal import (
+    CONSOLE,
+    Checkpoints,
+    Data,
+    DiseaseClass,
+    quiet_lightning,
+    read_settings,
+    show_progress,
+    write_json,
+    write_text,
+)
+from core.config import OBJECTIVES, PRESETS, EnsembleConfig, build_preset
+
+
+def demo(checkpoints: Checkpoints = None) -> None:
+    """Build the embedded demo model on synthetic images; does nothing when it exists."""
+    from core.demo import build_demo
+
+    quiet_lightning()
+    with show_progress("demo") as report:
+        build_demo(read_settings(checkpoints), progress=report)
+
+
+def train(
+    data: Data,
+    name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "offline",
+    objective: Annotated[str, typer.Option(help=f"One of {', '.join(OBJECTIVES)}.")] = "triplet",
+    seed: Annotated[int, typer.Option(help="Fixes every random draw.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
+    cache_trunk: Annotated[
+        bool, typer.Option("--cache-trunk/--no-cache-trunk", help="Keep trunk activations on disk.")
+    ] = True,
+    disease_class: DiseaseClass = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Fine-tune a model on a data folder."""
+    from core.datasets import read_dataset
+    from core.training import train as run_training
+
+    config = build_preset(preset).with_overrides(
+        [f"objective.name={objective}", f"train.seed={seed}", *(overrides or [])]
+    )
+    settings = read_settings(checkpoints)
+    if resume and (settings.checkpoints_dir / name / "config.json").is_file():
+        CONSOLE.print(f"model {name} is finished; nothing to resume.")
+        return
+    dataset = read_dataset(
+        data,
+        disease_class=disease_class,
+        val_fraction=config.train.val_fraction,
+        seed=config.train.seed,
+    )
+    quiet_lightning()
+    with show_progress("train") as report:
+        folder = run_training(
+            dataset,
+            config,
+            name=name,
+            settings=settings,
+            resume=resume,
+            cache_trunk=cache_trunk,
+            progress=report,
+        )
+    CONSOLE.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, markup=False)
+
+
+def ensemble(
+    members: Annotated[str, typer.Option(help="Names of two or more models, with commas.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the new ensemble.")],
+    min_val_accuracy: Annotated[
+        float, typer.Option(help="A model under this validation accuracy is refused.")
+    ] = EnsembleConfig().min_val_accuracy,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Put finished models to a soft vote, weighted by validation accuracy."""
+    from core.ensemble import build_ensemble
+
+    folder = build_ensemble(
+        read_settings(checkpoints).checkpoints_dir,
+        name,
+        [part.strip() for part in members.split(",") if part.strip()],
+        min_val_accuracy=min_val_accuracy,
+    )
+    CONSOLE.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, markup=False)
+
+
+def ablation(
+    data: Data,
+    json_file: Annotated[Path, typer.Option("--json", help="Result; a table goes beside it.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "offline",
+    systems: Annotated[str, typer.Option(help="Systems of the report, with commas.")] = "1,4,5,6",
+    seeds: Annotated[int, typer.Option(help="Training runs per system.")] = 3,
+    disease_class: DiseaseClass = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Train the report's systems on one data folder and compare them; a killed one goes on."""
+    from core.ablation import run_ablation, write_table
+
+    quiet_lightning()
+    with show_progress("ablation") as report:
+        result = run_ablation(
+            data,
+            preset=preset,
+            systems=[part.strip() for part in systems.split(",") if part.strip()],
+            n_seeds=seeds,
+            settings=read_settings(checkpoints),
+            disease_class=disease_class,
+            progress=report,
+        )
+    write_json(json_file, result)
+    table = write_table(result)
+    write_text(json_file.with_suffix(".md"), table)
+    CONSOLE.print(table, highlight=False, markup=False)
