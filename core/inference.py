@@ -407,7 +407,8 @@ def _write_ledger(model: Model, votes: Sequence[_Vote]) -> tuple[Neighbour, ...]
             place = int(vote.member.album_rows[row])
             shares[place] = shares.get(place, 0.0) + part * float(share)
             weights[place] = weights.get(place, 0.0) + part * float(weight)
-    distances = {place: _measure_distance(votes, place) for place in shares}
+    # A classifier's distances are of another space, and did not decide: they order nothing here.
+    distances = {place: _measure_distance(voting, place) for place in shares}
     ordered = sorted(shares, key=lambda place: (distances[place], place))
     return tuple(
         _describe_neighbour(

@@ -207,6 +207,10 @@ def test_members_of_other_input_sizes_and_data_vote_together(
     # only the triplet member votes by neighbours; both have their say in the probability
     alone = diagnose(tiny_bundle, [eye()], explain=False)[0]
     assert [n.key for n in done.neighbours] == [n.key for n in alone.neighbours]
+    # a classifier that knows the same images has no say in how near they are
+    assert [n.distance for n in done.neighbours] == pytest.approx(
+        [n.distance for n in alone.neighbours]
+    )
     assert done.probabilities["disease"] != pytest.approx(alone.probabilities["disease"])
     assert set(done.heatmaps) == {"convnext_atto", "vit_tiny_patch16_224"}
     root = phantom_dataset.root

@@ -105,7 +105,8 @@ def test_first_render_states_the_limits_and_the_model(app: AppTest) -> None:
     assert not app.exception
     assert "Research use, not a diagnosis" in words(app)
     assert "At most 50 files of 64 MB each" in app.file_uploader[0].label
-    assert "**demo**" in app.sidebar.markdown[0].value
+    assert app.sidebar.selectbox(key=shared.MODEL_KEY).value == "demo"
+    assert "Answers: normal / disease" in app.sidebar.markdown[0].value
     assert "SYNTHETIC" in words(app)
     assert not app.dataframe
 
