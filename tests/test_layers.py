@@ -14,7 +14,7 @@ LAYERS = {
     2: {"datasets", "backbones", "knn", "novelty", "evaluation", "comparison"},
     3: {"audit", "embedder", "projection"},
     4: {"explain", "bundle", "trunk_cache"},
-    5: {"ensemble", "fitting"},
+    5: {"ensemble", "fitting", "faithfulness"},
     6: {"registry", "inference", "training"},
     7: {"demo", "ablation"},
     8: {"cli"},

@@ -1,0 +1,275 @@
+"""Is a heatmap true to the vote, and does it lie on the lesion? Measured, never assumed.
+
+Owns deletion and insertion against a random order, the pointing game, the energy inside a mask and
+the agreement of two maps. The score followed is the soft vote that Grad-CAM explains
+(core.explain): the share of 1/distance over the k nearest gallery images of every class. Models
+run on one view per masked image: the order of the cells is in question, not the last digit.
+
+Reference: Petsiuk et al. 2018, arXiv:1806.07421 (deletion, insertion); Zhang et al. 2018,
+arXiv:1608.00507 (pointing game); Wang et al. 2020, arXiv:1910.01279 (energy).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from core.bundle import Member, ModelBundle
+from core.embedder import Embedded, Embedder, embed_together
+from core.errors import ShapeError, check_shape
+from core.explain import resize_heatmap
+from core.knn import split_parts
+
+_GRID = 12  # cells per side: about the resolution of the heatmaps
+_N_STEPS = 8
+_N_RANDOM = 3
+_BATCH_SIZE = 8
+_BLUR_SHARE = 1 / 8  # sigma of what replaces a cell, as a share of the side: lesions go, tone stays
+_MIN_DISTANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """What happens to the vote when a heatmap's cells are taken away, or are all that is left.
+
+    A true map has a low ``deletion`` and a high ``insertion``; a random order has the same area
+    for both in expectation: what it deletes first is what its reverse inserts last.
+    """
+
+    deletion: float  # area under the score while the brightest cells go first, 0..1
+    insertion: float  # area under the score while the brightest cells come first, 0..1
+    deletion_random: float  # the same for cells in random order, mean over the orders
+    insertion_random: float
+    shares: tuple[float, ...]  # of the cells deleted or inserted, 0..1: abscissa of the curves
+    deletion_curve: tuple[float, ...]
+    insertion_curve: tuple[float, ...]
+    random_curve: tuple[float, ...]  # score with that share of the cells kept, at random
+
+    @property
+    def is_better_than_random(self) -> bool:
+        """Whether both orders beat chance."""
+        return self.deletion < self.deletion_random and self.insertion > self.insertion_random
+
+
+def measure(
+    members: Sequence[Member],
+    pixels: NDArray[np.uint8],
+    heatmaps: Mapping[str, NDArray[np.float32]],
+    *,
+    class_name: str,
+    excluded: Sequence[Sequence[int]] = (),
+    n_steps: int = _N_STEPS,
+    n_random: int = _N_RANDOM,
+    seed: int = 0,
+) -> dict[str, Faithfulness]:
+    """Measure heatmaps of one image; the random orders are run once for all of them.
+
+    Cells of a 12 x 12 grid are replaced by the image strongly blurred. The models run
+    2 + (n_steps - 1) * (2 * maps + n_random) times on one view each.
+
+    Args:
+        members: of the model (``model.members``); hold the model's lock.
+        pixels: (H, W, 3) uint8 RGB.
+        heatmaps: name -> (h, w) in [0, 1], any resolution of the same picture.
+        class_name: the class that the heatmaps argue for.
+        excluded: per member the gallery rows that may not vote; empty for none.
+        n_steps: points of a curve beside the first.
+        n_random: random orders.
+        seed: of the random orders, and of the order among equal cells.
+
+    Returns:
+        name -> the figures.
+
+    Raises:
+        ShapeError: no map, a picture or map of another shape, or too few steps or orders.
+    """
+    check_shape("pixels", pixels, (None, None, 3))
+    if not heatmaps or n_steps < 2 or n_random < 1:
+        raise ShapeError(
+            "expected at least one heatmap, two steps and one random order, got "
+            f"{len(heatmaps)}, {n_steps} and {n_random}."
+        )
+    rng = np.random.default_rng(seed)
+    orders = {name: rank_cells(heatmap, rng=rng) for name, heatmap in heatmaps.items()}
+    chance = [rng.permutation(_GRID * _GRID) for _ in range(n_random)]
+    kept = []  # inner points of every curve: boolean masks of the cells that stay
+    for order in orders.values():
+        kept += [~mask for mask in _mark_first(order, n_steps)] + _mark_first(order, n_steps)
+    for order in chance:
+        kept += _mark_first(order, n_steps)
+    ends = [np.zeros(_GRID * _GRID, dtype=bool), np.ones(_GRID * _GRID, dtype=bool)]
+    scores = _score_masked(
+        members, pixels, [*ends, *kept], class_name=class_name, excluded=excluded
+    )
+    blurred, whole = scores[:2]
+    inner = scores[2:].reshape(-1, n_steps - 1)
+    random_curve = np.array([blurred, *inner[2 * len(orders) :].mean(axis=0), whole])
+    return {
+        name: _describe(
+            np.array([whole, *inner[2 * index], blurred]),
+            np.array([blurred, *inner[2 * index + 1], whole]),
+            random_curve,
+        )
+        for index, name in enumerate(orders)
+    }
+
+
+def _describe(
+    deletion: NDArray[np.float64], insertion: NDArray[np.float64], chance: NDArray[np.float64]
+) -> Faithfulness:
+    shares = np.linspace(0.0, 1.0, len(deletion))
+    area = float(np.trapezoid(chance, shares))
+    return Faithfulness(
+        deletion=float(np.trapezoid(deletion, shares)),
+        insertion=float(np.trapezoid(insertion, shares)),
+        deletion_random=area,
+        insertion_random=area,
+        shares=tuple(shares.tolist()),
+        deletion_curve=tuple(deletion.tolist()),
+        insertion_curve=tuple(insertion.tolist()),
+        random_curve=tuple(chance.tolist()),
+    )
+
+
+def rank_cells(heatmap: NDArray[np.float32], *, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Cells of the grid, brightest first: (144,) row-major; equal cells in random order."""
+    check_shape("heatmap", heatmap, (None, None))
+    fine = resize_heatmap(heatmap, height=_GRID * 8, width=_GRID * 8)
+    cells = fine.reshape(_GRID, 8, _GRID, 8).mean(axis=(1, 3)).ravel()
+    order: NDArray[np.int64] = np.lexsort((rng.random(len(cells)), -cells)).astype(np.int64)
+    return order
+
+
+def _mark_first(order: NDArray[np.int64], n_steps: int) -> list[NDArray[np.bool_]]:
+    """Masks of the first 1/n, 2/n ... (n-1)/n of the cells of an order."""
+    masks = []
+    for step in range(1, n_steps):
+        mask = np.zeros(len(order), dtype=bool)
+        mask[order[: round(len(order) * step / n_steps)]] = True
+        masks.append(mask)
+    return masks
+
+
+def _score_masked(
+    members: Sequence[Member],
+    pixels: NDArray[np.uint8],
+    kept: Sequence[NDArray[np.bool_]],
+    *,
+    class_name: str,
+    excluded: Sequence[Sequence[int]],
+) -> NDArray[np.float64]:
+    side = max(m.bundle.config.run.preprocess.input_size for m in members)
+    image = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(image, (0, 0), side * _BLUR_SHARE)
+    scores: list[NDArray[np.float64]] = []
+    for start in range(0, len(kept), _BATCH_SIZE):
+        batch = []
+        for mask in kept[start : start + _BATCH_SIZE]:
+            cells = mask.reshape(_GRID, _GRID).astype(np.uint8)
+            stays = cv2.resize(cells, (side, side), interpolation=cv2.INTER_NEAREST)
+            batch.append(np.where(stays[:, :, None] > 0, image, blurred).astype(np.uint8))
+        scores.append(compute_soft_votes(members, batch, class_name=class_name, excluded=excluded))
+    return np.concatenate(scores)
+
+
+def compute_soft_votes(
+    members: Sequence[Member],
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    class_name: str,
+    excluded: Sequence[Sequence[int]] = (),
+) -> NDArray[np.float64]:
+    """The members' weighted soft vote for a class, one view per image.
+
+    Args:
+        members: of the model.
+        images: each (H, W, 3) uint8 RGB.
+        class_name: the class.
+        excluded: per member the gallery rows that may not vote; empty for none.
+
+    Returns:
+        (B,) in 0..1. A classifier's probability stands in where no images vote.
+    """
+    embedded = embed_together([_use_one_view(m.bundle.embedder) for m in members], images)
+    barred = list(excluded) or [()] * len(members)
+    scores = [
+        _compute_share(
+            m.bundle, outcome, label=m.bundle.class_names.index(class_name), excluded=rows
+        )
+        for m, outcome, rows in zip(members, embedded, barred, strict=True)
+    ]
+    mixed: NDArray[np.float64] = np.average(scores, axis=0, weights=[m.weight for m in members])
+    return mixed
+
+
+def _use_one_view(embedder: Embedder) -> Embedder:
+    run = embedder.config
+    run = dataclasses.replace(run, embedder=dataclasses.replace(run.embedder, tta=False))
+    return dataclasses.replace(embedder, config=run)
+
+
+def _compute_share(
+    bundle: ModelBundle, embedded: Embedded, *, label: int, excluded: Sequence[int]
+) -> NDArray[np.float64]:
+    if embedded.class_probs is not None:
+        return embedded.class_probs[:, label].astype(np.float64)
+    gallery = bundle.gallery
+    points = split_parts(embedded.embeddings, gallery.n_parts)
+    shares = []
+    for part, queries in zip(gallery.parts, points, strict=True):
+        distances = np.linalg.norm(part.embeddings[None] - queries[:, None], axis=2)
+        distances[:, list(excluded)] = np.inf
+        votes = []
+        for index in range(len(bundle.class_names)):
+            mine = np.sort(distances[:, part.labels == index], axis=1)[:, : bundle.n_shown]
+            votes.append((1.0 / np.maximum(mine, _MIN_DISTANCE)).sum(axis=1))
+        shares.append(votes[label] / np.sum(votes, axis=0))
+    mean: NDArray[np.float64] = np.mean(shares, axis=0).astype(np.float64)
+    return mean
+
+
+def has_hit(heatmap: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
+    """Pointing game: whether the brightest point lies on the mask; a flat map has no such point.
+
+    Args:
+        heatmap: (h, w) in [0, 1]; brought to the mask's size.
+        mask: (H, W), true on the lesion.
+
+    Raises:
+        ShapeError: the mask is not two-dimensional or holds no lesion.
+    """
+    fine = _fit_to_mask(heatmap, mask)
+    if fine.max() <= fine.min():
+        return False
+    return bool(mask[np.unravel_index(int(fine.argmax()), fine.shape)])
+
+
+def compute_energy(heatmap: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
+    """Share of a heatmap's sum that lies on the mask, 0..1; arguments as ``has_hit``."""
+    fine = _fit_to_mask(heatmap, mask)
+    total = float(fine.sum())
+    return float(fine[mask].sum()) / total if total > 0 else 0.0
+
+
+def _fit_to_mask(heatmap: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    check_shape("mask", mask, (None, None))
+    if not mask.any():
+        raise ShapeError("mask: expected at least one pixel of lesion, got none.")
+    return resize_heatmap(heatmap, height=mask.shape[0], width=mask.shape[1])
+
+
+def compute_agreement(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Spearman's rank correlation of two heatmaps, -1..1; 0 where one of them is flat.
+
+    Args:
+        first: (h, w); ``second`` is brought to its size.
+    """
+    check_shape("first", first, (None, None))
+    other = resize_heatmap(second, height=first.shape[0], width=first.shape[1])
+    if np.ptp(first) == 0 or np.ptp(other) == 0:
+        return 0.0
+    return float(spearmanr(first.ravel(), other.ravel()).statistic)
