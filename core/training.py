@@ -266,9 +266,9 @@ def _finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log
         found, scores = _vote_on_validation(
             cache, dataset, gallery, queries, val_rows, labels, config=config
         )
-    calibration = evaluation.fit_calibration(is_disease, scores, k=found.k)
-    p_disease = calibration.apply(scores)
     groups = [cache.records[row].group or "" for row in val_rows]
+    calibration = evaluation.fit_calibration(is_disease, scores, k=found.k, groups=groups)
+    p_disease = calibration.apply(scores)
     report = evaluation.evaluate(is_disease, p_disease, groups=groups)
     spread = compute_spread(embeddings)
     separation = compute_separation(queries, labels)

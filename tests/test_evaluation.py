@@ -1,12 +1,17 @@
 """Metrics by hand, intervals that cover, calibration that keeps the answer."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from core.config import build_record
 from core.errors import DataError, ShapeError
 from core.evaluation import (
     Calibration,
+    _draw_folds,
     compute_ece,
     evaluate,
     fit_calibration,
@@ -68,10 +73,11 @@ def test_images_of_one_patient_widen_the_interval(rng: np.random.Generator) -> N
 def test_temperature_cools_overconfidence_and_keeps_every_answer(rng: np.random.Generator) -> None:
     honest = rng.random(2000)
     truth = rng.random(2000) < honest
-    k = 50
-    boastful = 1 / (1 + np.exp(-4 * np.log(honest / (1 - honest))))
+    k = 1000
+    boastful = 1 / (1 + np.exp(-3 * np.log(honest / (1 - honest))))
     fitted = fit_calibration(truth, boastful, k=k)
     after = fitted.apply(boastful)
+    assert fitted.method == "temperature"
     assert fitted.temperature > 1.5
     assert fitted.ece_after < fitted.ece_before / 2
     np.testing.assert_array_equal(after > 0.5, boastful > 0.5)
@@ -83,6 +89,41 @@ def test_a_unanimous_vote_is_not_certainty() -> None:
     assert Calibration(temperature=1.0, k=9).apply(np.array([0.0, 1.0])) == pytest.approx(
         [0.05, 0.95]
     )
+
+
+def test_a_bent_score_takes_the_isotonic_curve(rng: np.random.Generator) -> None:
+    """Votes that never pass 0.5 although half of the top ones are right: no temperature helps."""
+    scores = rng.random(1500) * 0.5
+    truth = rng.random(1500) < np.where(scores > 0.3, 0.9, 0.05)
+    fitted = fit_calibration(truth, scores, k=40)
+    assert fitted.method == "isotonic"
+    assert fitted.loss_isotonic < fitted.loss_temperature
+    assert fitted.n_folds == 5
+    after = fitted.apply(np.array([0.0, 0.1, 0.4, 0.5, 1.0]))
+    assert np.all(np.diff(after) >= 0)
+    assert 0 < after[0] < 0.1
+    assert 0.8 < after[2] < 1
+    assert fitted.ece_after < fitted.ece_before
+
+
+def test_folds_hold_whole_patients_and_few_images_have_none(rng: np.random.Generator) -> None:
+    truth = np.tile([False, True], 60)
+    groups = [f"p{i // 4}" for i in range(120)]
+    folds = _draw_folds(truth, groups, seed=0)
+    assert len(folds) == 5
+    for kept, judged in folds:
+        assert not {groups[i] for i in kept} & {groups[i] for i in judged}
+    assert sorted(np.concatenate([judged for _, judged in folds])) == list(range(120))
+    few = fit_calibration(truth[:8], rng.random(8), k=5)
+    assert (few.method, few.n_folds) == ("temperature", 0)
+
+
+def test_calibration_survives_json(rng: np.random.Generator) -> None:
+    scores = rng.random(300) * 0.4
+    fitted = fit_calibration(rng.random(300) < scores * 2, scores, k=40)
+    stored = json.loads(json.dumps(dataclasses.asdict(fitted)))
+    assert build_record(Calibration, stored, "calibration.json") == fitted
+    assert build_record(Calibration, {"temperature": 2.0, "k": 9}, "old") == Calibration(2.0, 9)
 
 
 def test_bad_input_is_refused() -> None:
