@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core import registry
+from core import jobs, registry
 from core.config import Settings
 
 ROOT = Path(__file__).parent
@@ -56,8 +56,10 @@ def ready(_request: Request) -> JSONResponse:
 
 @asynccontextmanager
 async def lifespan(_app: st.App) -> AsyncIterator[None]:
-    """Set up logging once; log lines hold no file names, tags or pixels."""
+    """Set up logging once (no file names, tags or pixels in it); find orphaned jobs."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if (directory := Settings.from_env().checkpoints_dir).is_dir():
+        jobs.settle(directory)
     yield
 
 

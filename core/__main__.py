@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from core.cli import answers, listing, training
+from core.cli import answers, jobs, listing, training
 from core.diagnosis import RESEARCH_USE
 from core.errors import CoreError
 
@@ -19,6 +19,7 @@ COMMANDS = (
     training.ablation,
     listing.models,
 )
+GROUPS = {"jobs": jobs.COMMANDS}
 
 
 def build_app() -> typer.Typer:
@@ -31,6 +32,11 @@ def build_app() -> typer.Typer:
     )
     for command in COMMANDS:
         app.command()(command)
+    for name, commands in GROUPS.items():
+        group = typer.Typer(no_args_is_help=True, help=f"Commands of {name}.")
+        for verb, function in commands.items():
+            group.command(verb)(function)
+        app.add_typer(group, name=name)
     return app
 
 

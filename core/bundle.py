@@ -238,28 +238,36 @@ def save_bundle(
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / f".writing-{config.model_id}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    try:
+        temporary.mkdir()
+        _write_files(temporary, config, embedder, contents)
+        temporary.rename(final)
+    except BaseException:  # a full disk, Ctrl-C: nothing half-written stays
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def _write_files(
+    folder: Path, config: BundleConfig, embedder: Embedder, contents: Contents
+) -> None:
     save_file(
         {k: v.detach().cpu().contiguous() for k, v in embedder.net.state_dict().items()},
-        temporary / "weights.safetensors",
+        folder / "weights.safetensors",
     )
-    config = dataclasses.replace(
-        config, weights_sha256=_hash_file(temporary / "weights.safetensors")
-    )
-    _save_arrays(temporary, contents)
+    config = dataclasses.replace(config, weights_sha256=_hash_file(folder / "weights.safetensors"))
+    _save_arrays(folder, contents)
     for name, value in (
         ("config.json", dataclasses.asdict(config)),
         ("calibration.json", dataclasses.asdict(contents.calibration)),
         ("metrics.json", contents.metrics),
     ):
-        write_text(temporary / name, json.dumps(value, indent=2))
-    write_text(temporary / "card.md", contents.card)
-    write_text(temporary / "train.log", contents.log)
-    for path in temporary.iterdir():
+        write_text(folder / name, json.dumps(value, indent=2))
+    write_text(folder / "card.md", contents.card)
+    write_text(folder / "train.log", contents.log)
+    for path in folder.iterdir():
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
-    temporary.rename(final)
-    return final
 
 
 def _save_arrays(folder: Path, contents: Contents) -> None:

@@ -40,6 +40,7 @@ _PROXY_LR_FACTOR = 100.0  # proxies start at random and must travel (Kim et al. 
 _NOT_APART = 1.1  # ... and classes no farther from each other than from themselves
 
 Log = Callable[[str], None]
+Watch = Callable[[dict[str, float]], None]  # figures of the step just done
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,9 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
         measured = {
             "spread": compute_spread(points),
             "separation": compute_separation(points, labels.cpu().numpy()),
+            "active": compute_active(
+                points, labels.cpu().numpy(), margin=self.config.objective.margin
+            ),
         }
         self.log_dict({"loss": loss, **measured}, batch_size=len(labels))
         return loss
@@ -243,13 +247,33 @@ def compute_separation(embeddings: NDArray[np.float32], labels: NDArray[np.int64
     return float(apart[~is_same].mean() / max(within, 1e-12))
 
 
+def compute_active(
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64], *, margin: float
+) -> float:
+    """Share of the images of a batch whose hardest triplet still has something to teach.
+
+    Args:
+        embeddings: (B, D); labels (B,) with every class twice or more.
+        margin: a triplet is done when its negative is this much farther than its positive.
+    """
+    points = embeddings.astype(np.float64)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+    is_same = labels[:, None] == labels[None]
+    farthest = np.where(is_same, apart, 0.0).max(axis=1)
+    nearest = np.where(is_same, np.inf, apart).min(axis=1)
+    return float(np.mean(farthest - nearest + margin > 0))
+
+
 class _Saver(L.Callback):  # type: ignore[misc]
     """After each group of steps: a checkpoint by rename, a line in the log, the progress."""
 
-    def __init__(self, path: Path, *, log: Log, progress: Progress | None) -> None:
+    def __init__(
+        self, path: Path, *, log: Log, progress: Progress | None, watch: Watch | None
+    ) -> None:
         self.path = path
         self.write_log = log
         self.progress = progress
+        self.watch = watch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: FittingModule) -> None:
         temporary = self.path.with_suffix(".writing")
@@ -268,6 +292,14 @@ class _Saver(L.Callback):  # type: ignore[misc]
             self.write_log(warning)
         if self.progress:
             self.progress(n_done / n_steps, f"step {n_done} of {n_steps}, loss {loss:.3f}")
+        if self.watch:
+            rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+            measured = {"loss": loss, "spread": spread, "separation": separation}
+            measured |= {"active": float(metrics["active"])}
+            measured |= {"adapter_lr": float(rates[0]), "tail_lr": float(rates[1])}
+            mode = pl_module.net.training
+            self.watch({"step": float(n_done), "n_steps": float(n_steps), **measured})
+            pl_module.net.train(mode)  # embedding images sets the net to eval mode
 
 
 def find_collapse(spread: float, separation: float) -> str | None:
@@ -292,6 +324,7 @@ def fit(
     *,
     log: Log,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Train the tails and the adapter in place, from the last checkpoint if there is one.
 
@@ -301,6 +334,8 @@ def fit(
         folder: of the run; ``last.ckpt`` in it is replaced after every group of steps.
         log: takes a line per group.
         progress: told the share of steps done.
+        watch: told the figures after every group of steps; it may embed images, draws nothing
+            from torch's generator that a step would miss, and changes no parameter.
     """
     embedder.net.requires_grad_(True)
     module = FittingModule(embedder.net, embedder.config, cache=cache)
@@ -316,7 +351,7 @@ def fit(
             devices=1,
             max_epochs=module.n_groups,
             reload_dataloaders_every_n_epochs=1,
-            callbacks=[_Saver(last, log=log, progress=progress)],
+            callbacks=[_Saver(last, log=log, progress=progress, watch=watch)],
             default_root_dir=folder,
             logger=False,
             enable_checkpointing=False,

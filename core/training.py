@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from core.config import RunConfig, Settings
 from core.datasets import Dataset
 from core.embedder import Embedded, Embedder, Progress, build_embedder, join_embedded
 from core.errors import CheckpointError, ConfigError, DataError, JobError
-from core.fitting import Log, compute_separation, compute_spread, find_collapse, fit
+from core.fitting import Log, Watch, compute_separation, compute_spread, find_collapse, fit
 from core.knn import Gallery, KSearch, cast_votes, search_k
 from core.trunk_cache import TrunkCache
 
@@ -47,6 +47,7 @@ def train(
     cache_folder: Path | None = None,
     is_synthetic: bool = False,
     progress: Progress | None = None,
+    watch: Callable[[Embedder, TrunkCache], Watch] | None = None,
 ) -> Path:
     """Fine-tune a model and write its bundle.
 
@@ -60,6 +61,7 @@ def train(
         cache_folder: where; given, it is kept for the next run on the same data and views.
         is_synthetic: marks models of the drawn demo images.
         progress: told the share done and a sentence with the time left.
+        watch: makes the watcher of the fitting (see ``core.watching``).
 
     Returns:
         The bundle's folder.
@@ -92,7 +94,8 @@ def train(
         _check_enough(dataset, cache)
         report = _with_eta(progress, "training", start=_CACHE_SHARE, share=0.96 - _CACHE_SHARE)
         began = time.monotonic()
-        fit(embedder, cache, folder, log=log, progress=report)
+        observe = watch(embedder, cache) if watch else None
+        fit(embedder, cache, folder, log=log, progress=report, watch=observe)
         seconds["fit"] = time.monotonic() - began  # of this process; a resumed run's was longer
         if progress:
             progress(0.97, "choosing K, fitting the map, writing the model")

@@ -157,6 +157,13 @@ class TrunkCache:
                 try:
                     image = load_record(self.records[row])
                 except ImageError as err:
+                    if err.code == "image.missing":  # listed a moment ago: not a bad file
+                        raise DataError(
+                            f"{self.records[row].key} is no longer there: the data was moved or "
+                            "removed while training ran. Put it back, then resume.",
+                            code="data.removed",
+                            params={"key": self.records[row].key},
+                        ) from err
                     skipped[row] = str(err)
                     logger.warning("an image was left out: %s", err.code)
                     continue

@@ -63,6 +63,31 @@ ERRORS: dict[str, str] = {
     "config.device": N_("The computing device that was asked for is not available."),
     "config": N_("A setting is wrong."),
     "data": N_("The data cannot be used."),
+    "data.removed": N_(
+        "“{key}” is no longer there: the data was moved or removed while training ran. Put it "
+        "back, then resume."
+    ),
+    "data.missing": N_("The data is not there. Check the folder, then resume."),
+    "data.too_few": N_("A class has too few images. Add images and start again."),
+    "data.disk": N_("The disk has too little room for this training. Free some space."),
+    "job.disk": N_(
+        "The disk is full ({free_mb} MB are free). Free some space, then resume: training goes on "
+        "where it was."
+    ),
+    "job.memory": N_(
+        "Memory ran out. Choose a smaller preset or close other programs, then resume."
+    ),
+    "job.killed": N_(
+        "The system ended the process, most likely because memory ran out. Choose a smaller preset "
+        "or close other programs, then resume."
+    ),
+    "job.interrupted": N_(
+        "Cut off by a crash, a power cut or a kill. Resume it: training goes on from its last "
+        "checkpoint."
+    ),
+    "job.name_taken": N_("The name “{name}” is taken. Choose another name."),
+    "job.open": N_("The job has not ended. Cancel it first."),
+    "job": N_("The job ended with an error. Its log has the details."),
     "knn.nobody": N_("No training image is left to compare with."),
 }
 

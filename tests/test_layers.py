@@ -15,10 +15,11 @@ LAYERS = {
     3: {"audit", "embedder", "projection"},
     4: {"explain", "bundle", "trunk_cache"},
     5: {"ensemble", "fitting", "faithfulness"},
-    6: {"registry", "inference", "training"},
+    6: {"registry", "inference", "training", "watching"},
     7: {"demo", "ablation"},
-    8: {"cli"},
-    9: {"__main__"},
+    8: {"jobs"},
+    9: {"cli"},
+    10: {"__main__"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 MAY_IMPORT_TORCH = {

@@ -1,0 +1,161 @@
+"""Commands of background work: jobs start, list, show, cancel, resume, delete."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from core import jobs as queue
+from core.cli.terminal import (
+    CONSOLE,
+    Checkpoints,
+    Data,
+    DiseaseClass,
+    JsonFile,
+    read_settings,
+    show_progress,
+    write_json,
+)
+from core.errors import JobError
+from core.jobs import metrics
+
+JobId = Annotated[str, typer.Argument(help="Id of a job; see `jobs list`.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Stay and show the progress until it ends.")]
+
+
+def train(
+    data: Data,
+    name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
+    preset: Annotated[str, typer.Option(help="As for `train`.")] = "offline",
+    objective: Annotated[str, typer.Option(help="As for `train`.")] = "triplet",
+    seed: Annotated[int, typer.Option(help="Fixes every random draw.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
+    ] = None,
+    cache_trunk: Annotated[
+        bool, typer.Option("--cache-trunk/--no-cache-trunk", help="Keep trunk activations on disk.")
+    ] = True,
+    disease_class: DiseaseClass = None,
+    wait: Wait = False,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Queue a fine-tuning run; it goes on when this terminal is closed."""
+    from core.bundle import check_model_id
+    from core.jobs.work import build_config
+
+    params = {
+        "data": str(data.resolve()),
+        "name": check_model_id(name),
+        "preset": preset,
+        "objective": objective,
+        "seed": seed,
+        "overrides": list(overrides or []),
+        "cache_trunk": cache_trunk,
+        "disease_class": disease_class,
+    }
+    build_config(params)  # refuse a wrong recipe now, not when its turn comes
+    _start("train", params, title=name, wait=wait, checkpoints=checkpoints)
+
+
+def evaluate(
+    model: Annotated[str, typer.Option("--model", help="Name of a model; see `models`.")],
+    data: Data,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    disease_class: DiseaseClass = None,
+    wait: Wait = False,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Queue the measurement of a model on a split."""
+    params = {
+        "model": model,
+        "data": str(data.resolve()),
+        "split": split,
+        "disease_class": disease_class,
+    }
+    _start("evaluate", params, title=f"{model}, {split}", wait=wait, checkpoints=checkpoints)
+
+
+def list_all(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
+    """List all jobs, newest first."""
+    found = queue.list_jobs(read_settings(checkpoints).checkpoints_dir)
+    write_json(json_file, [_to_json(job) for job in found])
+    table = Table("job", "kind", "title", "status", "progress", "message")
+    for job in found:
+        share = f"{job.progress:.0%}" if job.started else ""
+        table.add_row(job.job_id, job.kind, job.title, job.status, share, job.error or job.message)
+    CONSOLE.print(table if found else "No job yet.")
+
+
+def show(job_id: JobId, checkpoints: Checkpoints = None) -> None:
+    """Show one job: its state as JSON, and the last lines of its log."""
+    directory = read_settings(checkpoints).checkpoints_dir
+    job = queue.find(directory, job_id)
+    typer.echo(json.dumps(_to_json(job), indent=2, ensure_ascii=False))
+    for line in metrics.read_log(queue.folder_of(directory, job_id)):
+        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def cancel(job_id: JobId, checkpoints: Checkpoints = None) -> None:
+    """Stop a job; training can be resumed later."""
+    queue.cancel(read_settings(checkpoints).checkpoints_dir, job_id)
+    CONSOLE.print(f"job {job_id} was asked to stop.")
+
+
+def resume(job_id: JobId, wait: Wait = False, checkpoints: Checkpoints = None) -> None:
+    """Queue a failed or cancelled job again; training goes on from its last checkpoint."""
+    settings = read_settings(checkpoints)
+    queue.resume(settings.checkpoints_dir, job_id, settings=settings)
+    CONSOLE.print(f"job {job_id} is queued.")
+    if wait:
+        _wait(settings.checkpoints_dir, job_id)
+
+
+def delete(job_id: JobId, checkpoints: Checkpoints = None) -> None:
+    """Forget an ended job, with the unfinished run it left."""
+    queue.delete(read_settings(checkpoints).checkpoints_dir, job_id)
+    CONSOLE.print(f"job {job_id} is gone.")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "list": list_all,
+    "show": show,
+    "cancel": cancel,
+    "resume": resume,
+    "delete": delete,
+}
+
+
+def _start(
+    kind: str, params: Mapping[str, object], *, title: str, wait: bool, checkpoints: Path | None
+) -> None:
+    settings = read_settings(checkpoints)
+    job = queue.start(kind, params, title=title, settings=settings)
+    typer.echo(job.job_id)
+    if wait:
+        _wait(settings.checkpoints_dir, job.job_id)
+
+
+def _wait(directory: Path, job_id: str) -> None:
+    with show_progress("job") as report:
+        while (job := queue.find(directory, job_id)).is_open:
+            report(job.progress, job.message or job.status)
+            time.sleep(1.0)
+    if job.status != "done":
+        raise JobError(f"job {job_id} {job.status}. {job.error}".strip())
+    CONSOLE.print(f"job {job_id} is done.")
+
+
+def _to_json(job: queue.Job) -> dict[str, object]:
+    return {
+        name: getattr(job, name)
+        for name in (
+            "job_id", "kind", "title", "status", "progress", "message", "created", "started",
+            "ended", "error", "error_code", "params",
+        )
+    }  # fmt: skip

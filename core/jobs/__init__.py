@@ -1,0 +1,246 @@
+"""Background work: a queue of processes whose state lies on disk.
+
+One job of a lane runs, the others wait in the order they came. Nothing depends on the process that
+asked: page, server or terminal may end, the job goes on and is found again. Owns starting,
+cancelling, resuming and deleting; the work itself is in ``core.jobs.work``.
+"""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from core.config import Settings
+from core.errors import JobError
+from core.jobs import ending, state
+from core.jobs.state import Job
+
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "Job", "cancel", "delete", "find", "folder_of", "list_jobs", "read_result", "resume", "settle",
+    "start",
+]  # fmt: skip
+_ROOT = Path(__file__).parents[2]
+_MAX_SPAWNS = 3  # of one waiting job: a supervisor that cannot live is not started for ever
+_CANCEL_FLAG = "cancel"
+
+
+def start(kind: str, params: Mapping[str, Any], *, title: str, settings: Settings) -> Job:
+    """Queue a job and launch the process that waits for its turn and runs it.
+
+    Args:
+        kind: one of ``state.LANES``.
+        params: plain JSON values, see ``core.jobs.work``; paths absolute. A ``name`` is that of the
+            model to be made: no second open job may make the same.
+        title: shown to people.
+        settings: the worker gets the same device and threads, and this checkpoints folder.
+
+    Raises:
+        JobError: unknown kind, the name is taken, or the disk is full.
+    """
+    if kind not in state.LANES:
+        raise JobError(f"unknown kind of job {kind!r}; choose one of {', '.join(state.LANES)}.")
+    directory = state.jobs_dir(settings.checkpoints_dir)
+    job_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    job = Job(job_id, kind, title, dict(params), created=state.now())
+    try:
+        with state.hold_queue(directory):
+            _settle_all(directory)
+            _check_name(settings.checkpoints_dir, directory, job)
+            folder = state.create(directory, job)
+            return _spawn(folder, settings)
+    except OSError as err:
+        raise ending.to_job_error(err, settings.checkpoints_dir) from err
+
+
+def list_jobs(checkpoints_dir: Path) -> list[Job]:
+    """Every job, newest first, after settling those whose process has died."""
+    directory = state.jobs_dir(checkpoints_dir)
+    if directory.is_dir():
+        settle(checkpoints_dir)
+    return [state.read_job(folder) for folder in reversed(state.list_folders(directory))]
+
+
+def find(checkpoints_dir: Path, job_id: str) -> Job:
+    """One job by its id.
+
+    Raises:
+        JobError: no such job.
+    """
+    settle(checkpoints_dir)
+    return state.read_job(state.find_folder(state.jobs_dir(checkpoints_dir), job_id))
+
+
+def folder_of(checkpoints_dir: Path, job_id: str) -> Path:
+    """Where a job's log, metrics and result lie.
+
+    Raises:
+        JobError: no such job.
+    """
+    return state.find_folder(state.jobs_dir(checkpoints_dir), job_id)
+
+
+def read_result(checkpoints_dir: Path, job_id: str) -> dict[str, Any]:
+    """What a finished job found; its content belongs to its kind.
+
+    Raises:
+        JobError: no such job, or it has no result (yet).
+    """
+    path = folder_of(checkpoints_dir, job_id) / "result.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise JobError(
+            f"job {job_id} has no result; wait until it is done.",
+            code="job.no_result",
+            params={"job_id": job_id},
+        ) from err
+    return found
+
+
+def settle(checkpoints_dir: Path) -> None:
+    """Find jobs whose process has died: a running one becomes failed, a waiting one waits again.
+
+    Called when the app starts and before every listing; cheap when nothing has died.
+    """
+    directory = state.jobs_dir(checkpoints_dir)
+    with state.hold_queue(directory):
+        _settle_all(directory)
+
+
+def cancel(checkpoints_dir: Path, job_id: str) -> Job:
+    """Ask a job to stop: a waiting one is cancelled at once, a running one within 5 seconds.
+
+    Raises:
+        JobError: no such job.
+    """
+    directory = state.jobs_dir(checkpoints_dir)
+    folder = state.find_folder(directory, job_id)
+    with state.hold_queue(directory):
+        if state.read_job(folder).is_open:
+            (folder / _CANCEL_FLAG).touch()
+        if state.read_job(folder).status == "queued":
+            return state.transition(folder, "cancelled")
+    return state.read_job(folder)
+
+
+def resume(checkpoints_dir: Path, job_id: str, *, settings: Settings) -> Job:
+    """Queue a failed or cancelled job again; training goes on from its last checkpoint.
+
+    Raises:
+        JobError: no such job, it has not failed, or its model's name was taken meanwhile.
+    """
+    directory = state.jobs_dir(checkpoints_dir)
+    folder = state.find_folder(directory, job_id)
+    try:
+        with state.hold_queue(directory):
+            _settle_all(directory)
+            _check_name(checkpoints_dir, directory, state.read_job(folder))
+            state.transition(folder, "queued")
+            return _spawn(folder, settings)
+    except OSError as err:
+        raise ending.to_job_error(err, checkpoints_dir) from err
+
+
+def delete(checkpoints_dir: Path, job_id: str) -> None:
+    """Forget an ended job, with the unfinished run it left.
+
+    Raises:
+        JobError: no such job, or it has not ended.
+    """
+    directory = state.jobs_dir(checkpoints_dir)
+    folder = state.find_folder(directory, job_id)
+    with state.hold_queue(directory):
+        _settle_all(directory)
+        job = state.read_job(folder)
+        if job.is_open:
+            raise JobError(
+                f"job {job_id} is {job.status}; cancel it first.",
+                code="job.open",
+                params={"job_id": job_id, "status": job.status},
+            )
+        doomed = directory / f".deleted-{job_id}"
+        folder.rename(doomed)
+    if job.kind == "train" and job.status != "done":
+        shutil.rmtree(checkpoints_dir / ".runs" / str(job.params["name"]), ignore_errors=True)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _check_name(checkpoints_dir: Path, directory: Path, job: Job) -> None:
+    name = job.params.get("name")
+    if job.kind != "train" or name is None:
+        return
+    others = [state.read_job(f) for f in state.list_folders(directory) if f.name != job.job_id]
+    rival = next((o for o in others if o.is_open and o.params.get("name") == name), None)
+    if rival is not None:
+        raise JobError(
+            f"job {rival.job_id} is already making a model called {name!r}; choose another name.",
+            code="job.name_taken",
+            params={"name": name},
+        )
+    if (checkpoints_dir / str(name)).exists() and job.n_spawns == 0:
+        raise JobError(
+            f"model {name!r} exists; choose another name or delete it first.",
+            code="job.name_taken",
+            params={"name": name},
+        )
+
+
+def _settle_all(directory: Path) -> None:
+    for folder in state.list_folders(directory):
+        job = state.read_job(folder)
+        if not job.is_open or state.is_alive(job.supervisor) or state.is_alive(job.worker):
+            continue
+        if (folder / _CANCEL_FLAG).exists():
+            state.transition(folder, "cancelled")
+        elif job.status == "running":
+            ending.finish(folder, returncode=None)
+        elif job.n_spawns >= _MAX_SPAWNS:
+            state.transition(
+                folder,
+                "failed",
+                error="the process that waits for this job's turn ended three times; see its log.",
+                error_code="job.no_process",
+            )
+        else:
+            logger.info("a waiting job had lost its process and gets another one")
+            _spawn(folder, Settings.from_env())
+
+
+def _spawn(folder: Path, settings: Settings) -> Job:
+    """Launch the supervisor in a session of its own; call it with the queue held."""
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "core.jobs", str(folder)],
+            cwd=_ROOT,
+            env=_environment(settings, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C on the server is not meant for it
+        )
+    # Reaps it when it ends, so that it does not stay behind as a zombie.
+    threading.Thread(target=process.wait, daemon=True).start()
+    job = state.read_job(folder)
+    return state.transition(
+        folder, "queued", supervisor=state.identify(process.pid), n_spawns=job.n_spawns + 1
+    )
+
+
+def _environment(settings: Settings, folder: Path) -> dict[str, str]:
+    chosen = {
+        "NEIGHBORDX_CHECKPOINTS": str(folder.parents[1]),
+        "NEIGHBORDX_DEVICE": settings.device,
+        "NEIGHBORDX_THREADS": str(settings.n_threads),
+    }
+    if settings.weights_dir:
+        chosen["NEIGHBORDX_WEIGHTS_DIR"] = str(settings.weights_dir.resolve())
+    return {**os.environ, **chosen}

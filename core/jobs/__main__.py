@@ -1,0 +1,89 @@
+"""``python -m core.jobs JOB_DIR``: wait for the job's turn, run its worker, see how it ends.
+
+This process is small and outlives whatever happens to the worker, so that memory running out, a
+full disk or a crash in native code still end in a state that says so. With ``--work`` it is the
+worker itself.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from core import jobs
+from core.jobs import ending, state
+
+_POLL_S = 0.25
+_GRACE_S = 2.0  # between asking a worker to end and ending it
+
+
+def supervise(folder: Path) -> None:
+    """Run one job from its place in the queue to its end."""
+    if not _wait_for_turn(folder):
+        return
+    process = subprocess.Popen(
+        [sys.executable, "-m", "core.jobs", "--work", str(folder), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+    )
+    with state.hold_queue(folder.parent):
+        state.transition(folder, "running", worker=state.identify(process.pid))
+    is_cancelled = False
+    while process.poll() is None:
+        if (folder / "cancel").exists():
+            is_cancelled = True
+            _stop(process)
+            break
+        time.sleep(_POLL_S)
+    with state.hold_queue(folder.parent):
+        if is_cancelled:
+            state.transition(folder, "cancelled")
+        else:
+            ending.finish(folder, returncode=process.returncode)
+
+
+def _wait_for_turn(folder: Path) -> bool:
+    """Wait until no job of the lane runs and none waits before this one; False if called off."""
+    me = state.identify(os.getpid())
+    while True:
+        jobs.settle(folder.parents[1])
+        with state.hold_queue(folder.parent):
+            job = state.read_job(folder)
+            is_mine = job.supervisor is not None and job.supervisor.pid == me.pid
+            if job.status != "queued" or not is_mine:
+                return False
+            if _is_first(folder, job):
+                (folder / "outcome.json").unlink(missing_ok=True)
+                state.transition(folder, "running", supervisor=me)
+                return True
+        time.sleep(_POLL_S)
+
+
+def _is_first(folder: Path, job: state.Job) -> bool:
+    others = [state.read_job(f) for f in state.list_folders(folder.parent) if f != folder]
+    lane = [o for o in others if state.LANES.get(o.kind) == state.LANES[job.kind]]
+    if any(other.status == "running" for other in lane):
+        return False
+    return all(o.queued > job.queued for o in lane if o.status == "queued")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def main() -> None:
+    """Supervisor or worker, as the arguments say."""
+    if sys.argv[1] == "--work":
+        from core.jobs.work import work
+
+        sys.exit(work(Path(sys.argv[2]), parent_pid=int(sys.argv[3])))
+    supervise(Path(sys.argv[1]).resolve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""How a job ends: what a failure means, in a sentence and a code that says what to do next.
+
+Owns the reading of exceptions and of exit statuses; writes the last state of a job.
+"""
+
+import errno
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from core.errors import CoreError, JobError
+from core.jobs import state
+from core.jobs.state import Job
+
+_FULL_BYTES = 1 << 20  # less than this is free: whatever failed, the disk is the reason
+_DISK = (
+    "the disk is full: {free_mb:.0f} MB are free in the folder of models. Free some space, then "
+    "resume: training goes on where it was."
+)
+_MEMORY = (
+    "memory ran out. Choose a smaller preset or fewer images per class and step "
+    "(train.n_images_per_class), or close other programs, then resume."
+)
+
+
+def describe(err: BaseException, folder: Path) -> dict[str, Any]:
+    """The error, error_code and error_params of a failure in the work."""
+    for one in _chain(err):
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _disk(folder)
+        if "No space left" in str(one) or "os error 28" in str(one):
+            return _disk(folder)
+        if isinstance(one, MemoryError) or _is_memory(one):
+            return {"error": _MEMORY, "error_code": "job.memory"}
+    if shutil.disk_usage(folder).free < _FULL_BYTES:  # e.g. torch's writer does not say why
+        return _disk(folder)
+    if isinstance(err, CoreError):
+        params = {key: _plain(value) for key, value in err.params.items()}
+        return {"error": str(err), "error_code": err.code, "error_params": params}
+    return {
+        "error": f"unexpected {type(err).__name__}; the job's log has the details.",
+        "error_code": "job.unexpected",
+        "error_params": {"name": type(err).__name__},
+    }
+
+
+def _chain(err: BaseException | None) -> Iterator[BaseException]:
+    seen = set()
+    while err is not None and id(err) not in seen:
+        seen.add(id(err))
+        yield err
+        err = err.__cause__ or err.__context__
+
+
+def _is_memory(err: BaseException) -> bool:
+    text = str(err).lower()
+    wording = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(err, RuntimeError | OSError) and any(words in text for words in wording)
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | float | bool) else str(value)
+
+
+def _disk(folder: Path) -> dict[str, Any]:
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    return {
+        "error": _DISK.format(free_mb=free_mb),
+        "error_code": "job.disk",
+        "error_params": {"free_mb": round(free_mb)},
+    }
+
+
+def to_job_error(err: OSError, folder: Path) -> JobError:
+    """An error of the file system while a job was queued, as one a page can show."""
+    if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        told = _disk(folder)
+        return JobError(told["error"], code=told["error_code"], params=told["error_params"])
+    return JobError(
+        f"the job could not be written ({err.strerror or err}); check the folder of models.",
+        code="job.write",
+    )
+
+
+def finish(folder: Path, *, returncode: int | None) -> Job:
+    """Write a running job's last state from its outcome, or from how its process ended.
+
+    Call it with the queue held.
+
+    Args:
+        folder: of the job.
+        returncode: of the worker, negative for a signal; None when nobody saw it end.
+    """
+    (folder / "reserve").unlink(missing_ok=True)
+    try:
+        outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+        if outcome["status"] == "done":
+            return state.transition(folder, "done")
+        return state.transition(folder, "failed", **outcome["failure"])
+    except (OSError, ValueError, KeyError):
+        return state.transition(folder, "failed", **_explain(folder, returncode))
+
+
+def _explain(folder: Path, returncode: int | None) -> dict[str, Any]:
+    """A worker that left no outcome was ended from outside, or could not write one."""
+    is_full = shutil.disk_usage(folder).free < _FULL_BYTES
+    if returncode == -signal.SIGBUS or is_full:  # a page of a mapped file found no room
+        return _disk(folder)
+    if returncode is None:
+        return {
+            "error": "the job was cut off (crash, power cut or kill). Resume it: training goes on "
+            "from its last checkpoint.",
+            "error_code": "job.interrupted",
+        }
+    if returncode == -signal.SIGKILL:
+        return {
+            "error": "the system ended the process, most likely because memory ran out. Choose a "
+            "smaller preset or close other programs, then resume.",
+            "error_code": "job.killed",
+        }
+    return {
+        "error": f"the process ended with status {returncode}; the job's log has the details.",
+        "error_code": "job.unexpected",
+        "error_params": {"name": f"status {returncode}"},
+    }

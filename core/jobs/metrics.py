@@ -1,0 +1,77 @@
+"""The figures of a run while it trains: JSON lines for the page, event files for TensorBoard.
+
+Owns both files in the job's folder. A line cut off by a kill is skipped when read; a step that was
+done again after a resume counts once.
+"""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorboardX import SummaryWriter
+
+_FILE = "metrics.jsonl"
+_FOLDER = "tensorboard"
+
+
+class MetricsWriter:
+    """Takes the records of ``core.watching``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _FILE
+        self._board = SummaryWriter(str(folder / _FOLDER), write_to_disk=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._board.close()
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(record) + "\n")
+        step = int(record["step"])
+        for name in ("loss", "spread", "separation", "active", "adapter_lr", "tail_lr"):
+            self._board.add_scalar(f"train/{name}", record[name], step)
+        validation = record.get("validation")
+        if validation:
+            for name in ("accuracy", "auroc", "spread"):
+                self._board.add_scalar(f"validation/{name}", validation[name], step)
+            for score in validation["k_scores"]:
+                self._board.add_scalar(f"validation_k/{score['k']}", score["accuracy"], step)
+        self._board.flush()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a job's folder in order of their steps; none yet gives an empty list."""
+    try:
+        lines = (folder / _FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    by_step: dict[float, dict[str, Any]] = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+            by_step[float(record["step"])] = record
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def read_log(folder: Path, *, n_lines: int = 20) -> list[str]:
+    """The last lines of a job's log, from its last 32 KB."""
+    try:
+        with (folder / "log.txt").open("rb") as handle:
+            handle.seek(0, 2)
+            handle.seek(max(0, handle.tell() - 32_768))
+            text = handle.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.splitlines()[-n_lines:]

@@ -1,0 +1,142 @@
+"""The worker: what each kind of job does, its progress and its outcome on disk.
+
+Owns the step from a job's parameters to a call into core. It ends when its supervisor does.
+Parameters are plain JSON; each function says which it takes.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.config import RunConfig, Settings, TrainConfig, build_preset
+from core.jobs import ending, state
+
+logger = logging.getLogger(__name__)
+
+_REPORT_EVERY_S = 0.3
+_WATCH_EVERY_S = 0.5
+_NICE = 5  # the app's answers come first
+
+
+class Work:
+    """What a kind of job is given: its parameters, its folder, and where to report."""
+
+    def __init__(self, folder: Path, params: Mapping[str, Any], settings: Settings) -> None:
+        self.folder = folder
+        self.params = params
+        self.settings = settings
+        self._last = 0.0
+
+    def report(self, done: float, text: str) -> None:
+        """Write the share done and a sentence, a few times a second at most."""
+        if time.monotonic() - self._last < _REPORT_EVERY_S and done < 1.0:
+            return
+        self._last = time.monotonic()
+        value = {"progress": round(float(done), 4), "message": text}
+        state.write_json(self.folder / "progress.json", value)
+
+    def read_data(self, config: RunConfig | None = None) -> Any:
+        """The data set of ``data``, with the run's validation split."""
+        from core.datasets import read_dataset
+
+        train = config.train if config is not None else TrainConfig()
+        return read_dataset(
+            Path(self.params["data"]),
+            disease_class=self.params.get("disease_class"),
+            val_fraction=train.val_fraction,
+            seed=train.seed,
+        )
+
+
+def build_config(params: Mapping[str, Any]) -> RunConfig:
+    """The recipe of a train or trial job: preset, objective, seed, overrides.
+
+    Raises:
+        ConfigError: unknown or out of range.
+    """
+    chosen = [f"objective.name={params.get('objective', 'triplet')}"]
+    chosen.append(f"train.seed={params.get('seed', 0)}")
+    overrides = [*chosen, *params.get("overrides", [])]
+    return build_preset(params.get("preset", "offline")).with_overrides(overrides)
+
+
+def _train(work: Work) -> dict[str, Any]:
+    """Fine-tune. Takes data, name, preset, objective, seed, overrides, disease_class,
+    cache_trunk, is_synthetic."""
+    config = build_config(work.params)
+    name = str(work.params["name"])
+    final = work.settings.checkpoints_dir / name
+    if (final / "config.json").is_file():  # only the last word on it was lost
+        return {"model_id": name}
+    dataset = work.read_data(config)  # before the slow imports: it may not be there
+    from core.jobs.metrics import MetricsWriter
+    from core.training import train
+    from core.watching import build_watcher
+
+    for logger_name in ("lightning.pytorch", "lightning.fabric"):  # import sets its own level
+        logging.getLogger(logger_name).setLevel(logging.WARNING)
+    with MetricsWriter(work.folder) as sink:
+        train(
+            dataset,
+            config,
+            name=name,
+            settings=work.settings,
+            resume=True,
+            cache_trunk=bool(work.params.get("cache_trunk", True)),
+            is_synthetic=bool(work.params.get("is_synthetic", False)),
+            progress=work.report,
+            watch=lambda embedder, cache: build_watcher(embedder, cache, sink=sink),
+        )
+    return {"model_id": name}
+
+
+def _evaluate(work: Work) -> dict[str, Any]:
+    """Measure a model. Takes model, data, split, disease_class."""
+    from core.inference import evaluate
+    from core.registry import load_bundle
+
+    model = load_bundle(
+        work.settings.checkpoints_dir, str(work.params["model"]), settings=work.settings
+    )
+    dataset = work.read_data(model.lead.config.run)
+    split = str(work.params.get("split", "test"))
+    return evaluate(model, dataset, split=split, progress=work.report)
+
+
+KINDS: dict[str, Callable[[Work], dict[str, Any]]] = {"train": _train, "evaluate": _evaluate}
+
+
+def work(folder: Path, *, parent_pid: int) -> int:
+    """Do a job's work; returns the exit status and leaves ``outcome.json`` and ``result.json``.
+
+    Args:
+        folder: of the job.
+        parent_pid: of the supervisor; without it this process ends.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("core").setLevel(logging.INFO)
+    threading.Thread(target=_end_with_parent, args=(parent_pid,), daemon=True).start()
+    os.nice(_NICE)
+    try:
+        job = state.read_job(folder)
+        result = KINDS[job.kind](Work(folder, job.params, Settings.from_env()))
+        state.write_json(folder / "result.json", result, durable=True)
+        state.write_json(folder / "outcome.json", {"status": "done"}, durable=True)
+    except Exception as err:  # whatever it is, the job ends in a state that says so
+        logger.exception("the job failed")
+        (folder / "reserve").unlink(missing_ok=True)  # makes room for the words
+        failure = ending.describe(err, folder)
+        outcome = {"status": "failed", "failure": failure}
+        state.write_json(folder / "outcome.json", outcome, durable=True)
+        return 1
+    return 0
+
+
+def _end_with_parent(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_WATCH_EVERY_S)
+    os._exit(1)

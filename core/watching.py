@@ -1,0 +1,138 @@
+"""What a run looks like while it is fitted: validation by K, spread, the map as it grows.
+
+Owns the figures that a live page draws. They are measured on a sample of the images with one view
+each, so they are rougher than those of the finished model, and cost at most a tenth of the time.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.embedder import Embedded, Embedder, join_embedded
+from core.evaluation import rank_auroc
+from core.fitting import Watch, compute_spread
+from core.knn import Gallery, search_k
+from core.trunk_cache import TrunkCache
+
+_N_SAMPLED = 192  # images of train, and of validation
+_ROWS = 32
+_MAX_SHARE = 0.1  # of the time that may go into watching
+
+Sink = Callable[[dict[str, Any]], None]
+
+
+def build_watcher(embedder: Embedder, cache: TrunkCache, *, sink: Sink) -> Watch:
+    """Return a function for ``fitting.fit`` that measures and hands each record to ``sink``.
+
+    A record holds the step's own figures (step, n_steps, loss, spread, separation, active,
+    adapter_lr, tail_lr) and, when time allows and at the end, ``validation``: accuracy, auroc,
+    k_scores, spread, and ``map`` with xy (N, 2) and is_disease (N,).
+    """
+    watcher = _Watcher(embedder, cache)
+
+    def observe(figures: dict[str, float]) -> None:
+        record: dict[str, Any] = {key: round(value, 8) for key, value in figures.items()}
+        if watcher.may_measure or figures["step"] >= figures["n_steps"]:
+            record["validation"] = watcher.measure()
+        sink(record)
+
+    return observe
+
+
+class _Watcher:
+    """Embeds the sample anew and keeps the last map, so that the next one does not jump."""
+
+    def __init__(self, embedder: Embedder, cache: TrunkCache) -> None:
+        self.embedder = embedder
+        self.cache = cache
+        self.train_rows = _sample(cache, "train")
+        self.val_rows = _sample(cache, "val")
+        self.axes: NDArray[np.float64] | None = None
+        self.cost = 0.0
+        self.last_end = -np.inf
+
+    @property
+    def may_measure(self) -> bool:
+        """Whether the share of time spent on watching allows another measurement."""
+        return self.cost <= _MAX_SHARE * (time.monotonic() - self.last_end)
+
+    def measure(self) -> dict[str, Any]:
+        """Validation figures of the net as it is now."""
+        began = time.monotonic()
+        val = self._embed(self.val_rows)
+        labels = self._labels(self.val_rows)
+        if val.class_probs is not None:
+            p_disease = val.class_probs[:, 1]
+            scores = []
+            accuracy = float(np.mean((p_disease > 0.5) == (labels == 1)))
+            auroc = rank_auroc(labels == 1, p_disease.astype(np.float64))
+        else:
+            found = self._search(val.embeddings, labels)
+            scores = [{"k": s.k, "accuracy": s.accuracy, "auroc": s.auroc} for s in found.scores]
+            best = next(s for s in found.scores if s.k == found.k)
+            accuracy, auroc = best.accuracy, best.auroc
+        measured = {
+            "accuracy": accuracy,
+            "auroc": auroc,
+            "k_scores": scores,
+            "n": len(labels),
+            "spread": compute_spread(val.embeddings),
+            "map": {
+                "xy": self._place(val.embeddings).round(4).tolist(),
+                "is_disease": (labels == 1).tolist(),
+            },
+        }
+        self.last_end = time.monotonic()
+        self.cost = self.last_end - began
+        return measured
+
+    def _search(self, queries: NDArray[np.float32], labels: NDArray[np.int64]) -> Any:
+        known = self._embed(self.train_rows).embeddings
+        n = len(known)
+        gallery = Gallery(
+            embeddings=known,
+            labels=self._labels(self.train_rows),
+            keys=tuple(map(str, range(n))),
+            splits=("train",) * n,
+            groups=("",) * n,
+            sha256=tuple(map(str, range(n))),
+            n_parts=max(1, self.embedder.config.objective.n_adapters),
+        )
+        candidates = [k for k in self.embedder.config.knn.k_candidates if k <= n] or [n]
+        return search_k(gallery, queries, labels, candidates=candidates, disease_index=1)
+
+    def _labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.array([self.cache.records[row].label for row in rows], dtype=np.int64)
+
+    def _embed(self, rows: NDArray[np.int64]) -> Embedded:
+        batches = []
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS].tolist()
+            clean = self.cache.read_views(part, [0] * len(part))
+            batches.append(self.embedder.embed_activations([a[None] for a in clean]))
+        return join_embedded(batches)
+
+    def _place(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The two directions of largest spread, turned to agree with the last map's."""
+        centred = embeddings.astype(np.float64) - embeddings.mean(axis=0)
+        axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
+        if self.axes is not None and self.axes.shape == axes.shape:
+            u, _, vt = np.linalg.svd(self.axes @ axes.T)
+            axes = u @ vt @ axes
+        self.axes = axes
+        placed: NDArray[np.float64] = centred @ axes.T
+        return placed
+
+
+def _sample(cache: TrunkCache, split: str) -> NDArray[np.int64]:
+    """At most so many rows, the classes in their proportion, always the same ones."""
+    rows = cache.find_rows(split)
+    if len(rows) <= _N_SAMPLED:
+        return rows
+    labels = np.array([cache.records[row].label for row in rows])
+    order = np.argsort(labels, kind="stable")
+    chosen = order[np.linspace(0, len(rows) - 1, _N_SAMPLED).round().astype(int)]
+    return np.sort(rows[chosen])
