@@ -95,7 +95,7 @@ def test_a_job_trains_a_model_while_another_waits_and_all_see_both(
     folder = jobs.folder_of(directory, first.job_id)
     records = read_metrics(folder)
     last = records[-1]
-    assert last["step"] == last["n_steps"] == 5
+    assert last["step"] == last["n_steps"] > 0
     assert 0 <= last["active"] <= 1
     assert {s["k"] for s in last["validation"]["k_scores"]} == {1, 3, 5}
     assert len(last["validation"]["map"]["xy"]) == len(last["validation"]["map"]["is_disease"])
