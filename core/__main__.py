@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from core.cli import answers, jobs, listing, training
+from core.cli import answers, exploring, jobs, listing, training
 from core.diagnosis import RESEARCH_USE
 from core.errors import CoreError
 
@@ -18,6 +18,9 @@ COMMANDS = (
     answers.evaluate,
     training.ablation,
     listing.models,
+    exploring.findings,
+    exploring.gallery,
+    exploring.fit_map,
 )
 GROUPS = {"jobs": jobs.COMMANDS}
 

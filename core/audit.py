@@ -167,19 +167,49 @@ def _find_near(seen: Sequence[_Seen]) -> tuple[Duplicates, ...]:
     pairs = _find_candidates(np.stack([item.phash for item in seen]))
     detail = np.stack([item.detail for item in seen])
     is_tiny = np.array([min(item.size) < _SIDE for item in seen])
-    needed = np.where(is_tiny[pairs].any(axis=1), _MIN_CORRELATION_TINY, _MIN_CORRELATION)
-    same = pairs[_correlate(detail, pairs) >= needed]
-    links = coo_array((np.ones(len(same)), (same[:, 0], same[:, 1])), shape=(len(seen), len(seen)))
     members: dict[int, list[_Seen]] = {}
-    for component, item in zip(
-        connected_components(links, directed=False)[1].tolist(), seen, strict=True
-    ):
+    for component, item in zip(_join_pairs(pairs, detail, is_tiny).tolist(), seen, strict=True):
         members.setdefault(component, []).append(item)
     return tuple(
         _describe([item.record for item in group])
         for group in members.values()
         if len({item.sha256 for item in group}) > 1
     )
+
+
+def find_repeats(pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
+    """Groups of pictures that show the same, by the test that ``audit`` uses.
+
+    Args:
+        pictures: each (H, W, 3) uint8 RGB; thumbnails of 64 px or more do.
+
+    Returns:
+        Ascending rows of each group of two or more, the first group first.
+    """
+    if len(pictures) < 2:
+        return []
+    greys = [PILImage.fromarray(picture).convert("L") for picture in pictures]
+    pairs = _find_candidates(
+        np.stack([np.asarray(imagehash.phash(grey).hash).reshape(-1) for grey in greys])
+    )
+    detail = np.stack([_extract_detail(grey) for grey in greys])
+    is_tiny = np.array([min(grey.size) < _SIDE for grey in greys])
+    component = _join_pairs(pairs, detail, is_tiny)
+    members = [np.flatnonzero(component == c) for c in np.unique(component)]
+    groups = [rows for rows in members if len(rows) > 1]
+    return sorted(groups, key=lambda rows: int(rows[0]))
+
+
+def _join_pairs(
+    pairs: NDArray[np.int64], detail: NDArray[np.int8], is_tiny: NDArray[np.bool_]
+) -> NDArray[np.int32]:
+    """Confirm candidate pairs; the number of the connected component of every picture."""
+    needed = np.where(is_tiny[pairs].any(axis=1), _MIN_CORRELATION_TINY, _MIN_CORRELATION)
+    same = pairs[_correlate(detail, pairs) >= needed]
+    n = len(detail)
+    links = coo_array((np.ones(len(same)), (same[:, 0], same[:, 1])), shape=(n, n))
+    component: NDArray[np.int32] = connected_components(links, directed=False)[1]
+    return component
 
 
 def _find_candidates(phash: NDArray[np.bool_]) -> NDArray[np.int64]:

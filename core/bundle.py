@@ -27,6 +27,8 @@ from safetensors.torch import load_file, save_file
 
 from core import novelty
 from core.config import RunConfig, Settings, build_record
+from core.curation import GalleryState
+from core.curation.store import CurationStore, default_url
 from core.embedder import Embedder, build_embedder
 from core.errors import CheckpointError, ConfigError, CoreError
 from core.evaluation import Calibration
@@ -111,6 +113,7 @@ class ModelBundle:
     contents: Contents
     projection: Projection
     novelty_limit: float
+    curation: GalleryState = field(default_factory=GalleryState)  # what people corrected since
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -164,8 +167,9 @@ class ModelBundle:
 
     @property
     def data_id(self) -> str:
-        """Short hash of the training data."""
-        return self.config.data_id
+        """Short hash of the training data, and the gallery's version where it was curated."""
+        version = self.curation.version
+        return f"{self.config.data_id}+g{version}" if version else self.config.data_id
 
     @property
     def created(self) -> str:
@@ -177,10 +181,10 @@ class ModelBundle:
         """Whether it was trained on the drawn demo images."""
         return self.config.is_synthetic
 
-    @property
+    @cached_property
     def gallery(self) -> Gallery:
-        """The images that vote."""
-        return self.contents.gallery
+        """The images that vote, with the corrections people made."""
+        return self.curation.apply(self.contents.gallery, self.class_names)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -325,7 +329,16 @@ def read_bundle(folder: Path, settings: Settings) -> ModelBundle:
         percentile=config.run.knn.novelty_percentile, slack=config.run.knn.novelty_slack
     )
     projection = Projection(contents.gallery_xy, contents.projection_key)
-    return ModelBundle(config, embedder, contents, projection, limit)
+    state = _read_curation(settings.database_url or default_url(folder.parent), config.data_id)
+    return ModelBundle(config, embedder, contents, projection, limit, state)
+
+
+def _read_curation(url: str, data_id: str) -> GalleryState:
+    store = CurationStore(url)
+    try:
+        return store.read_state(data_id)
+    finally:
+        store.close()
 
 
 def _load_net(folder: Path, config: BundleConfig, embedder: Embedder) -> None:

@@ -371,10 +371,12 @@ class Settings:
     n_threads: int = 0  # 0: all cores
     max_upload_mb: int = 64
     max_files: int = 50
+    database_url: str = ""  # of the curation database; empty: SQLite beside the models
 
     @staticmethod
     def from_env() -> "Settings":
-        """Read NEIGHBORDX_CHECKPOINTS, _WEIGHTS_DIR, _DEVICE, _THREADS, _MAX_UPLOAD_MB, _MAX_FILES.
+        """Read NEIGHBORDX_CHECKPOINTS, _WEIGHTS_DIR, _DEVICE, _THREADS, _MAX_UPLOAD_MB, _MAX_FILES,
+        _DATABASE.
 
         Raises:
             ConfigError: a number that is not one, or an unknown device.
@@ -393,6 +395,7 @@ class Settings:
             n_threads=_int_env("NEIGHBORDX_THREADS", 0),
             max_upload_mb=_int_env("NEIGHBORDX_MAX_UPLOAD_MB", 64),
             max_files=_int_env("NEIGHBORDX_MAX_FILES", 50),
+            database_url=env.get("NEIGHBORDX_DATABASE", ""),
         )
 
 

@@ -59,6 +59,12 @@ class BackboneError(CoreError):
     code = "backbone"
 
 
+class CurationError(CoreError):
+    """A change to the gallery that cannot be made, or a database that cannot be used."""
+
+    code = "curation"
+
+
 class JobError(CoreError):
     """A background job that is busy or unknown."""
 

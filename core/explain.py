@@ -131,7 +131,7 @@ def find_class_neighbours(
         ShapeError: a class has no image left.
     """
     distances = np.linalg.norm(gallery.embeddings - embedding, axis=1)
-    distances[list(excluded)] = np.inf
+    distances[[*excluded, *gallery.silent]] = np.inf
     rows = []
     for label in range(n_classes):
         mine = np.flatnonzero((gallery.labels == label) & np.isfinite(distances))

@@ -461,7 +461,7 @@ def _find_nearest_other(
     all_distances = np.linalg.norm(gallery.embeddings - lead.embedding, axis=1)
     distances = all_distances.copy()
     distances[gallery.labels == label] = np.inf
-    distances[list(lead.related)] = np.inf
+    distances[[*lead.related, *gallery.silent]] = np.inf
     row = int(distances.argmin())
     if not np.isfinite(distances[row]):
         return None

@@ -31,6 +31,7 @@ class Gallery:
     groups: tuple[str, ...]  # patient; empty text where unknown
     sha256: tuple[str, ...]
     n_parts: int = 1
+    may_vote: NDArray[np.bool_] | None = None  # (N,); rows that curation set aside are never found
 
     def __post_init__(self) -> None:
         check_shape("embeddings", self.embeddings, (None, None))
@@ -46,14 +47,29 @@ class Gallery:
                 raise ShapeError(f"{name}: expected {n} rows, got {len(getattr(self, name))}.")
         if n == 0:
             raise DataError("the gallery is empty: train on at least one image.", code="knn.empty")
+        if self.may_vote is not None:
+            check_shape("may_vote", self.may_vote, (n,))
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     @cached_property
+    def voters(self) -> NDArray[np.int64]:
+        """The rows that may vote, ascending."""
+        if self.may_vote is None:
+            return np.arange(len(self), dtype=np.int64)
+        return np.flatnonzero(self.may_vote)
+
+    @cached_property
+    def silent(self) -> NDArray[np.int64]:
+        """The rows that curation set aside, ascending."""
+        return np.setdiff1d(np.arange(len(self), dtype=np.int64), self.voters)
+
+    @cached_property
     def _index(self) -> faiss.IndexFlatL2:
+        """Over the voters alone: position i in it is row ``voters[i]``."""
         index = faiss.IndexFlatL2(self.embeddings.shape[1])
-        index.add(np.ascontiguousarray(self.embeddings))
+        index.add(np.ascontiguousarray(self.embeddings[self.voters]))
         return index
 
     def search(
@@ -83,13 +99,15 @@ class Gallery:
         if excluded is not None and len(excluded) != len(queries):
             raise ShapeError(f"excluded: expected {len(queries)} lists, got {len(excluded)}.")
         most = max((len(rows) for rows in excluded), default=0) if excluded is not None else 0
-        k = min(k, len(self) - most)
+        n_voters = len(self.voters)
+        k = min(k, n_voters - most)
         if k < 1:
             raise DataError(
                 "no gallery image is left to vote: all are duplicates or of its own group.",
                 code="knn.nobody",
             )
-        _, found = self._index.search(np.ascontiguousarray(queries), min(k + most, len(self)))
+        _, places = self._index.search(np.ascontiguousarray(queries), min(k + most, n_voters))
+        found = self.voters[places]
         distances = _exact_distances(queries, self.embeddings[found])
         if most and excluded is not None:
             for row, barred in enumerate(excluded):

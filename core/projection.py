@@ -5,13 +5,18 @@ weighted mean of the map positions of its nearest gallery images in the embeddin
 place does not depend on what else was uploaded (UMAP's own transform does: umap#566).
 """
 
+import contextlib
 import hashlib
-from dataclasses import dataclass
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import check_shape
+from core.errors import ConfigError, check_shape
 from core.knn import Gallery, compute_shares
 
 _N_ANCHORS = 5  # nearest gallery images that fix a new image's place
@@ -34,15 +39,48 @@ class Projection:
         return xy
 
 
-def compute_cache_key(embeddings: NDArray[np.float32], *, seed: int) -> str:
-    """Identify a fit: same embeddings and seed, same map."""
+@dataclass(frozen=True)
+class MapSettings:
+    """How a map is drawn; its parameters are remembered with it."""
+
+    method: Literal["umap", "pca"] = "umap"
+    n_dimensions: Literal[2, 3] = 2
+    n_neighbors: int = 15  # UMAP: more of them keep the large picture, fewer the detail
+    min_dist: float = 0.1  # UMAP: how close points may lie
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in ("umap", "pca") or self.n_dimensions not in (2, 3):
+            raise ConfigError(
+                f"a map is umap or pca in 2 or 3 dimensions, got {self.method!r} in "
+                f"{self.n_dimensions}.",
+                code="config.map",
+            )
+        if not (2 <= self.n_neighbors <= 200 and 0.0 <= self.min_dist <= 1.0):
+            raise ConfigError(
+                "a map needs n_neighbors in 2..200 and min_dist in 0..1, got "
+                f"{self.n_neighbors} and {self.min_dist}.",
+                code="config.map",
+            )
+
+
+def compute_cache_key(
+    embeddings: NDArray[np.float32], *, seed: int, settings: MapSettings | None = None
+) -> str:
+    """Identify a fit: same embeddings, seed and settings, same map."""
     digest = hashlib.sha256(np.ascontiguousarray(embeddings).tobytes())
-    digest.update(f"umap:15:0.1:{seed}".encode())
+    plain = settings is None or settings == MapSettings(seed=seed)
+    text = (
+        f"umap:15:0.1:{seed}"
+        if plain
+        else json.dumps(asdict(settings or MapSettings()), sort_keys=True)
+    )
+    digest.update(text.encode())
     return digest.hexdigest()[:16]
 
 
 def fit(embeddings: NDArray[np.float32], *, seed: int) -> Projection:
-    """Fit the map of a gallery.
+    """Fit the map that is stored with a new model: UMAP in two dimensions.
 
     Args:
         embeddings: (N, D) unit embeddings.
@@ -54,28 +92,71 @@ def fit(embeddings: NDArray[np.float32], *, seed: int) -> Projection:
 
     Reference: McInnes, Healy, Melville 2018, arXiv:1802.03426.
     """
+    xy = fit_map(embeddings, MapSettings(seed=seed))
+    return Projection(xy, compute_cache_key(embeddings, seed=seed))
+
+
+def fit_map(
+    embeddings: NDArray[np.float32],
+    settings: MapSettings,
+    *,
+    progress: Callable[[float, str], None] | None = None,
+) -> NDArray[np.float32]:
+    """Place every image: (N, 2) or (N, 3). Below 10 images the principal components are taken.
+
+    Args:
+        embeddings: (N, D) unit embeddings.
+        settings: method and parameters.
+        progress: told UMAP's share of epochs done.
+    """
     check_shape("embeddings", embeddings, (None, None))
-    if len(embeddings) < _MIN_FOR_UMAP:
-        xy = _principal_components(embeddings)
-    else:
-        import umap  # compiles for seconds: only fitting pays for it, never a page
+    if settings.method == "pca" or len(embeddings) < _MIN_FOR_UMAP:
+        return _principal_components(embeddings, n_dimensions=settings.n_dimensions)
+    import umap  # compiles for seconds: only fitting pays for it, never a page
 
-        reducer = umap.UMAP(
-            n_neighbors=min(15, len(embeddings) - 1),
-            min_dist=0.1,
-            metric="euclidean",
-            random_state=seed,
-            n_jobs=1,
-            init="pca",
-        )
+    reducer = umap.UMAP(
+        n_components=settings.n_dimensions,
+        n_neighbors=min(settings.n_neighbors, len(embeddings) - 1),
+        min_dist=settings.min_dist,
+        metric="euclidean",
+        random_state=settings.seed,
+        n_jobs=1,
+        init="pca",
+        verbose=progress is not None,
+        tqdm_kwds={"file": _EpochReader(progress), "bar_format": "{n_fmt}/{total_fmt}"},
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # its verbose sentences are not ours
         xy = reducer.fit_transform(embeddings)
-    return Projection(np.asarray(xy, dtype=np.float32), compute_cache_key(embeddings, seed=seed))
+    return np.asarray(xy, dtype=np.float32)
 
 
-def _principal_components(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+class _EpochReader(io.StringIO):
+    """Takes UMAP's progress bar, "12/500", and tells it on as a share."""
+
+    def __init__(self, progress: Callable[[float, str], None] | None) -> None:
+        super().__init__()
+        self.progress = progress
+
+    def write(self, text: str) -> int:
+        done, _, total = text.strip().partition("/")
+        if self.progress and done.isdigit() and total.isdigit() and int(total):
+            self.progress(int(done) / int(total), f"epoch {done} of {total}")
+        return len(text)
+
+
+def _principal_components(
+    embeddings: NDArray[np.float32], *, n_dimensions: int
+) -> NDArray[np.float32]:
+    """The first principal components, from the (D, D) covariance: fast for many images."""
     centred = embeddings - embeddings.mean(0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    xy = np.zeros((len(embeddings), 2), dtype=np.float32)
-    n = min(2, len(s))
-    xy[:, :n] = u[:, :n] * s[:n]
+    if len(embeddings) > embeddings.shape[1]:
+        _, vectors = np.linalg.eigh(centred.T @ centred)
+        axes = vectors[:, ::-1].T
+    else:
+        axes = np.linalg.svd(centred, full_matrices=False)[2]
+    n = min(n_dimensions, len(axes))
+    # The sign of an axis is arbitrary: fixed, so that a map does not flip between machines.
+    signs = np.sign(axes[np.arange(n), np.abs(axes[:n]).argmax(axis=1)])
+    xy = np.zeros((len(embeddings), n_dimensions), dtype=np.float32)
+    xy[:, :n] = centred @ (axes[:n] * signs[:, None]).T
     return xy

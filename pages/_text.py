@@ -88,6 +88,17 @@ ERRORS: dict[str, str] = {
     "job.name_taken": N_("The name “{name}” is taken. Choose another name."),
     "job.open": N_("The job has not ended. Cancel it first."),
     "job": N_("The job ended with an error. Its log has the details."),
+    "curation.moved_on": N_(
+        "Somebody else changed the gallery (it is at version {current} now). Look at it again and "
+        "repeat your change."
+    ),
+    "curation.nothing": N_("Nothing would change: the images have these values already."),
+    "curation.no_undo": N_("There is no change left to undo."),
+    "curation.too_few": N_("No image of class “{class_name}” would be left to vote. Keep one."),
+    "curation.too_long": N_("The note has {n} characters; at most {limit} are kept."),
+    "curation.filter_name": N_("A filter needs a name of 1 to 100 characters."),
+    "curation.database": N_("The database of corrections cannot be used."),
+    "curation": N_("The change to the gallery cannot be made."),
     "knn.nobody": N_("No training image is left to compare with."),
 }
 

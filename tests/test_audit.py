@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from core.audit import audit
+from core import phantom
+from core.audit import audit, find_repeats
 from core.datasets import read_dataset
 from core.phantom import write_dataset
 
@@ -62,3 +63,13 @@ def test_known_repeats_of_a_real_set_are_found(shared_data: Path) -> None:
     report = audit(read_dataset(shared_data / "busi"))
     assert len(report.near_duplicates) > 50
     assert any(d.across_splits for d in report.near_duplicates)
+
+
+def test_repeats_among_pictures_are_groups_of_rows(rng: np.random.Generator) -> None:
+    """Four of eight drawn eyes come a second time, brighter and noisier."""
+    eyes = [phantom.draw(70_000 + i, is_diseased=i % 2 == 0, size=96).pixels for i in range(8)]
+    noisy = [eye * 1.1 + rng.normal(scale=2, size=eye.shape) for eye in eyes[:4]]
+    again = [np.clip(picture, 0, 255).astype(np.uint8) for picture in noisy]
+    found = find_repeats([*eyes, *again])
+    assert [rows.tolist() for rows in found] == [[i, 8 + i] for i in range(4)]
+    assert find_repeats(eyes[:1]) == []

@@ -1,0 +1,175 @@
+"""Commands around the gallery: fit-map, findings, gallery."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from core.cli.terminal import (
+    CONSOLE,
+    Checkpoints,
+    JsonFile,
+    Model,
+    read_settings,
+    show_progress,
+    write_json,
+    write_text,
+)
+from core.curation import Change
+from core.errors import ConfigError
+
+
+def fit_map(
+    model: Model,
+    method: Annotated[str, typer.Option(help="umap or pca.")] = "umap",
+    dimensions: Annotated[int, typer.Option(help="2 or 3.")] = 2,
+    neighbours: Annotated[int, typer.Option(help="UMAP: size of a neighbourhood.")] = 15,
+    min_dist: Annotated[float, typer.Option(help="UMAP: how close points may lie.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Fixes UMAP's random draws.")] = 0,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Fit a map of a model's gallery and its neighbour table, and keep both with the model."""
+    from core.exploration import prepare
+    from core.maps import fit_and_save
+    from core.projection import MapSettings
+    from core.registry import load_bundle
+
+    settings = MapSettings(method, dimensions, neighbours, min_dist, seed)  # type: ignore[arg-type]
+    machine = read_settings(checkpoints)
+    bundle = load_bundle(machine.checkpoints_dir, model, settings=machine)
+    with show_progress("map") as report:
+        prepare(bundle, machine.checkpoints_dir)
+        fitted = fit_and_save(machine.checkpoints_dir, bundle.lead, settings, progress=report)
+    quality = fitted.quality
+    CONSOLE.print(
+        f"trustworthiness {quality.trustworthiness:.3f}, neighbours kept {quality.preserved:.3f} "
+        f"(k = {quality.k}, over {quality.n_sampled} images)"
+    )
+
+
+def findings(
+    model: Model,
+    json_file: JsonFile = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="The whole table.")] = None,
+    top: Annotated[int, typer.Option(help="Images listed of each kind.")] = 50,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """What deserves a look in a gallery: wrong answers, suspect labels, repeats, outliers."""
+    from core import findings as finding
+    from core.exploration import explore, prepare, read_manifest
+    from core.registry import load_bundle
+    from core.selection import export_csv
+
+    machine = read_settings(checkpoints)
+    bundle = load_bundle(machine.checkpoints_dir, model, settings=machine)
+    with show_progress("findings") as report:
+        tables = prepare(bundle, machine.checkpoints_dir, progress=report)
+    extra, _ = read_manifest(Path(bundle.lead.config.data_root), bundle.gallery.keys)
+    seen = explore(bundle, tables, extra=extra)
+    lists = {
+        "wrong_when_left_out": finding.find_wrong(seen),
+        "suspected_label_errors": finding.find_suspects(bundle, seen),
+        "duplicates": finding.find_duplicates(bundle),
+        "outliers": finding.find_outliers(bundle),
+        "mixed_regions": finding.find_mixed(seen, tables, bundle),
+    }
+    result = {
+        "model_id": bundle.model_id,
+        "data_id": bundle.data_id,
+        "n": len(seen),
+        "leave_one_out_accuracy": round(seen.accuracy, 6),
+        **{
+            name: [
+                {
+                    "file": seen.keys[row],
+                    "label": seen.class_names[seen.labels[row]],
+                    "score": round(float(score), 6),
+                    "group": int(group),
+                }
+                for row, score, group in zip(
+                    found.rows[:top].tolist(), found.scores, found.groups, strict=False
+                )
+            ]
+            for name, found in lists.items()
+        },
+    }
+    write_json(json_file, result)
+    if csv_file is not None:
+        write_text(csv_file, export_csv(np.arange(len(seen)), seen.keys, seen.columns))
+    table = Table("list", "images", "first")
+    for name, found in lists.items():
+        first = seen.keys[int(found.rows[0])] if len(found) else ""
+        table.add_row(name.replace("_", " "), str(len(found)), first)
+    CONSOLE.print(table)
+    CONSOLE.print(f"right when left out: {seen.accuracy:.3f} of {len(seen)}")
+
+
+def gallery(
+    model: Model,
+    relabel: Annotated[
+        list[str] | None, typer.Option("--relabel", help="FILE=CLASS, repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="FILE kept out of the vote, repeatable.")
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the last change back.")] = False,
+    roll_back: Annotated[
+        int | None, typer.Option("--roll-back", help="Make this version current again.")
+    ] = None,
+    author: Annotated[str, typer.Option(help="Written into the audit trail.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the effect only.")] = False,
+    json_file: JsonFile = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """The gallery's history; relabel or set images aside, undo, roll back."""
+    from core.curation.store import open_store
+    from core.exploration import prepare, preview
+    from core.registry import load_bundle
+
+    machine = read_settings(checkpoints)
+    bundle = load_bundle(machine.checkpoints_dir, model, settings=machine)
+    scope, lead = bundle.lead.config.data_id, bundle.lead
+    store = open_store(machine)
+    now = store.read_version(scope)
+    changes = [_read_relabel(text, lead.class_names) for text in relabel or []]
+    changes += [Change(key, "excluded", "yes") for key in exclude or []]
+    known = set(lead.gallery.keys)
+    if unknown := [change.key for change in changes if change.key not in known]:
+        raise ConfigError(f"no image {unknown[0]!r} in the gallery of {model!r}.")
+    if changes:
+        tables = prepare(bundle, machine.checkpoints_dir)
+        effect = preview(bundle, tables, changes)
+        CONSOLE.print(
+            f"right when left out: {effect.accuracy_before:.4f} -> {effect.accuracy_after:.4f}; "
+            f"other images: {effect.n_mended} mended, {effect.n_broken} broken"
+        )
+        if not dry_run:
+            given = lead.contents.gallery
+            names = [lead.class_names[label] for label in given.labels]
+            given_labels = dict(zip(given.keys, names, strict=True))
+            store.apply(
+                scope, changes, given_labels=given_labels, expected_version=now, author=author
+            )
+    if undo and not dry_run:
+        store.undo(scope, expected_version=store.read_version(scope), author=author)
+    if roll_back is not None and not dry_run:
+        store.roll_back(scope, roll_back, expected_version=store.read_version(scope), author=author)
+    history = store.read_history(scope)
+    write_json(json_file, [entry.to_json() for entry in history])
+    for entry in history:
+        CONSOLE.print(
+            json.dumps(entry.to_json(), ensure_ascii=False), highlight=False, markup=False
+        )
+    CONSOLE.print(f"gallery of {model}: version {store.read_version(scope)}")
+
+
+def _read_relabel(text: str, class_names: tuple[str, ...]) -> Change:
+    key, _, name = text.rpartition("=")
+    if not key or name not in class_names:
+        raise ConfigError(
+            f"--relabel {text!r}: expected FILE=CLASS with one of {', '.join(class_names)}."
+        )
+    return Change(key, "label", name)

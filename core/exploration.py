@@ -1,0 +1,247 @@
+"""A gallery seen as a whole: what each training image is, what the others say of it, and what if.
+
+Owns the table behind the Explore page: one row per image of the lead's gallery, every column an
+array. A notebook gets the same from ``explore``. Answers on training images are left-one-out, yet
+the network has seen those images: they look better than on new ones.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.bundle import Member, ModelBundle
+from core.curation import Change, GalleryState
+from core.ensemble import Ensemble, Model
+from core.maps import load_neighbours
+from core.neighbourhood import LeaveOneOut, NeighbourTable, compute_leave_one_out
+
+Progress = Callable[[float, str], None]
+_OWN_COLUMNS = {"file", "split", "label", "mask"}  # of a manifest: known already
+_MAX_VALUES = 12  # a numeric column with more different values is shown as a scale
+ManifestStatus = Literal["read", "absent", "moved"]
+
+
+@dataclass(frozen=True, eq=False)
+class Exploration:
+    """Every training image with what is known of it. Row i is the lead's gallery row i."""
+
+    class_names: tuple[str, ...]
+    disease_index: int
+    keys: tuple[str, ...]
+    labels: NDArray[np.int64]  # (N,) as they are now
+    given_labels: NDArray[np.int64]  # (N,) as trained
+    may_vote: NDArray[np.bool_]  # (N,)
+    p_disease: NDArray[np.float64]  # (N,) left out, calibrated; nan where nobody could vote
+    predicted: NDArray[np.int64]  # (N,) class index; -1 where nobody could vote
+    is_wrong: NDArray[np.bool_]  # (N,) left out, the answer differs from the label
+    lead: LeaveOneOut  # of the lead alone: shares, purity, distances
+    columns: Mapping[str, NDArray[Any]]  # name -> (N,) text or numbers, for colour and filters
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the voting images that the others get right; nan where there is none."""
+        counted = self.may_vote & (self.predicted >= 0)
+        return float((~self.is_wrong[counted]).mean()) if counted.any() else float("nan")
+
+
+def prepare(
+    model: Model, checkpoints: Path, *, progress: Progress | None = None
+) -> tuple[NeighbourTable, ...]:
+    """The neighbour table of every member, read or made; long for a large gallery."""
+    tables = []
+    for number, member in enumerate(model.members):
+
+        def report(share: float, text: str, number: int = number) -> None:
+            if progress:
+                progress((number + share) / len(model.members), text)
+
+        tables.append(load_neighbours(checkpoints, member.bundle, progress=report))
+    return tuple(tables)
+
+
+def explore(
+    model: Model,
+    tables: Sequence[NeighbourTable],
+    *,
+    extra: Mapping[str, NDArray[Any]] | None = None,
+) -> Exploration:
+    """Put the table together; quick, since the neighbours are known.
+
+    Args:
+        model: with its corrections applied.
+        tables: of ``prepare``, in the order of the members.
+        extra: further columns, of ``read_manifest``.
+    """
+    lead = model.lead
+    gallery, given = lead.gallery, lead.contents.gallery
+    votes = [
+        _leave_one_out(member, table) for member, table in zip(model.members, tables, strict=True)
+    ]
+    p_disease = _mix(model.members, votes, n=len(gallery))
+    disease = lead.config.disease_index
+    predicted = np.where(p_disease > 0.5, disease, 1 - disease)
+    predicted[np.isnan(p_disease)] = -1
+    is_wrong = (predicted >= 0) & (predicted != gallery.labels)
+    may_vote = gallery.may_vote if gallery.may_vote is not None else np.ones(len(gallery), bool)
+    own = next(v for m, v in zip(model.members, votes, strict=True) if m.bundle is lead)
+    names = np.array([*lead.class_names, ""])
+    columns: dict[str, NDArray[Any]] = {
+        "label": names[gallery.labels],
+        "split": np.array(gallery.splits),
+        "prediction": names[predicted],
+        "outcome": np.where(predicted < 0, "", np.where(is_wrong, "wrong", "right")),
+        "confidence": np.maximum(p_disease, 1.0 - p_disease),
+        "purity": own.purity.astype(np.float64),
+        "vote": np.where(may_vote, "votes", "set aside"),
+        "corrected": np.where(gallery.labels == given.labels, "as trained", "relabelled"),
+    }
+    return Exploration(
+        class_names=lead.class_names,
+        disease_index=disease,
+        keys=gallery.keys,
+        labels=gallery.labels,
+        given_labels=given.labels,
+        may_vote=may_vote,
+        p_disease=p_disease,
+        predicted=predicted,
+        is_wrong=is_wrong,
+        lead=own,
+        columns={**columns, **{k: v for k, v in (extra or {}).items() if k not in columns}},
+    )
+
+
+def _leave_one_out(member: Member, table: NeighbourTable) -> LeaveOneOut:
+    bundle = member.bundle
+    return compute_leave_one_out(
+        table,
+        bundle.gallery.labels,
+        k=bundle.n_shown,
+        n_classes=len(bundle.class_names),
+        may_vote=bundle.gallery.may_vote,
+    )
+
+
+def _mix(members: Sequence[Member], votes: Sequence[LeaveOneOut], *, n: int) -> NDArray[np.float64]:
+    """The soft vote on the lead's rows, over the members that vote and know the image."""
+    voting = [pair for pair in zip(members, votes, strict=True) if pair[0].bundle.has_vote]
+    total, weight = np.zeros(n), np.zeros(n)
+    for member, loo in voting or list(zip(members, votes, strict=True)):
+        bundle = member.bundle
+        share = loo.probs[:, bundle.config.disease_index].astype(np.float64)
+        p = bundle.contents.calibration.apply(share) if bundle.has_vote else share
+        known = (member.album_rows < n) & ~np.isnan(p)
+        total[member.album_rows[known]] += member.weight * p[known]
+        weight[member.album_rows[known]] += member.weight
+    mixed: NDArray[np.float64] = np.full(n, np.nan)
+    np.divide(total, weight, out=mixed, where=weight > 0)
+    return mixed
+
+
+def curate(model: Model, states: Mapping[str, GalleryState]) -> Model:
+    """The same model voting with other corrections; networks are shared, nothing is reloaded.
+
+    Args:
+        model: loaded.
+        states: by the training data's id; a member whose data is not named keeps its own.
+    """
+    if isinstance(model, Ensemble):
+        members = tuple(
+            dataclasses.replace(member, bundle=_curate_bundle(member.bundle, states))
+            for member in model.members
+        )
+        return dataclasses.replace(model, members=members)
+    return _curate_bundle(model, states)
+
+
+def _curate_bundle(bundle: ModelBundle, states: Mapping[str, GalleryState]) -> ModelBundle:
+    state = states.get(bundle.config.data_id, bundle.curation)
+    curated = dataclasses.replace(bundle, curation=state)
+    _ = curated.gallery  # a state that cannot be applied says so here
+    return curated
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What changes would do, before they are made. Accuracies are left-one-out."""
+
+    n_changed: int
+    accuracy_before: float
+    accuracy_after: float
+    others_before: float  # on the images that are not changed themselves
+    others_after: float
+    n_mended: int  # other images wrong before and right after
+    n_broken: int  # other images right before and wrong after
+
+
+def preview(model: Model, tables: Sequence[NeighbourTable], changes: Sequence[Change]) -> Effect:
+    """Vote again with changes that are not written anywhere.
+
+    Raises:
+        DataError: the changes would leave a class without an image to vote.
+    """
+    scope = model.lead.config.data_id
+    before = explore(model, tables)
+    changed = curate(model, {scope: model.lead.curation.change(changes)})
+    after = explore(changed, tables)
+    touched = {change.key for change in changes if change.field != "note"}
+    is_other = np.array([key not in touched for key in before.keys], dtype=bool)
+    is_other &= before.may_vote & (before.predicted >= 0) & (after.predicted >= 0)
+
+    def share_right(seen: Exploration) -> float:
+        return float((~seen.is_wrong[is_other]).mean()) if is_other.any() else float("nan")
+
+    return Effect(
+        n_changed=len(touched),
+        accuracy_before=before.accuracy,
+        accuracy_after=after.accuracy,
+        others_before=share_right(before),
+        others_after=share_right(after),
+        n_mended=int((is_other & before.is_wrong & ~after.is_wrong).sum()),
+        n_broken=int((is_other & ~before.is_wrong & after.is_wrong).sum()),
+    )
+
+
+def read_manifest(
+    root: Path, keys: Sequence[str]
+) -> tuple[dict[str, NDArray[Any]], ManifestStatus]:
+    """Further columns of the training images, from the data folder's manifest.csv.
+
+    Args:
+        root: where the training images lay.
+        keys: of the gallery.
+
+    Returns:
+        name -> (N,) values, numbers where all that are given are numbers, and whether the manifest
+        was read, is absent (the folder has none), or the folder has moved.
+    """
+    if not root.exists():
+        return {}, "moved"
+    try:
+        with (root / "manifest.csv").open(newline="", encoding="utf-8-sig") as handle:
+            rows = {row.get("file", ""): row for row in csv.DictReader(handle)}
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return {}, "absent"
+    names = list(dict.fromkeys(name for row in rows.values() for name in row if name))
+    columns = {}
+    for name in names:
+        values = [(rows.get(key, {}).get(name) or "").strip() for key in keys]
+        if name not in _OWN_COLUMNS and any(values):
+            columns[name] = _read_column(values)
+    return columns, "read"
+
+
+def _read_column(values: Sequence[str]) -> NDArray[Any]:
+    try:
+        numbers = np.array([float(value) if value else np.nan for value in values])
+    except ValueError:
+        return np.array(values)
+    return numbers if len(set(values)) > _MAX_VALUES else np.array(values)

@@ -1,0 +1,157 @@
+"""What deserves a look in a gallery: wrong answers, suspect labels, repeats, outliers, mixed areas.
+
+Owns the lists behind the Explore page, each as rows in the order in which to look at them. Every
+list is a suspicion to be looked at, never a verdict.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from core.audit import find_repeats
+from core.embedder import embed_together
+from core.ensemble import Model
+from core.exploration import Exploration
+from core.image_io import Image
+from core.label_errors import judge_held_out, score_labels
+from core.neighbourhood import NeighbourTable, find_mixed_regions, rank_rows
+
+_N_NEAREST = 5
+_MAX_WIDE = 20_000  # images; beyond it the narrow embedding stands in for the wide descriptors
+_SUSPECT = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """Rows in the order in which to look at them."""
+
+    rows: NDArray[np.int64]  # (R,)
+    scores: NDArray[np.float64]  # (R,) what they are ordered by
+    groups: NDArray[np.int64]  # (R,) number of the group or region, from 1; 0 without
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def find_wrong(seen: Exploration) -> Finding:
+    """Images whose left-out answer differs from their label, the surest of these first."""
+    confidence = np.where(seen.is_wrong, seen.columns["confidence"], np.nan)
+    return _rank(confidence, largest_first=True)
+
+
+def find_suspects(model: Model, seen: Exploration) -> Finding:
+    """Images whose label two independent opinions doubt, the most doubted first."""
+    bundle = model.lead
+    opinion = np.full((len(seen), len(seen.class_names)), np.nan)
+    opinion[:, seen.disease_index] = seen.p_disease
+    opinion[:, 1 - seen.disease_index] = 1.0 - seen.p_disease
+    held_out = judge_held_out(
+        bundle.contents.novelty.descriptors,
+        seen.labels,
+        bundle.gallery.groups,
+        n_classes=len(seen.class_names),
+    )
+    scores = score_labels(opinion, held_out, seen.labels).astype(np.float64)
+    return _rank(np.where(scores > _SUSPECT, scores, np.nan), largest_first=True)
+
+
+def find_duplicates(model: Model) -> Finding:
+    """Groups of images that show the same, by content or by picture; the score is the group's size.
+
+    Groups that carry different labels come first, then the larger ones.
+    """
+    bundle = model.lead
+    gallery = bundle.gallery
+    pictures = [bundle.thumbnail(row) for row in range(len(gallery))]
+    _, same_file = np.unique(np.array(gallery.sha256), return_inverse=True)
+    near = np.arange(len(gallery))
+    for rows in find_repeats(pictures):
+        near[rows] = rows[0]
+    groups = [np.flatnonzero(near == first) for first in np.unique(near)]
+    for number in np.flatnonzero(np.bincount(same_file) > 1):  # tiny pictures may escape
+        rows = np.flatnonzero(same_file == number)
+        if len(np.unique(near[rows])) > 1:
+            groups.append(rows)
+    return _join_groups([rows for rows in groups if len(rows) > 1], gallery.labels)
+
+
+def _join_groups(groups: Sequence[NDArray[np.int64]], labels: NDArray[np.int64]) -> Finding:
+    ordered = sorted(
+        groups, key=lambda rows: (len(np.unique(labels[rows])) < 2, -len(rows), int(rows[0]))
+    )
+    empty = np.empty(0, dtype=np.int64)
+    return Finding(
+        np.concatenate([empty, *ordered]),
+        np.concatenate([empty, *(np.full(len(rows), len(rows)) for rows in ordered)]).astype(float),
+        np.concatenate([empty, *(np.full(len(r), i) for i, r in enumerate(ordered, start=1))]),
+    )
+
+
+def find_outliers(model: Model, *, n: int = 100) -> Finding:
+    """The images farthest from their 5 nearest, seen by the frozen trunks, farthest first."""
+    bundle = model.lead
+    points = bundle.contents.novelty.descriptors
+    if len(points) > _MAX_WIDE:
+        points = bundle.gallery.embeddings
+    points = np.ascontiguousarray(points)
+    squared, _ = faiss.knn(points, points, min(_N_NEAREST + 1, len(points)))
+    distances = np.sqrt(np.maximum(squared[:, 1:], 0.0)).mean(axis=1)
+    found = _rank(distances.astype(np.float64), largest_first=True)
+    return Finding(found.rows[:n], found.scores[:n], found.groups[:n])
+
+
+def find_mixed(seen: Exploration, tables: Sequence[NeighbourTable], model: Model) -> Finding:
+    """Images in regions where the classes mix; largest region first, most mixed image first."""
+    lead = next(i for i, member in enumerate(model.members) if member.bundle is model.lead)
+    regions = find_mixed_regions(
+        tables[lead], seen.labels, seen.lead.purity, n_classes=len(seen.class_names)
+    )
+    empty = np.empty(0, dtype=np.int64)
+    rows = np.concatenate([empty, *(region.rows for region in regions)])
+    numbers = [np.full(len(region.rows), i) for i, region in enumerate(regions, start=1)]
+    purity = seen.lead.purity[rows].astype(np.float64)
+    return Finding(rows, np.maximum(purity, 1.0 - purity), np.concatenate([empty, *numbers]))
+
+
+def find_similar(
+    model: Model, embedding: NDArray[np.float32], *, n: int = 48, without: int | None = None
+) -> Finding:
+    """The images nearest to a point of the lead's embedding space; the score is the distance.
+
+    Args:
+        model: whose lead's space is meant.
+        embedding: (D,).
+        n: images wanted.
+        without: a row that is not wanted: the image itself.
+    """
+    gallery = model.gallery
+    distances = np.linalg.norm(gallery.embeddings - embedding, axis=1).astype(np.float64)
+    if without is not None:
+        distances[without] = np.nan
+    found = _rank(distances, largest_first=False)
+    return Finding(found.rows[:n], found.scores[:n], found.groups[:n])
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """An uploaded image's place in the lead's embedding space."""
+
+    embedding: NDArray[np.float32]  # (D,)
+    is_novel: bool  # nothing in the gallery is of its kind
+
+
+def embed_query(model: Model, image: Image) -> Query:
+    """Embed an image to search with; takes the model's lock."""
+    bundle = model.lead
+    with model.lock:
+        embedded = embed_together([bundle.embedder], [image.pixels])[0]
+    score = bundle.contents.novelty.score(embedded.descriptors)[0]
+    return Query(embedded.embeddings[0], bool(score > bundle.novelty_limit))
+
+
+def _rank(scores: NDArray[np.float64], *, largest_first: bool) -> Finding:
+    rows = rank_rows(scores, largest_first=largest_first)
+    return Finding(rows, scores[rows], np.zeros(len(rows), dtype=np.int64))

@@ -1,0 +1,217 @@
+"""The maps of a model kept with its bundle, and their fitting in a process of its own.
+
+Owns the folder ``maps`` inside a bundle: derived files, each written whole under a temporary name,
+that can be deleted at any time. The bundle's own files are never touched. A fit is one process
+per map; it holds a lock that dies with it, so a killed fit is never taken for a running one.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from core.bundle import ModelBundle, write_text
+from core.errors import JobError
+from core.map_quality import MapQuality, measure_map
+from core.neighbourhood import NeighbourTable, find_neighbours
+from core.projection import MapSettings, compute_cache_key, fit_map
+
+FOLDER = "maps"
+N_SPARE = 30  # neighbours kept beyond K, so that images can be set aside without a new search
+_QUALITY_SHARE = 0.9
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class FittedMap:
+    """A map with how it was made and how far it may be believed."""
+
+    settings: MapSettings
+    coordinates: NDArray[np.float32]  # (N, 2) or (N, 3), row i belongs to gallery row i
+    quality: MapQuality
+
+
+@dataclass(frozen=True)
+class FitState:
+    """Where a fit stands."""
+
+    status: Literal["none", "running", "done", "failed"]
+    share: float = 0.0
+    message: str = ""
+
+
+def load_map(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) -> FittedMap | None:
+    """A map that is there already, or at once to be had (PCA, the bundle's own); else None."""
+    embeddings = bundle.contents.gallery.embeddings
+    path = _map_path(checkpoints, bundle, settings)
+    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        with np.load(path, allow_pickle=False) as arrays:
+            coordinates = arrays["coordinates"]
+            quality = MapQuality(**json.loads(str(arrays["quality"])))
+        if coordinates.shape == (len(embeddings), settings.n_dimensions):
+            return FittedMap(settings, coordinates, quality)
+    own = settings == MapSettings(seed=bundle.config.run.train.seed)
+    if own or settings.method == "pca":
+        fitted = bundle.contents.gallery_xy if own else fit_map(embeddings, settings)
+        return FittedMap(settings, fitted, measure_map(embeddings, fitted))
+    return None
+
+
+def fit_and_save(
+    checkpoints: Path,
+    bundle: ModelBundle,
+    settings: MapSettings,
+    *,
+    progress: Progress | None = None,
+) -> FittedMap:
+    """Fit a map now, and keep it with the bundle.
+
+    Raises:
+        JobError: another process is fitting this very map.
+    """
+    path = _map_path(checkpoints, bundle, settings)
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as err:
+        raise JobError("another process is fitting this map now; wait.", code="job.busy") from err
+    try:
+        return _fit(path, bundle, settings, progress)
+    finally:
+        lock.release()
+
+
+def _fit(
+    path: Path, bundle: ModelBundle, settings: MapSettings, progress: Progress | None
+) -> FittedMap:
+    state = path.with_suffix(".json")
+
+    def report(share: float, message: str) -> None:
+        write_text(state, json.dumps({"status": "running", "share": share, "message": message}))
+        if progress:
+            progress(share, message)
+
+    report(0.0, "starting")
+    embeddings = bundle.contents.gallery.embeddings
+    coordinates = fit_map(
+        embeddings, settings, progress=lambda done, text: report(_QUALITY_SHARE * done, text)
+    )
+    report(_QUALITY_SHARE, "measuring the map")
+    quality = measure_map(embeddings, coordinates)
+    _save_arrays(
+        path,
+        coordinates=coordinates,
+        quality=np.array(json.dumps(dataclasses.asdict(quality))),
+        settings=np.array(json.dumps(dataclasses.asdict(settings))),
+    )
+    report(1.0, "done")
+    state.unlink(missing_ok=True)
+    return FittedMap(settings, coordinates, quality)
+
+
+def list_maps(checkpoints: Path, bundle: ModelBundle) -> list[MapSettings]:
+    """Settings of the maps kept with a bundle, its own first."""
+    found = [MapSettings(seed=bundle.config.run.train.seed)]
+    for path in sorted(_folder(checkpoints, bundle).glob("map-*.npz")):
+        with suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            with np.load(path, allow_pickle=False) as arrays:
+                settings = MapSettings(**json.loads(str(arrays["settings"])))
+            if settings not in found and path == _map_path(checkpoints, bundle, settings):
+                found.append(settings)
+    return found
+
+
+def start_fit(checkpoints: Path, model_id: str, settings: MapSettings) -> None:
+    """Fit a map of a model in a process of its own; ``read_state`` follows it."""
+    options = [
+        *("--method", settings.method),
+        *("--dimensions", str(settings.n_dimensions)),
+        *("--neighbours", str(settings.n_neighbors)),
+        *("--min-dist", str(settings.min_dist)),
+        *("--seed", str(settings.seed)),
+    ]
+    run_command(["fit-map", "--model", model_id, *options, "--checkpoints", str(checkpoints)])
+
+
+def run_command(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """Start ``python -m core ...`` beside the app; it outlives a page, not the machine."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "core", *arguments],
+        cwd=Path(__file__).resolve().parents[1],
+        env=dict(os.environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def read_state(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) -> FitState:
+    """Where the fit of a map stands; a fit whose process died has failed."""
+    path = _map_path(checkpoints, bundle, settings)
+    if path.is_file():
+        return FitState("done", 1.0)
+    try:
+        raw = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        share, message = float(raw["share"]), str(raw["message"])
+    except (OSError, ValueError, KeyError):
+        return FitState("none")
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return FitState("running", share, message)
+    lock.release()
+    return FitState("failed", share, message)
+
+
+def load_neighbours(
+    checkpoints: Path, bundle: ModelBundle, *, progress: Progress | None = None
+) -> NeighbourTable:
+    """The neighbour table of a bundle's gallery: read where it is kept, else made and kept."""
+    gallery = bundle.contents.gallery
+    path = neighbours_path(checkpoints, bundle)
+    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        with np.load(path, allow_pickle=False) as arrays:
+            table = NeighbourTable(arrays["rows"].astype(np.int64), arrays["distances"])
+        if table.rows.shape[:2] == (gallery.n_parts, len(gallery)):
+            return table
+    table = find_neighbours(gallery, bundle.n_shown + N_SPARE, progress=progress)
+    path.parent.mkdir(exist_ok=True)
+    _save_arrays(path, rows=table.rows.astype(np.int32), distances=table.distances)
+    return table
+
+
+def neighbours_path(checkpoints: Path, bundle: ModelBundle) -> Path:
+    """Where the neighbour table is kept."""
+    key = compute_cache_key(bundle.contents.gallery.embeddings, seed=bundle.n_shown)
+    return _folder(checkpoints, bundle) / f"neighbours-{key}.npz"
+
+
+def _folder(checkpoints: Path, bundle: ModelBundle) -> Path:
+    return checkpoints / bundle.model_id / FOLDER
+
+
+def _map_path(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) -> Path:
+    embeddings = bundle.contents.gallery.embeddings
+    key = compute_cache_key(embeddings, seed=settings.seed, settings=settings)
+    return _folder(checkpoints, bundle) / f"map-{key}.npz"
+
+
+def _save_arrays(path: Path, **arrays: Any) -> None:
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    with temporary.open("wb") as handle:
+        np.savez(handle, **arrays)
+    temporary.replace(path)

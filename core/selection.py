@@ -1,0 +1,165 @@
+"""Which images are meant: inside a drawn outline, passing filters, found by name; and their export.
+
+Owns masks over the rows of a table. Knows nothing of models or maps: coordinates and columns come
+in as arrays. A filter is a record with its JSON, so that it can be saved.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import ConfigError, ShapeError, check_shape
+
+Range = tuple[float, float]
+
+
+def find_in_polygon(
+    xy: NDArray[np.floating], polygon: Sequence[tuple[float, float]]
+) -> NDArray[np.int64]:
+    """Rows of points inside a closed outline, by the even-odd rule.
+
+    Args:
+        xy: (N, 2) points.
+        polygon: three or more corners in order; the last is joined to the first.
+
+    Returns:
+        Ascending rows.
+
+    Raises:
+        ShapeError: wrong width, or fewer than three corners.
+
+    Reference: Shimrat 1962, CACM 5(8), 434 (crossing number).
+    """
+    check_shape("xy", xy, (None, 2))
+    if len(polygon) < 3:
+        raise ShapeError(f"polygon: expected at least 3 corners, got {len(polygon)}.")
+    corners = np.asarray(polygon, dtype=np.float64)
+    low, high = corners.min(0), corners.max(0)
+    candidates = np.flatnonzero(((xy >= low) & (xy <= high)).all(axis=1))
+    x, y = xy[candidates].astype(np.float64).T
+    inside = np.zeros(len(candidates), dtype=bool)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        crosses = (y0 > y) != (y1 > y)
+        if y1 != y0:
+            inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
+    return candidates[inside]
+
+
+def find_in_box(
+    xy: NDArray[np.floating], *, corner: tuple[float, float], opposite: tuple[float, float]
+) -> NDArray[np.int64]:
+    """Rows of (N, 2) points within a box, its edges included."""
+    check_shape("xy", xy, (None, 2))
+    low, high = np.minimum(corner, opposite), np.maximum(corner, opposite)
+    return np.flatnonzero(((xy >= low) & (xy <= high)).all(axis=1))
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What an image must meet to be drawn; an empty condition lets everything through."""
+
+    name_part: str = ""  # of the file name, any case
+    allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column -> values
+    ranges: Mapping[str, Range] = field(default_factory=dict)  # column -> least and most
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> "Filter":
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ConfigError: not one of ours.
+        """
+        try:
+            raw = json.loads(text)
+            return Filter(
+                name_part=str(raw["name_part"]),
+                allowed={str(k): tuple(map(str, v)) for k, v in raw["allowed"].items()},
+                ranges={str(k): (float(v[0]), float(v[1])) for k, v in raw["ranges"].items()},
+            )
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as err:
+            raise ConfigError(
+                f"a saved filter cannot be read ({err}); delete it and save it again.",
+                code="config.filter",
+            ) from err
+
+
+def apply_filter(
+    wanted: Filter, keys: Sequence[str], columns: Mapping[str, NDArray[Any]]
+) -> NDArray[np.bool_]:
+    """Which rows pass.
+
+    Args:
+        wanted: conditions; those on a column that is not there let everything through.
+        keys: (N,) file names.
+        columns: name -> (N,) values; text for ``allowed``, numbers for ``ranges``. Rows whose
+            number is missing (nan) pass only where the range has no effect on the rest.
+
+    Returns:
+        (N,) bool.
+    """
+    passes = np.ones(len(keys), dtype=bool)
+    if wanted.name_part:
+        part = wanted.name_part.lower()
+        passes &= np.fromiter((part in key.lower() for key in keys), dtype=bool, count=len(keys))
+    for name, values in wanted.allowed.items():
+        if name in columns and values:
+            passes &= np.isin(columns[name].astype(str), values)
+    for name, (least, most) in wanted.ranges.items():
+        if name in columns:
+            passes &= (columns[name] >= least) & (columns[name] <= most)
+    return passes
+
+
+def count_values(values: NDArray[Any]) -> dict[str, int]:
+    """How often each value occurs, most frequent first, then by name."""
+    names, counts = np.unique(values.astype(str), return_counts=True)
+    pairs = zip(names.tolist(), counts.tolist(), strict=True)
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+
+
+def export_csv(
+    rows: NDArray[np.int64], keys: Sequence[str], columns: Mapping[str, NDArray[Any]]
+) -> str:
+    """The selected rows as a table; cells that a spreadsheet would run are quoted."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["file", *columns])
+    for row in rows.tolist():
+        cells = [_write_cell(values[row]) for values in columns.values()]
+        writer.writerow([_defuse(cell) for cell in (keys[row], *cells)])
+    return out.getvalue()
+
+
+def export_listing(rows: NDArray[np.int64], keys: Sequence[str], *, root: str) -> str:
+    """The selected files, one full path a line, for ``xargs``, ``rsync --files-from`` and alike."""
+    base = root.rstrip("/")
+    return "".join(f"{base}/{keys[row]}\n" for row in rows.tolist())
+
+
+def _write_cell(value: Any) -> str:
+    if isinstance(value, np.floating | float):
+        return "" if np.isnan(value) else f"{value:.6g}"
+    return str(value)
+
+
+def _defuse(cell: str) -> str:
+    return f"'{cell}" if cell[:1] in tuple("=+-@\t\r") and not _is_number(cell) else cell
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
