@@ -59,6 +59,7 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
     """Set up logging once (no file names, tags or pixels in it); find orphaned jobs."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if (directory := Settings.from_env().checkpoints_dir).is_dir():
+        registry.clean_leftovers(directory)
         jobs.settle(directory)
     yield
 

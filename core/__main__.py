@@ -2,10 +2,11 @@
 
 import logging
 import sys
+from collections.abc import Callable
 
 import typer
 
-from core.cli import answers, exploring, jobs, listing, training
+from core.cli import answers, exploring, jobs, listing, models, training
 from core.diagnosis import RESEARCH_USE
 from core.errors import CoreError
 
@@ -22,6 +23,18 @@ COMMANDS = (
     exploring.gallery,
     exploring.fit_map,
 )
+NAMED: dict[str, Callable[..., None]] = {
+    "card": models.card,
+    "compare": models.compare,
+    "activate": models.activate,
+    "roll-back": models.roll_back,
+    "history": models.history,
+    "export": models.export,
+    "import": models.import_file,
+    "delete": models.delete,
+    "unpack": models.unpack,
+    "estimate": models.estimate,
+}
 GROUPS = {"jobs": jobs.COMMANDS}
 
 
@@ -35,6 +48,8 @@ def build_app() -> typer.Typer:
     )
     for command in COMMANDS:
         app.command()(command)
+    for name, named in NAMED.items():
+        app.command(name)(named)
     for name, commands in GROUPS.items():
         group = typer.Typer(no_args_is_help=True, help=f"Commands of {name}.")
         for verb, function in commands.items():

@@ -372,11 +372,13 @@ class Settings:
     max_upload_mb: int = 64
     max_files: int = 50
     database_url: str = ""  # of the curation database; empty: SQLite beside the models
+    data_dir: Path = Path("data")  # folders in it may be trained on from the app
+    max_zip_mb: int = 500
 
     @staticmethod
     def from_env() -> "Settings":
         """Read NEIGHBORDX_CHECKPOINTS, _WEIGHTS_DIR, _DEVICE, _THREADS, _MAX_UPLOAD_MB, _MAX_FILES,
-        _DATABASE.
+        _DATABASE, _DATA, _MAX_ZIP_MB.
 
         Raises:
             ConfigError: a number that is not one, or an unknown device.
@@ -396,6 +398,8 @@ class Settings:
             max_upload_mb=_int_env("NEIGHBORDX_MAX_UPLOAD_MB", 64),
             max_files=_int_env("NEIGHBORDX_MAX_FILES", 50),
             database_url=env.get("NEIGHBORDX_DATABASE", ""),
+            data_dir=Path(env.get("NEIGHBORDX_DATA", "data")),
+            max_zip_mb=_int_env("NEIGHBORDX_MAX_ZIP_MB", 500),
         )
 
 

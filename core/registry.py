@@ -5,9 +5,12 @@ against the listing, never joined to a path.
 """
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from core.bundle import (
     MODEL_ID,
@@ -22,6 +25,7 @@ from core.errors import CheckpointError, CoreError
 
 _ACTIVE_FILE = "active"
 _DEMO_ID = "demo"
+_LEFTOVER = re.compile(r"\.(writing|deleted|importing)(-.*)?-(?P<pid>\d+)")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class ModelSummary:
     n_gallery: int = 0
     k: int = 0
     members: tuple[str, ...] = ()  # of an ensemble
+    objective: str = ""
+    seed: int = 0
+    weight_source: str = ""  # where the frozen backbones' parameters came from, and their licence
+    n_bytes: int = 0  # on disk
     problem: str | None = None
 
 
@@ -72,7 +80,17 @@ def _summarise(folder: Path) -> ModelSummary:
         val_auroc=report.get("auroc"),
         n_gallery=int(metrics.get("n_gallery", 0)),
         k=int(metrics.get("k", 0)),
+        objective=config.run.objective.name,
+        seed=config.run.train.seed,
+        weight_source="; ".join(
+            dict.fromkeys(f"{b.source_kind}, {b.licence}" for b in config.backbones)
+        ),
+        n_bytes=_count_bytes(folder),
     )
+
+
+def _count_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
 def _summarise_ensemble(folder: Path) -> ModelSummary:
@@ -93,6 +111,9 @@ def _summarise_ensemble(folder: Path) -> ModelSummary:
         val_auroc=report.get("auroc"),
         n_gallery=int(metrics.get("n_gallery", 0)),
         members=members,
+        objective="ensemble",
+        weight_source="; ".join(dict.fromkeys(summary.weight_source for summary in summaries)),
+        n_bytes=_count_bytes(folder),
         problem=next((summary.problem for summary in summaries if summary.problem), None),
     )
 
@@ -123,7 +144,7 @@ def delete_model(directory: Path, model_id: str) -> None:
     """Remove a bundle; the folder disappears from the listing before its files go.
 
     Raises:
-        CheckpointError: no such model, or an ensemble still needs it.
+        CheckpointError: no such model, it is the active one, or an ensemble still needs it.
     """
     folder = directory / find_model(directory, model_id).model_id
     users = [m.model_id for m in list_models(directory) if model_id in m.members]
@@ -133,9 +154,24 @@ def delete_model(directory: Path, model_id: str) -> None:
             code="checkpoint.in_use",
             params={"model_id": model_id, "users": ", ".join(users)},
         )
+    marker = directory / _ACTIVE_FILE
+    if marker.is_file() and marker.read_text(encoding="utf-8").strip() == model_id:
+        raise CheckpointError(
+            f"model {model_id!r} is the active one; activate another first.",
+            code="checkpoint.active",
+            params={"model_id": model_id},
+        )
     doomed = directory / f".deleted-{folder.name}-{os.getpid()}"
     folder.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def clean_leftovers(directory: Path) -> None:
+    """Remove what processes that were killed while they wrote left behind; call it at start."""
+    for path in directory.glob(".*-*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match and path.is_dir() and not psutil.pid_exists(int(match["pid"])):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def find_model(directory: Path, model_id: str) -> ModelSummary:

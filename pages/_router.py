@@ -89,7 +89,19 @@ def main() -> None:
                     icon=":material/radiology:",
                     url_path="diagnose",
                     default=True,
-                )
+                ),
+                st.Page(
+                    ROOT / "pages" / "finetune.py",
+                    title=_("Fine-tune"),
+                    icon=":material/model_training:",
+                    url_path="finetune",
+                ),
+                st.Page(
+                    ROOT / "pages" / "models.py",
+                    title=_("Models"),
+                    icon=":material/deployed_code:",
+                    url_path="models",
+                ),
             ]
         )
         page.run()

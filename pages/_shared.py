@@ -27,6 +27,35 @@ FRAME_KEY = "diagnose_frame"  # prefix, one widget per case
 HASHES_KEY = "diagnose_hashes"  # upload id -> sha256
 FRAMES_KEY = "diagnose_frames"  # case id -> frame asked for
 N_FRAMES_KEY = "diagnose_n_frames"  # sha256 -> frames in the file
+# Page state of the Fine-tune page.
+FT_SOURCE_KEY = "finetune_source"
+FT_FOLDER_KEY = "finetune_folder"
+FT_ZIP_KEY = "finetune_zip"
+FT_STORED_KEY = "finetune_stored"  # upload id -> name of the unpacked data
+FT_CLASS_KEY = "finetune_class"
+FT_NAME_KEY = "finetune_name"
+FT_PRESET_KEY = "finetune_preset"
+FT_OBJECTIVE_KEY = "finetune_objective"
+FT_EPOCHS_KEY = "finetune_epochs"  # prefix, one widget per preset
+FT_SEEDS_KEY = "finetune_seeds"
+FT_MORE_KEY = "finetune_more"
+FT_CACHE_KEY = "finetune_cache"
+FT_JOB_KEY = "finetune_job"  # the job on view; also the query parameter
+
+# Page state of the Models page.
+MODELS_VIEW_KEY = "models_view"
+MODELS_ONE_KEY = "models_one"
+MODELS_REASON_KEY = "models_reason"
+MODELS_LIMIT_KEY = "models_limit"
+MODELS_FIRST_KEY = "models_first"
+MODELS_SECOND_KEY = "models_second"
+MODELS_DATA_KEY = "models_data"
+MODELS_SPLIT_KEY = "models_split"
+MODELS_MEMBERS_KEY = "models_members"
+MODELS_NAME_KEY = "models_name"
+MODELS_FILE_KEY = "models_file"
+MODELS_IMPORT_NAME_KEY = "models_import_name"
+
 RESULTS_KEY = "diagnose_results"  # (sha256, frame, model id) -> Diagnosis
 
 

@@ -75,6 +75,9 @@ def test_listing_finding_activating_deleting(models: Path) -> None:
     registry.activate(models, "other")
     assert registry.active_model_id(models) == "other"
     assert registry.load_bundle(models, "other", settings=CPU).model_id == "other"
+    with pytest.raises(CheckpointError, match="is the active one"):
+        registry.delete_model(models, "other")
+    registry.activate(models, "demo")
     registry.delete_model(models, "other")
     assert registry.active_model_id(models) == "demo"
     assert {path.name for path in models.iterdir()} == {"demo", ".writing-x", "active"}

@@ -13,6 +13,7 @@ LAYERS = {
     1: {"image_io", "transforms", "phantom", "selection"},
     2: {
         "datasets",
+        "data_zip",
         "backbones",
         "knn",
         "novelty",
@@ -22,11 +23,11 @@ LAYERS = {
         "map_quality",
     },
     3: {"audit", "embedder", "projection", "neighbourhood", "curation"},
-    4: {"explain", "bundle", "trunk_cache"},
+    4: {"explain", "readiness", "bundle", "trunk_cache"},
     5: {"ensemble", "fitting", "faithfulness", "maps"},
-    6: {"registry", "inference", "training", "watching", "exploration"},
-    7: {"demo", "ablation", "findings"},
-    8: {"jobs"},
+    6: {"registry", "inference", "training", "watching", "exploration", "estimate"},
+    7: {"demo", "ablation", "findings", "archives", "model_comparison"},
+    8: {"jobs", "activation"},
     9: {"cli"},
     10: {"__main__"},
 }

@@ -30,7 +30,11 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = Path("/usr/bin/chromium")
-PAGES = ("/",)  # grows with st.navigation; every one is opened on a fresh server
+PAGES = (
+    "/",
+    "/finetune",
+    "/models",
+)  # grows with st.navigation; every one is opened on a fresh server
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-dev-shm-usage",

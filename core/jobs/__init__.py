@@ -25,8 +25,8 @@ from core.jobs.state import Job
 logger = logging.getLogger(__name__)
 
 __all__ = [
-    "Job", "cancel", "delete", "find", "folder_of", "list_jobs", "read_result", "resume", "settle",
-    "start",
+    "Job", "cancel", "delete", "find", "find_latest", "folder_of", "list_jobs", "read_result",
+    "resume", "settle", "start",
 ]  # fmt: skip
 _ROOT = Path(__file__).parents[2]
 _MAX_SPAWNS = 3  # of one waiting job: a supervisor that cannot live is not started for ever
@@ -67,6 +67,15 @@ def list_jobs(checkpoints_dir: Path) -> list[Job]:
     if directory.is_dir():
         settle(checkpoints_dir)
     return [state.read_job(folder) for folder in reversed(state.list_folders(directory))]
+
+
+def find_latest(checkpoints_dir: Path, kind: str, params: Mapping[str, Any]) -> Job | None:
+    """The newest job of a kind that was given just these parameters."""
+    wanted = json.loads(json.dumps(dict(params)))
+    for job in list_jobs(checkpoints_dir):
+        if job.kind == kind and job.params == wanted:
+            return job
+    return None
 
 
 def find(checkpoints_dir: Path, job_id: str) -> Job:

@@ -4,6 +4,7 @@ Owns the step from a job's parameters to a call into core. It ends when its supe
 Parameters are plain JSON; each function says which it takes.
 """
 
+import dataclasses
 import logging
 import os
 import threading
@@ -107,7 +108,77 @@ def _evaluate(work: Work) -> dict[str, Any]:
     return evaluate(model, dataset, split=split, progress=work.report)
 
 
-KINDS: dict[str, Callable[[Work], dict[str, Any]]] = {"train": _train, "evaluate": _evaluate}
+def _audit(work: Work) -> dict[str, Any]:
+    """Look at data before training. Takes data, disease_class, seed, overrides, preset."""
+    from core.audit import audit
+    from core.jobs.pictures import save_pictures
+    from core.readiness import judge
+
+    dataset = work.read_data(build_config(work.params))
+    report = audit(dataset, progress=lambda done, text: work.report(0.95 * done, text))
+    findings = judge(report)
+    pictures = save_pictures(dataset, findings, work.folder / "pictures")
+    return {
+        "report": report.to_json(),
+        "class_names": list(dataset.class_names),
+        "disease_class": dataset.class_names[dataset.disease_index],
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+        **pictures,
+    }
+
+
+def _trial(work: Work) -> dict[str, Any]:
+    """Measure what a run would cost. Takes what train takes."""
+    config = build_config(work.params)
+    dataset = work.read_data(config)
+    from core.estimate import run_trial
+
+    for logger_name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger_name).setLevel(logging.ERROR)
+    found = run_trial(
+        dataset,
+        config,
+        settings=work.settings,
+        cache_trunk=bool(work.params.get("cache_trunk", True)),
+        progress=work.report,
+    )
+    return {
+        **dataclasses.asdict(found),
+        "total_s": found.total_s,
+        "has_disk": found.has_disk,
+        "has_memory": found.has_memory,
+    }
+
+
+def _compare(work: Work) -> dict[str, Any]:
+    """Put two models side by side. Takes first, second, data, split, disease_class."""
+    from core.model_comparison import compare_models, save_comparison
+    from core.registry import find_model, load_bundle
+
+    directory = work.settings.checkpoints_dir
+    names = [str(work.params[key]) for key in ("first", "second")]
+    first, second = (load_bundle(directory, n, settings=work.settings) for n in names)
+    hashes = [find_model(directory, name).weights_sha256 for name in names]
+    found = compare_models(
+        first,
+        second,
+        work.read_data(first.lead.config.run),
+        split=str(work.params.get("split", "test")),
+        hashes=(hashes[0], hashes[1]),
+        pictures=work.folder / "pictures",
+        progress=work.report,
+    )
+    save_comparison(directory, found)
+    return dataclasses.asdict(found)
+
+
+KINDS: dict[str, Callable[[Work], dict[str, Any]]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "audit": _audit,
+    "trial": _trial,
+}
 
 
 def work(folder: Path, *, parent_pid: int) -> int:

@@ -1,0 +1,257 @@
+"""Which model is in use: the gate a new one must pass, what was decided and why, the way back.
+
+Owns ``checkpoints/activations.json``, to which entries are only added. The gate compares the
+candidate with the active model on the same images: a kept comparison on a test set if there is one,
+else the validation images that both held out.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from core import registry
+from core.bundle import read_json, write_text
+from core.config import build_record
+from core.errors import CheckpointError, ConfigError
+from core.evaluation import rank_auroc
+from core.model_comparison import find_comparison
+from core.registry import ModelSummary, find_model
+
+LIMIT = 0.02  # accuracy and AUROC may be lower by this much
+_FILE = "activations.json"
+MIN_REASON = 10  # characters
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a candidate. ``code`` tells the pages which sentence to show."""
+
+    candidate: str
+    current: str  # empty where no model is in use
+    passed: bool
+    code: str  # first, same, passed, worse, harmed, incomparable
+    evidence: str  # comparison, validation, or empty
+    limit: float
+    n: int = 0
+    accuracy_change: float = 0.0  # candidate minus current
+    auroc_change: float = 0.0
+    harmed: str = ""  # subgroups, as column=value
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One line of the history."""
+
+    time: str  # ISO 8601, UTC
+    model_id: str
+    weights_sha256: str
+    previous: str
+    action: str  # activate, override, roll-back
+    reason: str
+    gate: str  # the verdict's code
+    message: str
+
+
+def check_gate(directory: Path, candidate: str, *, limit: float = LIMIT) -> Verdict:
+    """Compare a candidate with the active model.
+
+    Args:
+        directory: the checkpoints folder.
+        candidate: a listed model.
+        limit: accuracy and AUROC may be lower by at most this.
+
+    Raises:
+        CheckpointError: no such model, or it cannot be loaded.
+    """
+    new = find_model(directory, candidate)
+    if new.problem:
+        raise CheckpointError(new.problem, code="checkpoint.damaged")
+    current = registry.active_model_id(directory)
+    if current is None or current == candidate:
+        code = "first" if current is None else "same"
+        text = "no other model is in use."
+        return Verdict(candidate, current or "", True, code, "", limit, message=text)
+    old = find_model(directory, current)
+    if set(old.class_names) != set(new.class_names) or old.disease_class != new.disease_class:
+        return _incomparable(old, new, limit, "they answer on different classes")
+    found = find_comparison(
+        directory, (old.model_id, old.weights_sha256), (new.model_id, new.weights_sha256)
+    )
+    if found is not None:
+        changes = (found.accuracy_second - found.accuracy_first, -found.delong.difference)
+        harmed = ", ".join(f"{s.column}={s.value}" for s in found.subgroups if s.is_harmed)
+        return _weigh(old, new, limit, "comparison", found.n, changes, harmed)
+    answers = [_read_answers(directory, summary) for summary in (old, new)]
+    if answers[0] is None or answers[1] is None or answers[0][0] != answers[1][0]:
+        return _incomparable(old, new, limit, "they share no validation images")
+    (_, truth, p_old), (_, _, p_new) = answers[0], answers[1]
+    accuracy = float(np.mean((p_new > 0.5) == truth) - np.mean((p_old > 0.5) == truth))
+    auroc = rank_auroc(truth, p_new) - rank_auroc(truth, p_old)
+    return _weigh(old, new, limit, "validation", len(truth), (accuracy, auroc), "")
+
+
+def _weigh(
+    old: ModelSummary,
+    new: ModelSummary,
+    limit: float,
+    evidence: str,
+    n: int,
+    changes: tuple[float, float],
+    harmed: str,
+) -> Verdict:
+    passed = min(changes) >= -limit and not harmed
+    code = "passed" if passed else "worse" if min(changes) < -limit else "harmed"
+    text = (
+        f"on the same {n} images ({evidence}), accuracy changes by {changes[0]:+.3f} and AUROC by "
+        f"{changes[1]:+.3f}; each may fall by {limit:.3f}."
+    )
+    if harmed:
+        text += f" Worse in subgroups: {harmed}."
+    return Verdict(
+        new.model_id, old.model_id, passed, code, evidence, limit, n, *changes, harmed, text
+    )
+
+
+def _incomparable(old: ModelSummary, new: ModelSummary, limit: float, why: str) -> Verdict:
+    text = (
+        f"{new.model_id!r} cannot be held against {old.model_id!r}: {why}. Compare them on one "
+        "test set first."
+    )
+    return Verdict(
+        new.model_id, old.model_id, False, "incomparable", "", limit, message=text
+    )  # nothing measured is no reason to trust it
+
+
+_Answers = tuple[list[str], NDArray[np.bool_], NDArray[np.float64]]
+
+
+def _read_answers(directory: Path, summary: ModelSummary) -> _Answers | None:
+    """Keys, truth and probabilities of a model's validation images; an ensemble mixes them."""
+    names = summary.members or (summary.model_id,)
+    stored = [read_json(directory / name / "metrics.json") for name in names]
+    answers: list[dict[str, Any]] = [m.get("validation_answers") or {} for m in stored]
+    if not all(answers) or any(a["keys"] != answers[0]["keys"] for a in answers):
+        return None
+    weights = [metrics["validation"]["accuracy"] for metrics in stored]
+    mixed = np.average([a["p_disease"] for a in answers], axis=0, weights=weights)
+    data = find_model(directory, names[0]).data_id
+    keys = [f"{data}:{key}" for key in answers[0]["keys"]]  # the same name in other data is another
+    truth = np.array(answers[0]["is_disease"], dtype=np.bool_)
+    return keys, truth, np.asarray(mixed, dtype=np.float64)
+
+
+def activate(
+    directory: Path, candidate: str, *, reason: str = "", limit: float = LIMIT
+) -> Activation:
+    """Put a model to use and write down why.
+
+    Args:
+        directory: the checkpoints folder.
+        candidate: a listed model.
+        reason: needed, in a sentence, when the gate does not pass.
+        limit: of the gate.
+
+    Raises:
+        CheckpointError: no such model, or it cannot be loaded.
+        ConfigError: the gate does not pass and no reason is given.
+    """
+    with _hold(directory):
+        verdict = check_gate(directory, candidate, limit=limit)
+        if not verdict.passed and len(reason.strip()) < MIN_REASON:
+            raise ConfigError(
+                f"the gate does not pass: {verdict.message} To activate it all the same, give a "
+                f"reason of at least {MIN_REASON} characters (--reason); it is written down.",
+                code="gate.reason",
+                params={"message": verdict.message},
+            )
+        action = "activate" if verdict.passed else "override"
+        return _write(directory, candidate, action, reason, verdict.code, verdict.message)
+
+
+def roll_back(directory: Path, *, reason: str = "") -> Activation:
+    """Go back to the model that was in use before the last activation.
+
+    Raises:
+        CheckpointError: there is no earlier one, or it is gone or damaged.
+    """
+    with _hold(directory):
+        past = read_history(directory)
+        target = _find_previous(past)
+        if target is None:
+            raise CheckpointError(
+                "there is no earlier model to go back to.", code="checkpoint.no_previous"
+            )
+        find_model(directory, target)
+        return _write(directory, target, "roll-back", reason, "", "")
+
+
+def find_previous(directory: Path) -> str | None:
+    """The model that a roll-back would bring; None where there is none."""
+    return _find_previous(read_history(directory))
+
+
+def _find_previous(past: list[Activation]) -> str | None:
+    """Each roll-back takes one activation off the pile."""
+    pile: list[Activation] = []
+    for entry in past:
+        if entry.action == "roll-back":
+            pile.pop()
+        else:
+            pile.append(entry)
+    return (pile[-1].previous or None) if pile else None
+
+
+def _write(
+    directory: Path, model_id: str, action: str, reason: str, gate: str, message: str
+) -> Activation:
+    summary = find_model(directory, model_id)
+    entry = Activation(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        model_id=model_id,
+        weights_sha256=summary.weights_sha256,
+        previous=registry.active_model_id(directory) or "",
+        action=action,
+        reason=reason.strip(),
+        gate=gate,
+        message=message,
+    )
+    past = [dataclasses.asdict(one) for one in read_history(directory)]
+    told = json.dumps([*past, dataclasses.asdict(entry)], indent=2, ensure_ascii=False)
+    write_text(directory / _FILE, told)  # first: an activation nobody wrote down must not be
+    registry.activate(directory, model_id)
+    return entry
+
+
+def read_history(directory: Path) -> list[Activation]:
+    """Every activation, oldest first.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = directory / _FILE
+    if not path.is_file():
+        return []
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        return [build_record(Activation, entry, _FILE) for entry in raw]
+    except (ValueError, TypeError, ConfigError) as err:
+        raise CheckpointError(
+            f"{path} is damaged ({err}); restore it from a copy, or move it away.",
+            code="checkpoint.history",
+        ) from err
+
+
+@contextmanager
+def _hold(directory: Path) -> Iterator[None]:
+    with FileLock(directory / ".activation.lock", timeout=30):
+        yield

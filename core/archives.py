@@ -1,0 +1,273 @@
+"""A model as one file, and back: safetensors whose metadata is JSON, nothing that can run.
+
+Owns the format of the file and the checks on one from elsewhere. It is not compressed, so it cannot
+unpack to more than it is; it holds no paths, only file names of a fixed list; arrays and texts are
+covered by one hash. A hash proves that nothing changed on the way, not who made it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from core.bundle import check_model_id, read_bundle, read_bundle_config
+from core.config import Settings
+from core.ensemble import is_ensemble, read_record
+from core.errors import BackboneError, CheckpointError, CoreError
+from core.registry import find_model
+
+_FORMAT = "neighbordx-model-1"
+_MAX_BYTES = 4 << 30
+_TEXTS = ("config.json", "calibration.json", "metrics.json", "card.md", "train.log")
+_RAW = ("weights.safetensors",)
+_ARRAYS = ("gallery.npz", "projection.npz", "thumbnails.npz")
+SUFFIX = ".neighbordx"
+
+
+def export_model(directory: Path, model_id: str, path: Path) -> Path:
+    """Write a model, or an ensemble with its members, as one file.
+
+    Args:
+        directory: the checkpoints folder.
+        model_id: of a listed model.
+        path: of the new file; replaced whole.
+
+    Raises:
+        CheckpointError: no such model, or it is damaged.
+    """
+    summary = find_model(directory, model_id)
+    if summary.problem:
+        raise CheckpointError(summary.problem, code="checkpoint.damaged")
+    tensors: dict[str, NDArray[Any]] = {}
+    folders = [
+        _pack(directory / name, f"{index}", tensors)
+        for index, name in enumerate((*summary.members, summary.model_id))
+    ]
+    manifest: dict[str, Any] = {"format": _FORMAT, "model_id": model_id, "folders": folders}
+    manifest["sha256"] = _compute_digest(manifest, tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        save_file(tensors, temporary, metadata={"neighbordx": json.dumps(manifest)})
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _pack(folder: Path, prefix: str, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Add one model folder's arrays to ``tensors`` and return its texts."""
+    texts = {n: (folder / n).read_text(encoding="utf-8") for n in _TEXTS if (folder / n).is_file()}
+    strings: dict[str, dict[str, Any]] = {}
+    for name in _RAW:
+        if (folder / name).is_file():
+            tensors[f"{prefix}/{name}"] = np.fromfile(folder / name, dtype=np.uint8)
+    for name in _ARRAYS:
+        if not (folder / name).is_file():
+            continue
+        with np.load(folder / name, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                if arrays[key].dtype.kind == "U":
+                    strings.setdefault(name, {})[key] = arrays[key].tolist()
+                else:
+                    tensors[f"{prefix}/{name}/{key}"] = np.ascontiguousarray(arrays[key])
+    return {"model_id": folder.name, "texts": texts, "strings": strings}
+
+
+def _compute_digest(manifest: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> str:
+    told = {key: value for key, value in manifest.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def import_model(directory: Path, path: Path, *, settings: Settings, name: str = "") -> str:
+    """Check a model file from elsewhere and add its models to the folder.
+
+    Args:
+        directory: the checkpoints folder.
+        path: the file.
+        settings: to build its network once, as the proof that it fits.
+        name: another name for the model (not for the members of an ensemble).
+
+    Returns:
+        The name it goes by.
+
+    Raises:
+        CheckpointError: foreign, tampered with, damaged, or its name is taken.
+        BackboneError: the pretrained backbones it stands on are not to be had here.
+    """
+    manifest, tensors = _read(path)
+    workshop = directory / f".importing-{os.getpid()}"
+    shutil.rmtree(workshop, ignore_errors=True)
+    try:
+        folders = _unpack(workshop, manifest, tensors, name=name)
+        new = [f for f in folders if not _is_known(directory, f)]
+        for folder in folders:
+            _prove(folder, settings)
+        for folder in new:
+            folder.rename(directory / folder.name)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    return folders[-1].name
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Manifest and arrays, covered by their hash."""
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+        _refuse("it is missing or larger than 4 GB")
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            text = (stored.metadata() or {}).get("neighbordx")
+            if text is None:
+                _refuse("it is a safetensors file of another program")
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        manifest = json.loads(text)
+        wanted = str(manifest["sha256"])
+        is_ours = manifest["format"] == _FORMAT and isinstance(manifest["folders"], list)
+    except (SafetensorError, OSError) as err:
+        with path.open("rb") as handle:
+            head = handle.read(4)
+        if head[:1] == b"\x80" or head == b"PK\x03\x04":
+            _refuse("it is a pickle or a zip (a torch file?), which may run code, never read", err)
+        _refuse(f"it is no safetensors file ({err})", err)
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        _refuse(f"its description cannot be read ({type(err).__name__}: {err})", err)
+    if not is_ours:
+        _refuse(f"its format is {manifest['format']!r}; expected {_FORMAT}")
+    if _compute_digest(manifest, tensors) != wanted:
+        _refuse("its content does not match its hash: it was changed or cut on the way")
+    return manifest, tensors
+
+
+def _unpack(
+    workshop: Path, manifest: dict[str, Any], tensors: dict[str, NDArray[Any]], *, name: str
+) -> list[Path]:
+    """Write the folders the manifest names, with file names of our list only."""
+    folders = []
+    try:
+        for index, told in enumerate(manifest["folders"]):
+            is_last = index == len(manifest["folders"]) - 1
+            folder = workshop / check_model_id(str(name if name and is_last else told["model_id"]))
+            folder.mkdir(parents=True)
+            mine = {
+                key.partition("/")[2]: array
+                for key, array in tensors.items()
+                if key.partition("/")[0] == str(index)
+            }
+            _write_folder(folder, told["texts"], told["strings"], mine)
+            folders.append(folder)
+    except (KeyError, TypeError, AttributeError, ValueError, FileExistsError) as err:
+        if isinstance(err, CoreError):
+            _refuse(str(err), err)
+        _refuse(f"its description is not as expected ({type(err).__name__}: {err})", err)
+    if not folders:
+        _refuse("it holds no model")
+    return folders
+
+
+def _write_folder(
+    folder: Path,
+    texts: dict[str, str],
+    strings: dict[str, dict[str, Any]],
+    arrays: dict[str, NDArray[Any]],
+) -> None:
+    for name, text in texts.items():
+        if name not in _TEXTS:
+            _refuse(f"it holds a file {name!r}, which is no part of a model")
+        (folder / name).write_text(str(text), encoding="utf-8")
+    grouped: dict[str, dict[str, NDArray[Any]]] = {}
+    for key, array in arrays.items():
+        name, _, field = key.partition("/")
+        if name in _RAW and not field:
+            array.astype(np.uint8, casting="no").tofile(folder / name)
+        elif name in _ARRAYS and re.fullmatch(r"[a-z0-9_]+", field):
+            grouped.setdefault(name, {})[field] = array
+        else:
+            _refuse(f"it holds an array {key!r}, which is no part of a model")
+    for name, fields in strings.items():
+        if name not in _ARRAYS:
+            _refuse(f"it holds a file {name!r}, which is no part of a model")
+        for field, value in fields.items():
+            grouped.setdefault(name, {})[field] = np.array(value, dtype=np.str_)
+    for name, fields_ in grouped.items():
+        np.savez(folder / name, **fields_)  # type: ignore[arg-type]
+
+
+def _is_known(directory: Path, folder: Path) -> bool:
+    """Whether the very same model is already there; another one of its name is in the way."""
+    there = directory / folder.name
+    if not there.exists():
+        return False
+    read = read_record if is_ensemble(folder) else read_bundle_config
+    try:
+        same = read(there).weights_sha256 == read(folder).weights_sha256
+    except CoreError:
+        same = False
+    if not same:
+        raise CheckpointError(
+            f"another model called {folder.name!r} exists; import under another name, or delete "
+            "that one first.",
+            code="checkpoint.exists",
+            params={"model_id": folder.name},
+        )
+    return True
+
+
+def _prove(folder: Path, settings: Settings) -> None:
+    """Load it as the app would: hashes, shapes, lengths; and every number must be one."""
+    try:
+        if is_ensemble(folder):
+            read_record(folder)
+            return
+        bundle = read_bundle(folder, settings)
+        gallery, contents = bundle.gallery, bundle.contents
+        width = bundle.config.run.embedder.embedding_dim * gallery.n_parts
+        if bundle.has_vote and gallery.embeddings.shape[1] != width:
+            _refuse(f"gallery embeddings have {gallery.embeddings.shape[1]} values, not {width}")
+        numbers = (gallery.embeddings, contents.novelty.descriptors, contents.gallery_xy)
+        if not all(np.isfinite(array).all() for array in numbers):
+            _refuse("its gallery holds values that are not numbers")
+        lengths = np.linalg.norm(gallery.embeddings, axis=1)
+        if not np.allclose(lengths, 1.0, atol=1e-3):
+            _refuse("its gallery embeddings are not of unit length")
+    except BackboneError:
+        raise
+    except (CoreError, ValueError, TypeError, IndexError) as err:
+        if isinstance(err, CoreError) and err.code == "archive.refused":
+            raise
+        _refuse(str(err), err)
+
+
+def _refuse(reason: str, cause: BaseException | None = None) -> NoReturn:
+    raise CheckpointError(
+        f"the file is not taken: {reason}. Export the model again with `python -m core export`.",
+        code="archive.refused",
+        params={"reason": reason},
+    ) from cause
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What a model file says it holds, after its hash was checked: model_id and folders.
+
+    Raises:
+        CheckpointError: foreign or tampered with.
+    """
+    manifest, _ = _read(path)
+    return {
+        "model_id": manifest["model_id"],
+        "folders": [folder["model_id"] for folder in manifest["folders"]],
+        "bytes": path.stat().st_size,
+    }

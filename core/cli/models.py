@@ -1,0 +1,203 @@
+"""Commands on finished models: compare, activate, roll-back, export, import, delete, card."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from core.activation import LIMIT
+from core.cli.terminal import (
+    CONSOLE,
+    Checkpoints,
+    Data,
+    DiseaseClass,
+    JsonFile,
+    Model,
+    read_settings,
+    show_progress,
+    write_json,
+)
+from core.errors import ConfigError
+
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is written down.")]
+
+
+def card(model: Model, checkpoints: Checkpoints = None) -> None:
+    """Print a model's card."""
+    from core.registry import find_model
+
+    directory = read_settings(checkpoints).checkpoints_dir
+    folder = directory / find_model(directory, model).model_id
+    typer.echo((folder / "card.md").read_text(encoding="utf-8"))
+
+
+def compare(
+    first: Annotated[str, typer.Option("--first", help="The model in use.")],
+    second: Annotated[str, typer.Option("--second", help="The one that may replace it.")],
+    data: Data,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    json_file: JsonFile = None,
+    disease_class: DiseaseClass = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Put two models side by side, image by image; the gate of `activate` rests on it."""
+    from core.datasets import read_dataset
+    from core.model_comparison import compare_models, save_comparison
+    from core.registry import find_model, load_bundle
+
+    settings = read_settings(checkpoints)
+    directory = settings.checkpoints_dir
+    hashes = [find_model(directory, name).weights_sha256 for name in (first, second)]
+    one, two = (load_bundle(directory, name, settings=settings) for name in (first, second))
+    run = one.lead.config.run.train
+    dataset = read_dataset(
+        data, disease_class=disease_class, val_fraction=run.val_fraction, seed=run.seed
+    )
+    with show_progress("compare") as report:
+        found = compare_models(
+            one, two, dataset, split=split, hashes=(hashes[0], hashes[1]), progress=report
+        )
+    save_comparison(directory, found)
+    write_json(json_file, dataclasses.asdict(found))
+    test, auc = found.mcnemar, found.delong
+    typer.echo(
+        f"{found.n} images. Accuracy {found.accuracy_first:.3f} -> {found.accuracy_second:.3f}: "
+        f"{test.n_only_second} fixed, {test.n_only_first} broken (McNemar p {test.p_value:.3g}). "
+        f"AUROC {auc.auroc_first:.3f} -> {auc.auroc_second:.3f} (DeLong p {auc.p_value:.3g})."
+    )
+    for group in found.subgroups:
+        mark = "HARMED" if group.is_harmed else ""
+        typer.echo(
+            f"{group.column}={group.value}: n {group.n}, {group.accuracy_first:.3f} -> "
+            f"{group.accuracy_second:.3f} {mark}".rstrip()
+        )
+
+
+def activate(
+    model: Model,
+    reason: Reason = "",
+    limit: Annotated[float, typer.Option(help="Accuracy and AUROC may fall by this.")] = LIMIT,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Make a model the one the app opens with, if it is not worse beyond the limit."""
+    from core.activation import activate as run_activation
+
+    entry = run_activation(
+        read_settings(checkpoints).checkpoints_dir, model, reason=reason, limit=limit
+    )
+    typer.echo(f"{entry.model_id} is active ({entry.action}). {entry.message}")
+
+
+def roll_back(reason: Reason = "", checkpoints: Checkpoints = None) -> None:
+    """Go back to the model that was active before."""
+    from core.activation import roll_back as run_roll_back
+
+    entry = run_roll_back(read_settings(checkpoints).checkpoints_dir, reason=reason)
+    typer.echo(f"{entry.model_id} is active again.")
+
+
+def history(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
+    """Show which model was activated when, and why."""
+    from core.activation import read_history
+
+    found = read_history(read_settings(checkpoints).checkpoints_dir)
+    write_json(json_file, [dataclasses.asdict(entry) for entry in found])
+    table = Table("time", "model", "action", "before", "reason", "gate")
+    for e in found:
+        table.add_row(e.time, e.model_id, e.action, e.previous, e.reason, e.message)
+    CONSOLE.print(table if found else "No model was activated yet.")
+
+
+def export(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="The new file, NAME.neighbordx.")],
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Write a model as one file: safetensors and JSON, nothing that can run."""
+    from core.archives import export_model
+
+    path = export_model(read_settings(checkpoints).checkpoints_dir, model, file)
+    typer.echo(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def import_file(
+    file: Annotated[Path, typer.Argument(help="A file that `export` wrote.")],
+    name: Annotated[str, typer.Option("--name", help="Another name for the model.")] = "",
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Add a model from a file, after checking all of it."""
+    from core.archives import import_model
+
+    settings = read_settings(checkpoints)
+    settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
+    added = import_model(settings.checkpoints_dir, file, settings=settings, name=name)
+    typer.echo(f"{added} was added; compare it, then `activate` it.")
+
+
+def delete(
+    model: Model,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Delete a model for good."""
+    from core.registry import delete_model, find_model
+
+    directory = read_settings(checkpoints).checkpoints_dir
+    find_model(directory, model)
+    if not yes and not typer.confirm(f"Delete {model} for good?"):
+        raise ConfigError("nothing was deleted.")
+    delete_model(directory, model)
+    typer.echo(f"{model} is gone.")
+
+
+def unpack(
+    file: Annotated[Path, typer.Argument(help="A zip of images.")],
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Unpack a zip of images safely; prints the folder for `--data`."""
+    from core.data_zip import store
+
+    settings = read_settings(checkpoints)
+    try:
+        with file.open("rb") as handle:
+            folder = store(handle, name=file.name, checkpoints_dir=settings.checkpoints_dir)
+    except OSError as err:
+        raise ConfigError(f"cannot unpack {file} ({err.strerror or err}).") from err
+    typer.echo(str(folder))
+
+
+def estimate(
+    data: Data,
+    preset: Annotated[str, typer.Option(help="As for `train`.")] = "offline",
+    objective: Annotated[str, typer.Option(help="As for `train`.")] = "triplet",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
+    ] = None,
+    json_file: JsonFile = None,
+    disease_class: DiseaseClass = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Measure a few steps here and say what time, memory and disk a run will take."""
+    from core.cli.terminal import quiet_lightning
+    from core.datasets import read_dataset
+    from core.estimate import run_trial
+    from core.jobs.work import build_config
+
+    config = build_config(
+        {"preset": preset, "objective": objective, "overrides": list(overrides or [])}
+    )
+    dataset = read_dataset(
+        data,
+        disease_class=disease_class,
+        val_fraction=config.train.val_fraction,
+        seed=config.train.seed,
+    )
+    quiet_lightning()
+    with show_progress("estimate") as report:
+        found = run_trial(dataset, config, settings=read_settings(checkpoints), progress=report)
+    value = {**dataclasses.asdict(found), "total_s": found.total_s}
+    write_json(json_file, value)
+    typer.echo(json.dumps(value, indent=2))

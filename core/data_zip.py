@@ -1,0 +1,246 @@
+"""A zip of training images from a person we do not know, unpacked so that it can do no harm.
+
+Owns what may be in it: plain files with names inside their folder, no links, no passwords, no more
+than the stated number and size. Names are cleaned, wrapping folders are looked through. Whether the
+files are images is for ``core.datasets`` and ``core.audit`` to say.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import unicodedata
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NoReturn
+
+from core.config import Settings
+from core.errors import DataError
+
+_CHUNK = 1 << 20
+_UTF8_FLAG = 0x800
+_ENCRYPTED_FLAG = 0x1
+_MAX_NAME_BYTES = 150
+_IGNORED = {"__macosx", "thumbs.db", "desktop.ini", ".ds_store"}
+_SPLITS = {"train", "val", "test"}
+_MAX_DEPTH = 12
+
+
+@dataclass(frozen=True)
+class ZipLimits:
+    """What one upload may take."""
+
+    n_files: int = 50_000
+    total_bytes: int = 4 << 30  # unpacked
+    file_bytes: int = 256 << 20  # unpacked, one file
+    ratio: int = 500  # unpacked over packed, of a file over a megabyte
+
+
+def uploads_dir(checkpoints_dir: Path) -> Path:
+    """Where uploaded data lie: hidden beside the models, which keep pointing to them."""
+    return checkpoints_dir / ".data"
+
+
+def find_data(settings: Settings) -> dict[str, Path]:
+    """What may be trained on from the app: name -> folder or npz file.
+
+    The folders in ``settings.data_dir``, uploads, and the demo's images; nothing else on the
+    server.
+    """
+    found: dict[str, Path] = {}
+    demo = settings.checkpoints_dir / ".demo-data"
+    if demo.is_dir():
+        found["demo (SYNTHETIC)"] = demo
+    uploads = uploads_dir(settings.checkpoints_dir)
+    for folder in sorted(uploads.iterdir()) if uploads.is_dir() else []:
+        if folder.is_dir() and not folder.name.startswith("."):
+            found[folder.name] = find_root(folder)
+    places = settings.data_dir.iterdir() if settings.data_dir.is_dir() else []
+    for path in sorted(places):
+        if not path.name.startswith(".") and (path.is_dir() or path.suffix == ".npz"):
+            found[path.name] = path.resolve()
+    return found
+
+
+def store(
+    source: BinaryIO, *, name: str, checkpoints_dir: Path, limits: ZipLimits | None = None
+) -> Path:
+    """Unpack an uploaded zip into a folder of its own; the same bytes are unpacked once.
+
+    Args:
+        source: the zip, seekable.
+        name: of the file, as the person called it.
+        checkpoints_dir: the uploads lie in it.
+        limits: on number and size.
+
+    Returns:
+        The folder that holds the classes, the splits, the manifest or the npz.
+
+    Raises:
+        DataError: it is refused; the code begins with ``zip.``.
+    """
+    hashed = hashlib.sha256()
+    while chunk := source.read(_CHUNK):
+        hashed.update(chunk)
+    digest = hashed.hexdigest()
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem).strip("-.")[:40] or "data"
+    final = uploads_dir(checkpoints_dir) / f"{stem}-{digest[:10]}"
+    if not final.is_dir():
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.parent / f".unpacking-{final.name}-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            extract(source, temporary, limits=limits or ZipLimits())
+            temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return find_root(final)
+
+
+def extract(source: BinaryIO, into: Path, *, limits: ZipLimits) -> None:
+    """Unpack into a new folder, counting what really comes out.
+
+    Raises:
+        DataError: as ``store``; the folder may then hold part of the files.
+    """
+    try:
+        with zipfile.ZipFile(source) as archive:
+            entries = _check(archive, limits)
+            needed = sum(info.file_size for info, _ in entries)
+            into.mkdir(parents=True)
+            if needed > shutil.disk_usage(into).free:
+                _refuse("disk", f"needs {needed / 1e6:.0f} MB, more than the disk has free")
+            n_left = limits.total_bytes
+            taken: set[str] = set()
+            for info, parts in entries:
+                path = into.joinpath(*_make_unique(parts, taken))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                n_left -= _copy(archive, info, path, limit=min(n_left, limits.file_bytes))
+    except DataError:  # it is a ValueError too
+        raise
+    except zipfile.BadZipFile as err:
+        _refuse("damaged", f"is no zip file or is damaged ({err})", err)
+    except (NotImplementedError, RuntimeError, EOFError, ValueError) as err:
+        _refuse("unsupported", f"is packed in a way that cannot be read ({err})", err)
+
+
+def _check(
+    archive: zipfile.ZipFile, limits: ZipLimits
+) -> list[tuple[zipfile.ZipInfo, tuple[str, ...]]]:
+    """Refuse what the directory of the zip already shows; return files with clean names."""
+    infos = archive.infolist()
+    if len(infos) > limits.n_files:
+        _refuse("too_many", f"holds {len(infos)} entries; at most {limits.n_files} are taken")
+    entries = []
+    for info in infos:
+        parts = _check_name(info)
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind == stat.S_IFLNK:
+            _refuse("link", "holds a symbolic link; only plain files are taken")
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            _refuse("special", "holds a device or pipe; only plain files are taken")
+        if info.flag_bits & _ENCRYPTED_FLAG:
+            _refuse("encrypted", "is protected by a password; pack it again without one")
+        if info.file_size > limits.file_bytes:
+            _refuse(
+                "too_big", f"holds a file of {info.file_size / 1e6:.0f} MB when unpacked; at most "
+                f"{limits.file_bytes / 1e6:.0f} MB are taken",
+            )  # fmt: skip
+        if info.file_size > _CHUNK and info.file_size > limits.ratio * max(1, info.compress_size):
+            _refuse("bomb", "holds a file that unpacks to many hundred times its size")
+        if parts and not info.is_dir():
+            entries.append((info, parts))
+    total = sum(info.file_size for info, _ in entries)
+    if total > limits.total_bytes:
+        _refuse(
+            "too_big", f"unpacks to {total / 1e6:.0f} MB; at most "
+            f"{limits.total_bytes / 1e6:.0f} MB are taken",
+        )  # fmt: skip
+    if not entries:
+        _refuse("empty", "holds no file")
+    return entries
+
+
+def _check_name(info: zipfile.ZipInfo) -> tuple[str, ...]:
+    """Clean parts of a name; empty for what is ignored.
+
+    Raises:
+        DataError: it points out of the folder.
+    """
+    name = _decode_name(info).replace("\\", "/")
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
+        _refuse("path", "holds a name that points out of its folder")
+    if len(parts) > _MAX_DEPTH:
+        _refuse("path", f"holds folders nested more than {_MAX_DEPTH} deep")
+    if any(part.startswith(".") or part.lower() in _IGNORED for part in parts):
+        return ()
+    return tuple(_clean(part) for part in parts)
+
+
+def _decode_name(info: zipfile.ZipInfo) -> str:
+    """Names without the UTF-8 mark are often UTF-8 or, from Chinese Windows, GB 18030."""
+    if info.flag_bits & _UTF8_FLAG:
+        return info.filename
+    raw = info.filename.encode("cp437", errors="replace")
+    for encoding in ("utf-8", "gb18030"):
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return info.filename
+
+
+def _clean(part: str) -> str:
+    """One part of a path: composed characters, nothing unprintable, of a length disks take."""
+    text = unicodedata.normalize("NFC", part)
+    text = "".join(c if c.isprintable() and c not in '<>:"|?*' else "_" for c in text)
+    text = text.strip(" ").rstrip(".") or "_"
+    stem, suffix = os.path.splitext(text)
+    while len((stem + suffix).encode()) > _MAX_NAME_BYTES and stem:
+        stem = stem[:-1]
+    return stem + suffix[:20]
+
+
+def _make_unique(parts: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
+    """Two names that a disk may hold for the same get a number."""
+    stem, suffix = os.path.splitext(parts[-1])
+    found, number = parts, 1
+    while "/".join(found).casefold() in taken:
+        number += 1
+        found = (*parts[:-1], f"{stem}-{number}{suffix}")
+    taken.add("/".join(found).casefold())
+    return found
+
+
+def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, *, limit: int) -> int:
+    """Unpack one file, whatever its header says of its size; returns the bytes written."""
+    n_written = 0
+    with archive.open(info) as packed, path.open("xb") as handle:
+        while chunk := packed.read(_CHUNK):
+            n_written += len(chunk)
+            if n_written > limit:
+                _refuse("too_big", "unpacks to more than it says and than is taken")
+            handle.write(chunk)
+    return n_written
+
+
+def find_root(folder: Path) -> Path:
+    """Look through folders that only wrap another one."""
+    while True:
+        inside = [p for p in folder.iterdir() if not p.name.startswith(".")]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in _SPLITS:
+            return folder
+        folder = inside[0]
+
+
+def _refuse(kind: str, reason: str, cause: BaseException | None = None) -> NoReturn:
+    raise DataError(
+        f"the zip {reason}. Pack a folder with one subfolder per class, or with train, val and "
+        "test, as a plain zip.",
+        code=f"zip.{kind}",
+        params={"reason": reason},
+    ) from cause

@@ -1,0 +1,51 @@
+"""Thumbnails that a job leaves in its folder for a page to show beside its findings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.datasets import Dataset, load_record
+from core.errors import ImageError
+from core.image_io import encode_jpeg, thumbnail
+from core.readiness import Finding
+
+_N_SAMPLES = 6  # of each class
+_N_GROUPS = 6  # of each finding
+_N_IN_GROUP = 4
+
+
+def save_pictures(
+    dataset: Dataset, findings: Sequence[Finding], folder: Path
+) -> dict[str, dict[str, str] | dict[str, list[str]]]:
+    """Write thumbnails of the images a person should look at.
+
+    Args:
+        dataset: the audited data.
+        findings: with the groups of images they are about.
+        folder: for the pictures.
+
+    Returns:
+        ``samples``: class -> keys of a few of its images; ``pictures``: key -> file in the folder;
+        ``labels``: key -> its split and class.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records = {record.key: record for record in dataset.records}
+    samples = {
+        name: [r.key for r in dataset.subset("train") if r.label == label][:_N_SAMPLES]
+        for label, name in enumerate(dataset.class_names)
+    }
+    wanted = [key for keys in samples.values() for key in keys]
+    for finding in findings:
+        for group in finding.keys[:_N_GROUPS]:
+            wanted += group[:_N_IN_GROUP]
+    pictures: dict[str, str] = {}
+    for key in dict.fromkeys(wanted):
+        try:
+            pixels = load_record(records[key]).pixels
+        except ImageError:  # the audit names it among the unreadable
+            continue
+        pictures[key] = f"{len(pictures):04d}.jpg"
+        (folder / pictures[key]).write_bytes(encode_jpeg(thumbnail(pixels)))
+    labels = {
+        key: f"{records[key].split} / {dataset.class_names[records[key].label]}" for key in pictures
+    }
+    return {"samples": samples, "pictures": pictures, "labels": labels}

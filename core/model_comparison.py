@@ -1,0 +1,254 @@
+"""Two models on the same images, one by one: who flips, is it luck, is a subgroup harmed?
+
+Owns the comparison's record and where it is kept (``checkpoints/.comparisons``), so that a later
+activation can rest on it. "First" is the model in use, "second" the one that may replace it.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from core.comparison import DeLong, McNemar, compare_aurocs, compare_calls
+from core.config import build_record
+from core.datasets import Dataset, load_record
+from core.embedder import Progress
+from core.ensemble import Model
+from core.errors import CheckpointError, ConfigError, DataError, ImageError
+from core.image_io import encode_jpeg, thumbnail
+from core.inference import SplitReading, read_split
+
+_KNOWN_COLUMNS = {"file", "split", "label", "group", "mask"}
+_MAX_VALUES = 12  # of a column that makes subgroups
+_MIN_IMAGES = 10  # of a subgroup that can be called harmed
+_MAX_PICTURES = 60
+_FOLDER = ".comparisons"
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image under both models: calibrated probabilities of disease, and what changed."""
+
+    key: str
+    is_disease: bool
+    p_first: float
+    p_second: float
+    change: str  # "fixed", "broken", or "same"
+    picture: str = ""  # file beside the record, of flipped images
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """Images that share a value of a manifest column."""
+
+    column: str
+    value: str
+    n: int
+    accuracy_first: float
+    accuracy_second: float
+    p_value: float  # exact McNemar inside the subgroup
+    is_harmed: bool  # fell by more than the limit, on enough images
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole comparison, as it is kept."""
+
+    first: str
+    second: str
+    first_sha256: str
+    second_sha256: str
+    data: str
+    split: str
+    created: str
+    n: int
+    accuracy_first: float
+    accuracy_second: float
+    mcnemar: McNemar
+    delong: DeLong
+    rows: tuple[ImageRow, ...]
+    subgroups: tuple[Subgroup, ...]
+    n_unreadable: int
+
+
+def compare_models(
+    first: Model,
+    second: Model,
+    dataset: Dataset,
+    *,
+    split: str,
+    hashes: tuple[str, str],
+    pictures: Path | None = None,
+    limit: float = 0.02,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Answer on every image of a split with both models and put the answers side by side.
+
+    Args:
+        first: the model in use.
+        second: the one that may replace it; must know the same classes.
+        dataset: with images that neither trained on, if the figures are to mean anything.
+        split: of the data.
+        hashes: weights_sha256 of both, so that the record can be told from one of a namesake.
+        pictures: a folder for thumbnails of flipped images.
+        limit: a subgroup is harmed when its accuracy falls by more than this.
+        progress: told the share done.
+
+    Raises:
+        DataError: other classes, an empty split, or one class only.
+    """
+
+    def half(start: float) -> Progress:
+        def report(done: float, text: str) -> None:
+            if progress:
+                progress(start + done / 2, text)
+
+        return report
+
+    one = read_split(first, dataset, split=split, progress=half(0.0))
+    two = read_split(second, dataset, split=split, progress=half(0.5))
+    mine, theirs = _match(one, two)
+    truth = one.truth[mine]
+    p_first, p_second = one.p_disease[mine], two.p_disease[theirs]
+    keys = [one.keys[i] for i in mine]
+    rows = _draw_rows(keys, truth, p_first, p_second)
+    if pictures is not None:
+        rows = _add_pictures(rows, dataset, pictures)
+    return Comparison(
+        first=first.model_id,
+        second=second.model_id,
+        first_sha256=hashes[0],
+        second_sha256=hashes[1],
+        data=dataset.data_id,
+        split=split,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        n=len(rows),
+        accuracy_first=float(np.mean((p_first > 0.5) == truth)),
+        accuracy_second=float(np.mean((p_second > 0.5) == truth)),
+        mcnemar=compare_calls(truth, p_first, p_second),
+        delong=compare_aurocs(truth, p_first, p_second),
+        rows=rows,
+        subgroups=compare_subgroups(rows, read_columns(dataset.root), limit=limit),
+        n_unreadable=len(set(one.unreadable) | set(two.unreadable)),
+    )
+
+
+def _match(one: SplitReading, two: SplitReading) -> tuple[list[int], list[int]]:
+    """Places of the images that both read."""
+    place = {key: index for index, key in enumerate(two.keys)}
+    pairs = [(i, place[key]) for i, key in enumerate(one.keys) if key in place]
+    if not pairs:
+        raise DataError("no image of the split could be read.", code="data.empty")
+    mine, theirs = zip(*pairs, strict=True)
+    return list(mine), list(theirs)
+
+
+def _draw_rows(
+    keys: Sequence[str],
+    truth: NDArray[np.bool_],
+    p_first: NDArray[np.float64],
+    p_second: NDArray[np.float64],
+) -> tuple[ImageRow, ...]:
+    """One row per image; flipped ones first, what broke before what was fixed."""
+    rows = []
+    for key, is_disease, a, b in zip(keys, truth, p_first, p_second, strict=True):
+        was_right, is_right = (a > 0.5) == is_disease, (b > 0.5) == is_disease
+        change = "same" if was_right == is_right else "fixed" if is_right else "broken"
+        rows.append(ImageRow(key, bool(is_disease), float(a), float(b), change))
+    order = {"broken": 0, "fixed": 1, "same": 2}
+    return tuple(sorted(rows, key=lambda r: (order[r.change], -abs(r.p_second - r.p_first))))
+
+
+def _add_pictures(
+    rows: tuple[ImageRow, ...], dataset: Dataset, folder: Path
+) -> tuple[ImageRow, ...]:
+    folder.mkdir(parents=True, exist_ok=True)
+    records = {record.key: record for record in dataset.records}
+    shown = []
+    for index, row in enumerate(rows):
+        if row.change != "same" and index < _MAX_PICTURES:
+            try:
+                pixels = load_record(records[row.key]).pixels
+            except ImageError:  # it was there a moment ago
+                shown.append(row)
+                continue
+            name = f"{index:04d}.jpg"
+            (folder / name).write_bytes(encode_jpeg(thumbnail(pixels)))
+            row = dataclasses.replace(row, picture=name)
+        shown.append(row)
+    return tuple(shown)
+
+
+def read_columns(root: Path) -> dict[str, dict[str, str]]:
+    """Columns of a manifest that split the images into a few groups: column -> key -> value."""
+    path = root / "manifest.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as handle:
+        reader = csv.DictReader(handle)
+        names = [c for c in reader.fieldnames or () if c and c not in _KNOWN_COLUMNS]
+        values: dict[str, dict[str, str]] = {name: {} for name in names}
+        for row in reader:
+            for name in names:
+                values[name][Path(row["file"].strip()).as_posix()] = (row[name] or "").strip()
+    return {n: v for n, v in values.items() if 2 <= len(Counter(v.values())) <= _MAX_VALUES}
+
+
+def compare_subgroups(
+    rows: Sequence[ImageRow], columns: Mapping[str, Mapping[str, str]], *, limit: float
+) -> tuple[Subgroup, ...]:
+    """Accuracy of both models in each subgroup, the most harmed first."""
+    found = []
+    for column, values in columns.items():
+        for value in sorted({values[r.key] for r in rows if r.key in values}):
+            mine = [r for r in rows if values.get(r.key) == value]
+            right = [
+                ((r.p_first > 0.5) == r.is_disease, (r.p_second > 0.5) == r.is_disease)
+                for r in mine
+            ]
+            one, two = (float(np.mean([pair[i] for pair in right])) for i in (0, 1))
+            n_broken, n_fixed = (sum(r.change == c for r in mine) for c in ("broken", "fixed"))
+            n = n_broken + n_fixed
+            p_value = float(binomtest(n_broken, n, 0.5).pvalue) if n else 1.0
+            is_harmed = one - two > limit and len(mine) >= _MIN_IMAGES
+            found.append(Subgroup(column, value, len(mine), one, two, p_value, is_harmed))
+    return tuple(sorted(found, key=lambda s: s.accuracy_second - s.accuracy_first))
+
+
+def save_comparison(directory: Path, comparison: Comparison) -> Path:
+    """Keep a comparison with the models; a later one of the same pair replaces it."""
+    folder = directory / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{comparison.first}--{comparison.second}.json"
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(json.dumps(dataclasses.asdict(comparison)), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def find_comparison(
+    directory: Path, first: tuple[str, str], second: tuple[str, str]
+) -> Comparison | None:
+    """The kept comparison of two models, each given by name and weights_sha256.
+
+    None when there is none, or it is of other models that had these names.
+    """
+    path = directory / _FOLDER / f"{first[0]}--{second[0]}.json"
+    if not path.is_file():
+        return None
+    try:
+        found = build_record(Comparison, json.loads(path.read_text(encoding="utf-8")), path.name)
+    except (ValueError, ConfigError) as err:
+        raise CheckpointError(f"{path} cannot be read ({err}); compare the models again.") from err
+    assert isinstance(found, Comparison)
+    same = (found.first_sha256, found.second_sha256) == (first[1], second[1])
+    return found if same else None

@@ -1,0 +1,241 @@
+"""Models page: the list, one model's card, the gate before its use, roll-back, deletion."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from core import activation, registry
+from core.activation import Verdict
+from core.config import Settings
+from core.registry import ModelSummary
+from pages import _shared as shared
+from pages._text import N_, _, class_label, moment, plain
+
+_VERDICTS = {
+    "first": N_("No other model is in use."),
+    "same": N_("This model is in use."),
+    "passed": N_(
+        "Gate passed: on the same {n} images accuracy changes by {accuracy} and AUROC by {auroc}. "
+        "Each may fall by {limit}."
+    ),
+    "worse": N_(
+        "Gate not passed: on the same {n} images accuracy changes by {accuracy} and AUROC by "
+        "{auroc}. Each may fall by {limit} at most."
+    ),
+    "harmed": N_("Gate not passed: it is worse in a subgroup ({harmed})."),
+    "incomparable": N_(
+        "Gate not passed: nothing was measured on the same images as the model in use ({current}). "
+        "Compare the two on one test set first."
+    ),
+}
+_EVIDENCE = {
+    "comparison": N_("Measured image by image on a test set."),
+    "validation": N_("Measured on the validation images that both held out, not on a test set."),
+}
+_ACTIONS = {
+    "activate": N_("activated"),
+    "override": N_("activated against the gate"),
+    "roll-back": N_("rolled back"),
+}
+
+
+def _directory() -> Path:
+    return Settings.from_env().checkpoints_dir
+
+
+def show_list(models: Sequence[ModelSummary]) -> None:
+    """All models with their figures."""
+    active = registry.active_model_id(_directory())
+    st.dataframe(
+        pd.DataFrame([_row(model, active) for model in models]),
+        hide_index=True,
+        alt=_("Table of all models with their figures"),
+        placeholder="–",
+        column_config={
+            "use": st.column_config.TextColumn(_("In use"), width=60),
+            "model": st.column_config.TextColumn(_("Model"), width=150),
+            "accuracy": st.column_config.NumberColumn(_("Accuracy"), format="%.3f", width=80),
+            "auroc": st.column_config.NumberColumn(_("AUROC"), format="%.3f", width=80),
+            "recipe": st.column_config.TextColumn(_("Recipe"), width=190),
+            "n": st.column_config.NumberColumn(_("Training images"), width=110),
+            "classes": st.column_config.TextColumn(_("Classes"), width=150),
+            "data": st.column_config.TextColumn(_("Data"), width=110),
+            "created": st.column_config.TextColumn(_("Made (UTC)"), width=130),
+            "size": st.column_config.TextColumn(_("Size"), width=80),
+            "source": st.column_config.TextColumn(_("Pretrained weights"), width=180),
+        },
+    )
+    st.caption(_("Accuracy and AUROC are those of each model's own validation images."))
+
+
+def _row(model: ModelSummary, active: str | None) -> dict[str, object]:
+    return {
+        "use": "★" if model.model_id == active else "",
+        "model": model.model_id,
+        "accuracy": model.val_accuracy,
+        "auroc": model.val_auroc,
+        "recipe": model.problem or _recipe(model),
+        "n": model.n_gallery or None,
+        "classes": " / ".join(class_label(name) for name in model.class_names),
+        "data": model.data_id,
+        "created": moment(model.created),
+        "size": f"{model.n_bytes / 1e6:.1f} MB",
+        "source": model.weight_source,
+    }
+
+
+def _recipe(model: ModelSummary) -> str:
+    if model.members:
+        return _("ensemble of {members}").format(members=", ".join(model.members))
+    return _("{preset}, {objective}, seed {seed}").format(
+        preset=model.preset, objective=model.objective, seed=model.seed
+    )
+
+
+def show_one(models: Sequence[ModelSummary]) -> None:
+    """One model: card, use, deletion; then the history."""
+    ids = [model.model_id for model in models]
+    if st.session_state.get(shared.MODELS_ONE_KEY) not in ids:
+        st.session_state.pop(shared.MODELS_ONE_KEY, None)
+    active = registry.active_model_id(_directory())
+    chosen = st.selectbox(
+        _("Model on view"),
+        ids,
+        index=ids.index(active) if active in ids else 0,
+        key=shared.MODELS_ONE_KEY,
+    )
+    summary = models[ids.index(chosen)]
+    left, right = st.columns(2, gap="large")
+    with left:
+        _show_card(summary)
+    with right:
+        _show_use(summary, active)
+    _show_history()
+
+
+def _show_card(summary: ModelSummary) -> None:
+    if summary.problem:
+        st.error(plain(summary.problem), icon=":material/error:")
+        return
+    path = _directory() / summary.model_id / "card.md"
+    with st.container(border=True):
+        text = path.read_text(encoding="utf-8")
+        st.markdown(text.replace("# ", "#### ", 1))
+    if st.button(_("Delete"), icon=":material/delete:", key="models_delete"):
+        st.dialog(_("Please confirm"))(_confirm_deletion)(summary.model_id)
+
+
+def _confirm_deletion(model_id: str) -> None:
+    st.markdown(_("Delete **{name}** for good?").format(name=plain(model_id)))
+    st.markdown(_("Export it first if you may want it back."))
+    if st.button(_("Delete for good"), type="primary", key="models_delete_yes"):
+        with shared.show_errors():
+            registry.delete_model(_directory(), model_id)
+        st.rerun()
+
+
+def _show_use(summary: ModelSummary, active: str | None) -> None:
+    st.markdown("#### " + _("Use"))
+    if summary.problem:
+        st.caption(_("A model that cannot be loaded cannot be used."))
+        return
+    limit = st.number_input(
+        _("How much accuracy and AUROC may fall"),
+        min_value=0.0,
+        max_value=0.5,
+        value=activation.LIMIT,
+        step=0.01,
+        key=shared.MODELS_LIMIT_KEY,
+        width=260,
+    )
+    verdict = activation.check_gate(_directory(), summary.model_id, limit=limit)
+    _show_verdict(verdict)
+    if summary.model_id != active:
+        reason = ""
+        if not verdict.passed:
+            reason = st.text_area(
+                _("Why should it be used all the same? Your reason is written down."),
+                key=shared.MODELS_REASON_KEY,
+            )
+        st.button(
+            _("Use this model") if verdict.passed else _("Use it against the gate"),
+            type="primary" if verdict.passed else "secondary",
+            icon=":material/check_circle:",
+            disabled=not verdict.passed and len(reason.strip()) < activation.MIN_REASON,
+            on_click=_activate,
+            args=(summary.model_id, reason, limit),
+            key="models_activate",
+        )
+    previous = activation.find_previous(_directory())
+    if previous is not None:
+        st.button(
+            _("Roll back to {name}").format(name=previous),
+            icon=":material/undo:",
+            on_click=_roll_back,
+            key="models_roll_back",
+        )
+
+
+def _show_verdict(verdict: Verdict) -> None:
+    words = _(_VERDICTS[verdict.code]).format(
+        n=verdict.n,
+        accuracy=f"{verdict.accuracy_change:+.3f}",
+        auroc=f"{verdict.auroc_change:+.3f}",
+        limit=f"{verdict.limit:.3f}",
+        harmed=plain(verdict.harmed),
+        current=plain(verdict.current),
+    )
+    if verdict.evidence:
+        words += " " + _(_EVIDENCE[verdict.evidence])
+    if verdict.passed:
+        st.success(words, icon=":material/check:")
+    else:
+        st.warning(words, icon=":material/front_hand:")
+
+
+def _activate(model_id: str, reason: str, limit: float) -> None:
+    with shared.show_errors():
+        activation.activate(_directory(), model_id, reason=reason, limit=limit)
+    st.session_state[shared.MODEL_KEY] = model_id
+    st.session_state.pop(shared.MODELS_REASON_KEY, None)
+
+
+def _roll_back() -> None:
+    with shared.show_errors():
+        entry = activation.roll_back(_directory())
+    st.session_state[shared.MODEL_KEY] = entry.model_id
+    st.session_state[shared.MODELS_ONE_KEY] = entry.model_id
+
+
+def _show_history() -> None:
+    past = activation.read_history(_directory())
+    if not past:
+        return
+    st.markdown("#### " + _("History"))
+    st.dataframe(
+        pd.DataFrame(
+            [
+                {
+                    "time": moment(entry.time),
+                    "what": _(_ACTIONS[entry.action]),
+                    "model": entry.model_id,
+                    "previous": entry.previous,
+                    "reason": entry.reason,
+                    "gate": entry.message,
+                }
+                for entry in reversed(past)
+            ]
+        ),
+        hide_index=True,
+        alt=_("Table of all activations"),
+        column_config={
+            "time": st.column_config.TextColumn(_("Time (UTC)"), width=130),
+            "what": st.column_config.TextColumn(_("What"), width=150),
+            "model": st.column_config.TextColumn(_("Model"), width=130),
+            "previous": st.column_config.TextColumn(_("Before"), width=130),
+            "reason": st.column_config.TextColumn(_("Reason"), width=220),
+            "gate": st.column_config.TextColumn(_("What the gate said"), width="large"),
+        },
+    )

@@ -1,0 +1,31 @@
+"""Fine-tune: choose data, look at what is wrong with it, choose a recipe, start, watch."""
+
+import streamlit as st
+
+from core.config import Settings
+from pages import _shared as shared
+from pages._finetune_data import choose_data, show_audit
+from pages._finetune_recipe import choose_recipe, show_estimate, show_start
+from pages._jobs_view import show_jobs
+from pages._text import _
+
+
+def main() -> None:
+    """The page."""
+    with shared.show_errors():
+        show_jobs()
+        st.subheader(_("Train a new model"), divider="gray")
+        data = choose_data(Settings.from_env())
+        if data is None:
+            return
+        audit = show_audit(data)
+        if audit is None:
+            return
+        params = choose_recipe(data, audit)
+        if params is None:
+            return
+        show_estimate(params)
+        show_start(params, audit)
+
+
+main()

@@ -1,0 +1,54 @@
+"""Models: what there is, which is in use, which is better, and the way back."""
+
+import streamlit as st
+
+from core import registry
+from core.config import Settings
+from pages import _shared as shared
+from pages._models_compare import show_compare
+from pages._models_files import show_ensemble, show_files
+from pages._models_list import show_list, show_one
+from pages._text import _
+
+_VIEWS = ("use", "compare", "ensemble", "files")
+
+
+def main() -> None:
+    """The page."""
+    with shared.show_errors():
+        directory = Settings.from_env().checkpoints_dir
+        models = registry.list_models(directory)
+        st.subheader(_("Models"), divider="gray")
+        if not models:
+            st.info(
+                _("There is no model yet. Train one on the Fine-tune page."),
+                icon=":material/info:",
+            )
+            show_files(models)
+            return
+        show_list(models)
+        view = st.segmented_control(
+            _("What to do"),
+            list(_VIEWS),
+            default="use",
+            required=True,
+            format_func={
+                "use": _("Card and use"),
+                "compare": _("Compare two"),
+                "ensemble": _("Build an ensemble"),
+                "files": _("Export and import"),
+            }.get,
+            key=shared.MODELS_VIEW_KEY,
+            label_visibility="collapsed",
+        )
+        if view == "compare":
+            show_compare(models)
+        elif view == "ensemble":
+            show_ensemble(models)
+        elif view == "files":
+            show_files(models)
+        else:
+            show_one(models)
+
+
+main()

@@ -1,0 +1,193 @@
+"""The gate, the written history, and the way back; the comparison that the gate rests on."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core import activation, registry
+from core.activation import activate, check_gate, find_previous, read_history, roll_back
+from core.comparison import DeLong, McNemar
+from core.config import Settings
+from core.datasets import read_dataset
+from core.errors import CheckpointError, ConfigError
+from core.model_comparison import (
+    Comparison,
+    ImageRow,
+    compare_models,
+    compare_subgroups,
+    find_comparison,
+    read_columns,
+    save_comparison,
+)
+from core.registry import find_model, load_bundle
+
+SETTINGS = Settings(device="cpu")
+
+
+@pytest.fixture
+def models(tiny_checkpoints: Path, tmp_path: Path) -> Path:
+    """Two models; demo-triplet is in use."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("demo-triplet", "demo-metric"):
+        shutil.copytree(tiny_checkpoints / name, folder / name)
+    registry.activate(folder, "demo-triplet")
+    return folder
+
+
+def set_answers(folder: Path, p_disease: list[float]) -> None:
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    truth = [True, True, True, False, False]
+    metrics["validation_answers"] = {
+        "keys": list("abcde"), "groups": [""] * 5, "is_disease": truth, "p_disease": p_disease,
+    }  # fmt: skip
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+
+
+GOOD, BAD = [0.9, 0.8, 0.7, 0.2, 0.1], [0.9, 0.3, 0.7, 0.4, 0.1]
+
+
+def test_a_model_that_is_not_worse_passes_and_is_written_down(models: Path) -> None:
+    set_answers(models / "demo-triplet", BAD)
+    set_answers(models / "demo-metric", GOOD)
+    verdict = check_gate(models, "demo-metric")
+    assert (verdict.passed, verdict.code, verdict.evidence, verdict.n) == (
+        True, "passed", "validation", 5,
+    )  # fmt: skip
+    assert verdict.accuracy_change == pytest.approx(0.2)
+    assert verdict.auroc_change == pytest.approx(1 - 5 / 6)
+    entry = activate(models, "demo-metric")
+    assert registry.active_model_id(models) == "demo-metric"
+    assert (entry.action, entry.previous) == ("activate", "demo-triplet")
+    assert read_history(models) == [entry]
+    assert roll_back(models, reason="it felt wrong").model_id == "demo-triplet"
+    assert registry.active_model_id(models) == "demo-triplet"
+    assert [e.action for e in read_history(models)] == ["activate", "roll-back"]
+    assert find_previous(models) is None
+    with pytest.raises(CheckpointError, match="no earlier model"):
+        roll_back(models)
+
+
+def test_a_worse_model_needs_a_reason_that_is_written_down(models: Path) -> None:
+    set_answers(models / "demo-triplet", GOOD)
+    set_answers(models / "demo-metric", BAD)
+    assert check_gate(models, "demo-metric").code == "worse"
+    assert check_gate(models, "demo-metric", limit=0.5).passed
+    for reason in ("", "  because  "):
+        with pytest.raises(ConfigError, match="the gate does not pass"):
+            activate(models, "demo-metric", reason=reason)
+    assert registry.active_model_id(models) == "demo-triplet"
+    assert read_history(models) == []
+    entry = activate(models, "demo-metric", reason="It is far faster on our scanner.")
+    assert (entry.action, entry.gate) == ("override", "worse")
+    assert read_history(models)[0].reason == "It is far faster on our scanner."
+
+
+def test_without_common_images_nothing_is_assumed(models: Path) -> None:
+    set_answers(models / "demo-triplet", GOOD)
+    path = models / "demo-metric" / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics["validation_answers"]["keys"] = ["other"]
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+    verdict = check_gate(models, "demo-metric")
+    assert (verdict.passed, verdict.code) == (False, "incomparable")
+    assert check_gate(models, "demo-triplet").code == "same"
+    with pytest.raises(CheckpointError, match="no model"):
+        check_gate(models, "ghost")
+
+
+def comparison_of(models: Path, *, harmed: bool) -> Comparison:
+    rows = tuple(ImageRow(f"i{i}", i < 10, 0.9 if i < 10 else 0.1, 0.8, "same") for i in range(20))
+    groups = compare_subgroups(
+        rows, {"sex": {f"i{i}": "f" if i < 10 else "m" for i in range(20)}}, limit=0.02
+    )
+    hashes = [find_model(models, n).weights_sha256 for n in ("demo-triplet", "demo-metric")]
+    return Comparison(
+        "demo-triplet", "demo-metric", *hashes, "data", "test", "now", 20, 0.9, 0.9,
+        McNemar(1, 1, 1.0), DeLong(0.9, 0.9, 0.0, 1.0), rows, groups if harmed else (), 0,
+    )  # fmt: skip
+
+
+def test_a_kept_comparison_counts_and_a_harmed_subgroup_fails(models: Path) -> None:
+    set_answers(models / "demo-triplet", GOOD)
+    set_answers(models / "demo-metric", BAD)
+    kept = comparison_of(models, harmed=False)
+    save_comparison(models, kept)
+    verdict = check_gate(models, "demo-metric")
+    assert (verdict.passed, verdict.evidence, verdict.n) == (True, "comparison", 20)
+    save_comparison(models, comparison_of(models, harmed=True))
+    verdict = check_gate(models, "demo-metric")
+    assert (verdict.passed, verdict.code, verdict.harmed) == (False, "harmed", "sex=m")
+    save_comparison(models, dataclasses.replace(kept, second_sha256="of a namesake"))
+    assert check_gate(models, "demo-metric").evidence == "validation"
+
+
+def test_subgroups_by_hand() -> None:
+    rows = [
+        ImageRow("a", True, 0.9, 0.9, "same"),
+        ImageRow("b", True, 0.9, 0.1, "broken"),
+        ImageRow("c", False, 0.9, 0.1, "fixed"),
+    ]
+    one, two = compare_subgroups(rows, {"site": {"a": "x", "b": "x", "c": "y"}}, limit=0.02)
+    assert (one.value, one.n, one.accuracy_first, one.accuracy_second) == ("x", 2, 1.0, 0.5)
+    assert not one.is_harmed  # two images prove nothing
+    assert (two.value, two.accuracy_second, two.p_value) == ("y", 1.0, 1.0)
+
+
+def test_columns_of_a_manifest_make_subgroups(tmp_path: Path) -> None:
+    lines = ["file,split,label,sex,note"]
+    lines += [f"i{i}.png,test,normal,{'fm'[i % 2]},{i}" for i in range(20)]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
+    columns = read_columns(tmp_path)
+    assert set(columns) == {"sex"}  # every image has a note of its own
+    assert columns["sex"]["i3.png"] == "m"
+    assert read_columns(tmp_path / "none") == {}
+
+
+def test_two_models_image_by_image(tiny_checkpoints: Path, tmp_path: Path) -> None:
+    data = read_dataset(tiny_checkpoints / ".demo-data", val_fraction=0.25)
+    one, two = (
+        load_bundle(tiny_checkpoints, name, settings=SETTINGS)
+        for name in ("demo-triplet", "demo-metric")
+    )
+    told: list[float] = []
+    found = compare_models(
+        one, two, data, split="test", hashes=("h1", "h2"), pictures=tmp_path / "p",
+        progress=lambda done, _: told.append(done),
+    )  # fmt: skip
+    assert found.n == len(found.rows) == 16
+    broken = [r for r in found.rows if r.change == "broken"]
+    fixed = [r for r in found.rows if r.change == "fixed"]
+    assert (found.mcnemar.n_only_first, found.mcnemar.n_only_second) == (len(broken), len(fixed))
+    assert found.accuracy_second - found.accuracy_first == pytest.approx(
+        (len(fixed) - len(broken)) / 16
+    )
+    assert all((tmp_path / "p" / r.picture).is_file() for r in (*broken, *fixed))
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1.0)
+    save_comparison(tmp_path, found)
+    assert find_comparison(tmp_path, ("demo-triplet", "h1"), ("demo-metric", "h2")) == found
+    assert find_comparison(tmp_path, ("demo-triplet", "h1"), ("demo-metric", "h3")) is None
+    same = compare_models(one, one, data, split="test", hashes=("h1", "h1"))
+    assert {row.change for row in same.rows} == {"same"}
+    assert same.mcnemar.p_value == 1.0
+    assert np.isclose(same.delong.difference, 0.0)
+
+
+def test_a_damaged_history_is_said_and_not_overwritten(models: Path) -> None:
+    (models / activation._FILE).write_text("[{]", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        activate(models, "demo-metric", reason="It is far faster on our scanner.")
+    assert registry.active_model_id(models) == "demo-triplet"
+
+
+def test_what_killed_writers_left_is_removed(models: Path) -> None:
+    for name in (".writing-m-4194302", ".deleted-m-4194302", ".importing-4194302", ".runs-of-x"):
+        (models / name).mkdir()
+    registry.clean_leftovers(models)
+    assert [p.name for p in models.glob(".*")] == [".runs-of-x"]

@@ -1,0 +1,35 @@
+"""What a run will cost, from a trial: the sums, and that the trial leaves nothing behind."""
+
+from pathlib import Path
+
+import pytest
+
+from core.config import RunConfig, Settings
+from core.datasets import Dataset
+from core.embedder import build_embedder
+from core.estimate import run_trial
+from core.trunk_cache import TrunkCache
+
+
+@pytest.mark.slow
+def test_a_trial_extrapolates_and_cleans_up(
+    phantom_dataset: Dataset, tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    settings = Settings(checkpoints_dir=tmp_path / "ck", device="cpu")
+    config = tiny_config.with_overrides(["train.epochs=10"])
+    told: list[float] = []
+    found = run_trial(
+        phantom_dataset, config, settings=settings, progress=lambda done, _: told.append(done)
+    )
+    assert told == sorted(told)
+    assert list((tmp_path / "ck").iterdir()) == []
+    n_images = len(phantom_dataset.subset("train")) + len(phantom_dataset.subset("val"))
+    assert found.n_images == n_images
+    assert min(found.trunk_s, found.fit_s, found.finish_s) > 0
+    embedder = build_embedder(config, settings)
+    records = [*phantom_dataset.subset("train"), *phantom_dataset.subset("val")]
+    cache = TrunkCache(tmp_path / "cache", embedder, records)
+    real = sum(path.stat().st_size for path in cache.folder.glob("*.bin"))
+    assert found.disk_bytes == pytest.approx(real, rel=0.02)
+    assert found.has_disk
+    assert found.memory_bytes > 100e6
