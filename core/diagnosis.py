@@ -48,6 +48,11 @@ class MemberVote:
     probabilities: dict[str, float]
     weight: float
 
+    @property
+    def leaning(self) -> str:
+        """The likelier class; of a tie the one named first."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -56,6 +61,36 @@ class LeftOut:
     index: int
     key: str
     reason: Literal["duplicate", "group"]
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """What of the image speaks for one class, seen through one backbone."""
+
+    backbone: str
+    class_name: str
+    values: NDArray[np.float32]  # (h, w) in [0, 1], at the network's resolution
+    views: NDArray[np.float32]  # (V, h, w) the same of each test-time view alone, upright
+
+
+@dataclass(frozen=True)
+class ReaderRead:
+    """What a person committed to before the answer was shown."""
+
+    class_name: str
+    confidence: float  # 0.5 (a guess) to 1 (certain)
+    created: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True)
+class TextRegion:
+    """Where a line of lettering seems to be, in shares of the picture's width and height."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    n_letters: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,15 +112,39 @@ class Diagnosis:
     left_out: tuple[LeftOut, ...] = ()
     members: tuple[MemberVote, ...] = ()
     novelty: Novelty | None = None
-    heatmaps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    # backbone name -> (H, W) in [0, 1], on the geometry of ``pixels``
-    heatmap_class: str | None = None  # the class the heatmaps argue for
+    maps: tuple[Heatmap, ...] = ()  # per class and backbone
+    view_probabilities: tuple[float, ...] = ()  # of disease, by each test-time view alone
+    close_limit: float = float("inf")  # a case nearer than this is called close
     map_xy: tuple[float, float] | None = None
     pixels: NDArray[np.uint8] | None = None  # (H, W, 3), what the model saw, at most 1024 px
     abstain_reason: Literal["uncertain", "novel"] | None = None
+    frame: int = 0  # of the file, from 0
+    window: tuple[float, float] | None = None  # centre and width, where one was applied
+    is_inverted: bool = False
+    burned_in: tuple[TextRegion, ...] = ()  # where lettering seems to be in the pixels
+    reader: ReaderRead | None = None
     error: str | None = None
     error_code: str | None = None
     error_params: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def heatmaps(self) -> dict[str, NDArray[np.float32]]:
+        """Backbone name -> (h, w) heatmap for the class that leads."""
+        return self.heatmaps_for(self.predicted_class or "")
+
+    def heatmaps_for(self, class_name: str) -> dict[str, NDArray[np.float32]]:
+        """Backbone name -> (h, w) heatmap in [0, 1] that argues for a class."""
+        return {m.backbone: m.values for m in self.maps if m.class_name == class_name}
+
+    @property
+    def members_agree(self) -> bool:
+        """Whether all models lean to the same class."""
+        return len({member.leaning for member in self.members}) <= 1
+
+    @property
+    def has_close_case(self) -> bool:
+        """Whether the nearest training image is within ``close_limit``."""
+        return bool(self.neighbours) and self.neighbours[0].distance <= self.close_limit
 
 
 def to_json(
@@ -131,7 +190,20 @@ def to_json(
             "is_novel": novelty.is_novel,
         },
         "abstain_reason": diagnosis.abstain_reason,
+        "has_close_case": diagnosis.has_close_case,
+        "view_probabilities": [round(p, 6) for p in diagnosis.view_probabilities],
         "heatmaps": dict(heatmap_files or {}),
+        "frame": diagnosis.frame,
+        "window": diagnosis.window,
+        "is_inverted": diagnosis.is_inverted,
+        "burned_in_text": bool(diagnosis.burned_in),
+        "reader": None
+        if diagnosis.reader is None
+        else {
+            "class": diagnosis.reader.class_name,
+            "confidence": diagnosis.reader.confidence,
+            "created": diagnosis.reader.created,
+        },
         "model_id": diagnosis.model_id,
         "data_id": diagnosis.data_id,
         "created": diagnosis.created,
@@ -155,7 +227,7 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             *("file", "status", "predicted_class"),
             *(f"p_{c}" for c in classes),
             *("distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"),
-            *("data_id", "created", "error", "notice"),
+            *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
         ]
     )
     for d in diagnoses:
@@ -166,7 +238,9 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             [f"{d.novelty.distance_percentile:.1f}", d.novelty.is_novel] if d.novelty else ["", ""]
         )
         row += [nearest.key, f"{nearest.distance:.4f}"] if nearest else ["", ""]
-        row += [d.model_id, d.data_id, d.created, d.error or "", RESEARCH_USE]
+        row += [d.model_id, d.data_id, d.created]
+        row += [d.reader.class_name, f"{d.reader.confidence:.2f}"] if d.reader else ["", ""]
+        row += [d.error or "", RESEARCH_USE]
         writer.writerow([_defuse(cell) for cell in row])
     return out.getvalue()
 

@@ -160,18 +160,36 @@ def compute_heatmaps(
         backbone name -> (h, w) float32 in [0, 1] at the layer's resolution: the mean over the
         views, each turned upright. All zero where nothing speaks for the class.
     """
+    by_view = compute_view_heatmaps(
+        embedder, activations, class_index=class_index, neighbours=neighbours
+    )
+    return {name: normalise(maps.mean(axis=0)) for name, maps in by_view.items()}
+
+
+def compute_view_heatmaps(
+    embedder: Embedder,
+    activations: Sequence[Tensor],
+    *,
+    class_index: int,
+    neighbours: Sequence[Sequence[NDArray[np.float32]]],
+) -> dict[str, NDArray[np.float32]]:
+    """The map of every view by itself; arguments as ``compute_heatmaps``.
+
+    Returns:
+        backbone name -> (V, h, w) float32, non-negative, each view turned upright.
+    """
     # Outside inference mode a copy is an ordinary tensor that autograd may use.
     inputs = [a.to(embedder.device).float().clone() for a in activations]
     rows = [[torch.from_numpy(n).to(embedder.device) for n in part] for part in neighbours]
     heatmaps = {}
     for index, backbone in enumerate(embedder.backbones):
         model = _VoteModel(embedder.net, inputs, index=index, neighbours=rows)
-        heatmap = _compute_heatmap(model.eval(), backbone.tail, inputs[index], class_index)
-        heatmaps[backbone.name] = heatmap
+        maps = _compute_view_maps(model.eval(), backbone.tail, inputs[index], class_index)
+        heatmaps[backbone.name] = maps
     return heatmaps
 
 
-def _compute_heatmap(
+def _compute_view_maps(
     model: _VoteModel, tail: Tail, activation: Tensor, class_index: int
 ) -> NDArray[np.float32]:
     reshape: Callable[[Tensor], Tensor] = tail.to_map
@@ -180,20 +198,21 @@ def _compute_heatmap(
         maps = cam(activation.detach().requires_grad_(True), [_ClassTarget(class_index)])
     finally:
         cam.activations_and_grads.release()
-    merged = undo_views(torch.from_numpy(maps)).mean(dim=0)
-    peak = merged.max()
-    heatmap: NDArray[np.float32] = (merged / peak if peak > 0 else merged).numpy()
-    return heatmap.astype(np.float32)
+    upright: NDArray[np.float32] = undo_views(torch.from_numpy(maps)).numpy()
+    return upright.astype(np.float32)
+
+
+def normalise(heatmap: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Bring the peak of a non-negative map to 1; a map of zeros stays."""
+    peak = float(heatmap.max())
+    return (heatmap / peak if peak > 0 else heatmap).astype(np.float32)
 
 
 def merge_heatmaps(maps: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:
     """Weighted mean of the (h, w) heatmaps of several members, its peak back at 1."""
     height, width = maps[0][1].shape
     resized = [resize_heatmap(heatmap, height=height, width=width) for _, heatmap in maps]
-    mean = np.average(resized, axis=0, weights=[weight for weight, _ in maps])
-    peak = float(mean.max())
-    merged: NDArray[np.float32] = (mean / peak if peak > 0 else mean).astype(np.float32)
-    return merged
+    return normalise(np.average(resized, axis=0, weights=[weight for weight, _ in maps]))
 
 
 def resize_heatmap(heatmap: NDArray[np.float32], *, height: int, width: int) -> NDArray[np.float32]:
@@ -225,3 +244,28 @@ def overlay(
     alpha = (opacity * np.clip(heatmap, 0.0, 1.0))[:, :, None]
     mixed = (1.0 - alpha) * pixels + alpha * colours
     return np.round(mixed).astype(np.uint8)
+
+
+def outline(
+    pixels: NDArray[np.uint8], heatmap: NDArray[np.float32], *, level: float = 0.5
+) -> NDArray[np.uint8]:
+    """Draw the line where a heatmap passes a level, white on black so that it shows anywhere.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB; not modified.
+        heatmap: (H, W) in [0, 1].
+        level: of the heatmap, 0..1.
+
+    Raises:
+        ShapeError: geometries differ.
+    """
+    check_shape("pixels", pixels, (None, None, 3))
+    check_shape("heatmap", heatmap, pixels.shape[:2])
+    lines, _ = cv2.findContours(
+        (heatmap >= level).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+    )
+    width = max(1, round(max(pixels.shape[:2]) / 300))
+    drawn = np.ascontiguousarray(pixels.copy())
+    cv2.drawContours(drawn, lines, -1, (0, 0, 0), 3 * width)
+    cv2.drawContours(drawn, lines, -1, (255, 255, 255), width)
+    return drawn

@@ -14,13 +14,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from core import evaluation, explain
+from core import evaluation
 from core.bundle import Member, ModelBundle
+from core.burned_in import find_text
 from core.datasets import Dataset, Record, load_record
 from core.diagnosis import Diagnosis, LeftOut, MemberVote, Neighbour, Novelty
 from core.embedder import Embedded, embed_together
 from core.ensemble import Model
 from core.errors import CoreError, DataError, ImageError
+from core.evidence import Vote, compute_close_limit, draw_heatmaps, measure_views
 from core.image_io import Image, thumbnail
 from core.knn import Ballot, cast_votes
 
@@ -29,18 +31,6 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
 _SHOWN_PX = 1024
 _BATCH_SIZE = 8
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Vote:
-    """What one member says of one image."""
-
-    member: Member
-    ballot: Ballot  # of a classifier: its nearest images, which did not vote
-    embedding: NDArray[np.float32]  # (D,)
-    p_disease: float  # calibrated
-    related: Mapping[int, str]  # gallery rows that might not vote
-    novelty: Novelty
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +58,8 @@ def diagnose(
     Args:
         model: a model or an ensemble.
         images: decoded images; what could not be decoded goes through ``reject``.
-        explain: compute the heatmaps (they take about as long as the rest on a CPU).
+        explain: compute the heatmaps of both classes and each view's own answer (on a CPU they
+            take longer than the rest).
         progress: told the share done after each image.
 
     Returns:
@@ -79,7 +70,7 @@ def diagnose(
     for index, image in enumerate(images):
         try:
             with model.lock:
-                diagnoses.append(_diagnose_one(model, image, with_heatmaps=explain))
+                diagnoses.append(_diagnose_one(model, image, with_maps=explain))
         except CoreError as err:
             diagnoses.append(reject(image.name, err, model=model))
         if progress:
@@ -142,7 +133,7 @@ def read_split(
     unreadable: dict[str, str] = {}
     pending: list[Image] = []
     read: list[Record] = []
-    votes: list[tuple[_Vote, ...]] = []
+    votes: list[tuple[Vote, ...]] = []
 
     def flush() -> None:
         groups = [record.group or "" for record in read[len(votes) :]]
@@ -241,7 +232,7 @@ def _describe_agreement(model: Model, reading: SplitReading) -> dict[str, Any]:
 
 def _read_batch(
     model: Model, images: Sequence[Image], *, groups: Sequence[str]
-) -> tuple[list[tuple[_Vote, ...]], list[Embedded]]:
+) -> tuple[list[tuple[Vote, ...]], list[Embedded]]:
     """Every member's vote on each image, and what each member made of the batch."""
     pixels = [image.pixels for image in images]
     embedded = embed_together([m.bundle.embedder for m in model.members], pixels)
@@ -254,14 +245,14 @@ def _read_batch(
 
 def _vote_batch(
     member: Member, embedded: Embedded, images: Sequence[Image], *, groups: Sequence[str]
-) -> list[_Vote]:
+) -> list[Vote]:
     novelties = _measure_novelty(member.bundle, embedded)
     votes = []
     for index, (image, group) in enumerate(zip(images, groups, strict=True)):
         ballot, related = _cast_vote(member, embedded.embeddings[index], image=image, group=group)
         p_disease = _compute_probability(member.bundle, embedded, ballot, index=index)
         votes.append(
-            _Vote(member, ballot, embedded.embeddings[index], p_disease, related, novelties[index])
+            Vote(member, ballot, embedded.embeddings[index], p_disease, related, novelties[index])
         )
     return votes
 
@@ -303,13 +294,13 @@ def _measure_novelty(bundle: ModelBundle, embedded: Embedded) -> list[Novelty]:
     ]
 
 
-def _mix(votes: Sequence[_Vote]) -> float:
+def _mix(votes: Sequence[Vote]) -> float:
     """The soft vote: P = sum(w_i P_i) / sum(w_i)."""
     weights = [vote.member.weight for vote in votes]
     return float(np.average([vote.p_disease for vote in votes], weights=weights))
 
 
-def _join_novelty(votes: Sequence[_Vote]) -> Novelty:
+def _join_novelty(votes: Sequence[Vote]) -> Novelty:
     """An image that one member does not know is answered by none."""
     return Novelty(
         max(vote.novelty.distance_percentile for vote in votes),
@@ -317,7 +308,7 @@ def _join_novelty(votes: Sequence[_Vote]) -> Novelty:
     )
 
 
-def _diagnose_one(model: Model, image: Image, *, with_heatmaps: bool) -> Diagnosis:
+def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
     batches, embedded = _read_batch(model, [image], groups=[""])
     votes = batches[0]
     p_disease, novelty = _mix(votes), _join_novelty(votes)
@@ -325,11 +316,8 @@ def _diagnose_one(model: Model, image: Image, *, with_heatmaps: bool) -> Diagnos
     predicted = model.disease_class if is_disease else model.other_class
     reason = _find_abstain_reason(model, p_disease, novelty)
     shown = thumbnail(image.pixels, max_px=_SHOWN_PX)
-    heatmaps = (
-        _draw_heatmaps(votes, embedded, predicted=predicted, shape=shown.shape)
-        if with_heatmaps
-        else {}
-    )
+    maps = draw_heatmaps(votes, embedded, class_names=model.class_names) if with_maps else ()
+    views = measure_views(votes, embedded) if with_maps else ()
     lead = next(vote for vote in votes if vote.member.bundle is model.lead)
     xy = model.lead.projection.place(model.lead.gallery, lead.embedding[None])[0]
     ledger = _write_ledger(model, votes)
@@ -361,11 +349,16 @@ def _diagnose_one(model: Model, image: Image, *, with_heatmaps: bool) -> Diagnos
             for vote in votes
         ),
         novelty=novelty,
-        heatmaps=heatmaps,
-        heatmap_class=predicted if heatmaps else None,
+        maps=maps,
+        view_probabilities=views,
+        close_limit=compute_close_limit(votes),
         map_xy=(float(xy[0]), float(xy[1])),
         pixels=shown,
         abstain_reason=reason,
+        frame=image.frame,
+        window=image.window,
+        is_inverted=image.is_inverted,
+        burned_in=find_text(image.pixels),
     )
 
 
@@ -384,7 +377,7 @@ def _find_abstain_reason(
     return "uncertain" if abs(p_disease - 0.5) < model.abstain_margin else None
 
 
-def _list_left_out(votes: Sequence[_Vote]) -> tuple[LeftOut, ...]:
+def _list_left_out(votes: Sequence[Vote]) -> tuple[LeftOut, ...]:
     left_out = {}
     for vote in votes:
         for row, why in vote.related.items():
@@ -394,7 +387,7 @@ def _list_left_out(votes: Sequence[_Vote]) -> tuple[LeftOut, ...]:
     return tuple(left_out[place] for place in sorted(left_out))
 
 
-def _write_ledger(model: Model, votes: Sequence[_Vote]) -> tuple[Neighbour, ...]:
+def _write_ledger(model: Model, votes: Sequence[Vote]) -> tuple[Neighbour, ...]:
     """One line per training image: the members' shares, weighted as the members are."""
     voting = [v for v in votes if v.member.bundle.has_vote] or list(votes)
     total = sum(vote.member.weight for vote in voting)
@@ -423,7 +416,7 @@ def _write_ledger(model: Model, votes: Sequence[_Vote]) -> tuple[Neighbour, ...]
     )
 
 
-def _measure_distance(votes: Sequence[_Vote], place: int) -> float:
+def _measure_distance(votes: Sequence[Vote], place: int) -> float:
     """Mean distance over the members that know the training image, weighted as they are."""
     known = [(vote, vote.member.find_row(place)) for vote in votes]
     pairs = [
@@ -453,7 +446,7 @@ def _describe_neighbour(
 
 
 def _find_nearest_other(
-    model: Model, lead: _Vote, ledger: Sequence[Neighbour], *, predicted: str
+    model: Model, lead: Vote, ledger: Sequence[Neighbour], *, predicted: str
 ) -> Neighbour | None:
     """The lead's nearest case of the class not predicted; share 0 if it did not vote."""
     gallery = lead.member.bundle.gallery
@@ -478,31 +471,6 @@ def _find_nearest_other(
         weight=1.0 / max(distance, 1e-9),
         share=0.0,
     )
-
-
-def _draw_heatmaps(
-    votes: Sequence[_Vote], embedded: Sequence[Embedded], *, predicted: str, shape: tuple[int, ...]
-) -> dict[str, NDArray[np.float32]]:
-    """One heatmap per backbone: the weighted mean over the members that see through it."""
-    drawn: dict[str, list[tuple[float, NDArray[np.float32]]]] = {}
-    for vote, outcome in zip(votes, embedded, strict=True):
-        bundle = vote.member.bundle
-        heatmaps = explain.compute_heatmaps(
-            bundle.embedder,
-            [a[:, 0] for a in outcome.activations],
-            class_index=bundle.class_names.index(predicted),
-            neighbours=explain.find_voters(
-                bundle.gallery, vote.embedding, k=bundle.n_shown, excluded=tuple(vote.related)
-            )
-            if bundle.has_vote
-            else (),
-        )
-        for name, heatmap in heatmaps.items():
-            drawn.setdefault(name, []).append((vote.member.weight, heatmap))
-    return {
-        name: explain.resize_heatmap(explain.merge_heatmaps(maps), height=shape[0], width=shape[1])
-        for name, maps in drawn.items()
-    }
 
 
 def _now() -> str:

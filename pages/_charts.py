@@ -153,6 +153,12 @@ _MAP_LAYOUT = {
 }
 
 
+def find_row(keys: Sequence[str], shown: object) -> int | None:
+    """The gallery row behind a point's hover text; None for the star, a line or nothing."""
+    wanted = shown[0] if isinstance(shown, list | tuple) and shown else shown
+    return next((row for row, key in enumerate(keys) if html.escape(key) == wanted), None)
+
+
 def sample_rows(n_rows: int, *, always: Sequence[int]) -> NDArray[np.int64]:
     """Rows to draw, ascending: all up to the limit, else a fixed sample with all of ``always``."""
     if n_rows <= MAX_MAP_POINTS:

@@ -6,63 +6,54 @@ Shows what the Diagnosis record holds and computes nothing.
 import pandas as pd
 import streamlit as st
 
+from core import second_look
 from core.diagnosis import Diagnosis
 from core.ensemble import Model
 from pages import _charts as charts
-from pages import _shared as shared
-from pages._diagnose_evidence import show_heatmaps, show_map, show_neighbours
-from pages._diagnose_intake import n_frames_of, sample_truth
+from pages._diagnose_display import show_controls, show_patient_tags, warn_of_text
+from pages._diagnose_evidence import show_map, show_neighbours
+from pages._diagnose_export import show_case_downloads
+from pages._diagnose_heatmaps import show_heatmaps
+from pages._diagnose_reader import is_hidden, show_form, show_read
+from pages._diagnose_sources import Source, sample_truth
 from pages._text import _, class_label, describe_error, moment, percent, plain
 
 
-def show_case(model: Model, case_id: str, diagnosis: Diagnosis) -> None:
-    """Answer, ledger, heatmaps, map and provenance of one case."""
+def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) -> None:
+    """Answer, ledger, heatmaps, map, provenance and downloads of one case."""
     st.subheader(plain(diagnosis.file), divider="gray")
-    _choose_frame(case_id)
+    show_controls(case_id)
     if diagnosis.status == "rejected":
         _show_rejected(diagnosis)
         return
     left, right = st.columns([2, 3], gap="large")
     with left:
         _show_image(case_id, diagnosis)
+        show_patient_tags(source)
     with right:
-        _show_answer(model, diagnosis)
+        if is_hidden(diagnosis):
+            show_form(model, case_id)
+        else:
+            show_read(diagnosis)
+            _show_answer(model, diagnosis)
+        warn_of_text(case_id, diagnosis)
+    if is_hidden(diagnosis):
+        return
     if diagnosis.abstain_reason == "novel":
         with st.expander(_("What the model would have compared it with")):
             _show_evidence(model, diagnosis)
     else:
         _show_evidence(model, diagnosis)
+    show_case_downloads(model, diagnosis, source)
     _show_provenance(diagnosis)
 
 
 def _show_evidence(model: Model, diagnosis: Diagnosis) -> None:
     show_neighbours(model, diagnosis)
-    show_heatmaps(diagnosis)
-    show_map(model, diagnosis)
     if len(diagnosis.members) > 1:
         _show_members(diagnosis)
-
-
-def _choose_frame(case_id: str) -> None:
-    n_frames = n_frames_of(case_id)
-    if n_frames <= 1:
-        return
-    frames: dict[str, int] = st.session_state[shared.FRAMES_KEY]
-    key = f"{shared.FRAME_KEY}_{case_id}"
-
-    def remember() -> None:
-        st.session_state[shared.FRAMES_KEY][case_id] = st.session_state[key] - 1
-
-    st.number_input(
-        _("Frame (1 to {n})").format(n=n_frames),
-        min_value=1,
-        max_value=n_frames,
-        value=frames.get(case_id, 0) + 1,
-        key=key,
-        on_change=remember,
-        help=_("This file holds several pictures. Each one is read by itself."),
-        width=220,
-    )
+    show_map(model, diagnosis)
+    show_heatmaps(model, diagnosis)  # last: their test takes seconds
 
 
 def _show_rejected(diagnosis: Diagnosis) -> None:
@@ -132,11 +123,68 @@ def _show_probability(model: Model, diagnosis: Diagnosis) -> None:
     )
     _show_vote(diagnosis)
     _show_novelty(diagnosis)
+    _show_reliability(model)
+
+
+def _show_reliability(model: Model) -> None:
+    """What the held-out validation images say of these probabilities."""
+    known = second_look.describe_reliability(model)
+    if known is None:
+        return
+    before = (
+        ""
+        if known.ece_before is None
+        else _(" ({before} before correction)").format(before=_points(known.ece_before))
+    )
+    st.markdown(
+        _("Probabilities are off by {ece} on average{before}, on {n} validation images.").format(
+            ece=f"**{_points(known.ece)}**", before=before, n=known.n
+        ),
+        help=_(
+            "Expected calibration error. Correction by {method}. Measured on images that the "
+            "models were not trained on, of the same source: other hospitals' images do worse."
+        ).format(method=_methods()[known.method]),
+    )
+    parts = [
+        _("{accuracy} when the surest {share} are answered").format(
+            accuracy=f"**{percent(c.accuracy)}**", share=percent(c.share)
+        )
+        for c in known.coverage
+    ]
+    st.markdown(
+        _("Right there: {parts}.").format(parts=" · ".join(parts)),
+        help=_("Images nearest to 50 % are left unanswered first.")
+        if known.answered is None
+        else _(
+            "Images nearest to 50 % are left unanswered first. With the abstain zone in force, "
+            "{share} were answered and {accuracy} of those were right."
+        ).format(share=percent(known.answered.share), accuracy=percent(known.answered.accuracy)),
+    )
+
+
+def _points(share: float) -> str:
+    return _("{n} points").format(n=f"{share * 100:.1f}")
+
+
+def _methods() -> dict[str, str]:
+    return {
+        "temperature": _("one temperature"),
+        "isotonic": _("an isotonic curve"),
+        "vote": _("each model's own, then their weighted mean"),
+    }
 
 
 def _show_vote(diagnosis: Diagnosis) -> None:
     votes = [n.class_name for n in diagnosis.neighbours]
     predicted = diagnosis.predicted_class or ""
+    leading = max(diagnosis.vote_shares, key=diagnosis.vote_shares.__getitem__, default=predicted)
+    if leading != predicted:
+        st.markdown(
+            _(
+                "The vote itself leans to {name}; the probabilities, corrected on held-out images, "
+                "lean the other way."
+            ).format(name=f"**{plain(class_label(leading))}**")
+        )
     st.markdown(
         _("{n} of the {k} nearest training images are labelled {name}.").format(
             n=f"**{votes.count(predicted)}**",
@@ -164,9 +212,19 @@ def _show_novelty(diagnosis: Diagnosis) -> None:
 def _show_members(diagnosis: Diagnosis) -> None:
     st.markdown("#### " + _("What each model of the ensemble says"))
     p_label = _("Probability of {name}").format(name=class_label(diagnosis.disease_class))
+    if diagnosis.members_agree:
+        st.markdown(
+            _(":material/check: All {n} models lean the same way.").format(n=len(diagnosis.members))
+        )
+    else:
+        st.warning(
+            _("**The models disagree.** The weighted mean of their probabilities decides."),
+            icon=":material/call_split:",
+        )
     rows = [
         {
             "model": m.model_id,
+            "leaning": class_label(m.leaning),
             "p": percent(m.probabilities.get(diagnosis.disease_class, 0.0)),
             "weight": m.weight,
         }
@@ -179,6 +237,7 @@ def _show_members(diagnosis: Diagnosis) -> None:
         alt=_("Table of the votes of the models"),
         column_config={
             "model": st.column_config.TextColumn(_("Model")),
+            "leaning": st.column_config.TextColumn(_("Leans to")),
             "p": st.column_config.TextColumn(p_label),
             "weight": st.column_config.NumberColumn(_("Weight in the vote"), format="%.3f"),
         },

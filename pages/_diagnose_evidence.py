@@ -1,17 +1,21 @@
-"""Diagnose page: the evidence of one case. Neighbours and their vote, heatmaps, the map."""
+"""Diagnose page: the evidence of one case. Neighbours and their vote, side by side, the map."""
+
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
+from core import second_look
 from core.diagnosis import Diagnosis, Neighbour
 from core.ensemble import Model
-from core.explain import overlay
+from core.image_io import fit_square
 from pages import _charts as charts
 from pages import _shared as shared
 from pages._text import _, class_label, ngettext, percent, plain
 
 _N_CARDS = 16  # shown at once; the rest of a long ledger on request
 _ALL_KEY = "diagnose_all_neighbours"
+_SIDE_PX = 640
 
 
 def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
@@ -38,10 +42,12 @@ def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
         _("Show all {n}").format(n=len(shown)), key=_ALL_KEY
     ):
         shown = shown[:_N_CARDS]
+    _show_closeness(diagnosis)
     with st.grid("auto", min_column_width=120, gap=("small", "xsmall")):
         for neighbour in shown:
             _show_card(model, diagnosis, neighbour)
     _show_nearest_other(model, diagnosis)
+    _show_side_by_side(model, diagnosis)
     _show_left_out(diagnosis)
     _show_ledger(diagnosis)
 
@@ -76,6 +82,71 @@ def _show_card(
         st.markdown("  \n".join(f":small[{line}]" for line in lines))
         if not model.has_original(neighbour.index):
             st.markdown(":small[:material/link_off: " + _("original has moved") + "]")
+        st.button(
+            _("Compare"),
+            key=f"diagnose_compare_{place}_{neighbour.rank}",
+            on_click=_compare,
+            args=(diagnosis.file, neighbour.index),
+            type="tertiary",
+            icon=":material/compare:",
+            help=_("Show it beside your image at the same size"),
+        )
+
+
+def _compare(file: str, index: int) -> None:
+    st.session_state[shared.COMPARE_KEY] = (file, index)
+
+
+def _show_closeness(diagnosis: Diagnosis) -> None:
+    """Say so when even the nearest training image is not alike."""
+    if not diagnosis.neighbours or diagnosis.has_close_case:
+        return
+    st.warning(
+        _(
+            "**No close case.** Even the nearest training image lies at {distance}; two training "
+            "images of one class usually lie nearer than {limit} to each other. The vote below is "
+            "of distant images."
+        ).format(
+            distance=f"{diagnosis.neighbours[0].distance:.3f}", limit=f"{diagnosis.close_limit:.3f}"
+        ),
+        icon=":material/social_distance:",
+    )
+
+
+def _show_side_by_side(model: Model, diagnosis: Diagnosis) -> None:
+    """The image and one training image at the same size; the nearest until another is chosen."""
+    file, index = st.session_state.get(shared.COMPARE_KEY, ("", -1))
+    known = {n.index: n for n in (*diagnosis.neighbours, diagnosis.nearest_other) if n}
+    if file != diagnosis.file or index not in known or diagnosis.pixels is None:
+        return
+    neighbour = known[index]
+    label = class_label(neighbour.class_name)
+    with st.container(border=True, key="side-by-side"):
+        st.markdown("##### " + _("Side by side"))
+        left, right = st.columns(2)
+        with left:
+            st.image(
+                fit_square(diagnosis.pixels, side=_SIDE_PX),
+                width="stretch",
+                output_format="PNG",
+                alt=_("The image that was read: {name}").format(name=diagnosis.file),
+            )
+            st.caption(_("Your image"))
+        with right:
+            st.image(
+                fit_square(second_look.load_case(model, index), side=_SIDE_PX),
+                width="stretch",
+                output_format="PNG",
+                alt=_("Training image number {rank}, labelled {name}").format(
+                    rank=neighbour.rank, name=label
+                ),
+            )
+            st.caption(
+                _("Number {rank}, labelled {name}, distance {d}").format(
+                    rank=neighbour.rank, name=plain(label), d=f"{neighbour.distance:.3f}"
+                )
+            )
+        st.button(_("Close"), key="diagnose_compare_close", on_click=_compare, args=("", -1))
 
 
 def _show_nearest_other(model: Model, diagnosis: Diagnosis) -> None:
@@ -149,43 +220,6 @@ def _show_ledger(diagnosis: Diagnosis) -> None:
         )
 
 
-def show_heatmaps(diagnosis: Diagnosis) -> None:
-    """One overlay per backbone, on the geometry of the image as displayed."""
-    if not diagnosis.heatmaps or diagnosis.pixels is None:
-        return
-    target = class_label(diagnosis.heatmap_class or "")
-    st.markdown(
-        "#### " + _("Where the image speaks for {name}").format(name=plain(target)),
-        help=_(
-            "Grad-CAM of the vote: bright areas pulled the answer towards this class. It shows "
-            "where the model looked, not whether it is right, and it does not outline a lesion."
-        ),
-    )
-    opacity = st.slider(
-        _("Heatmap opacity"), 0, 100, 60, step=5, format="%d %%", key=shared.OPACITY_KEY, width=320
-    )
-    with st.grid(len(diagnosis.heatmaps) + 1, min_column_width=240):
-        with st.container():
-            st.image(
-                diagnosis.pixels,
-                width="stretch",
-                output_format="PNG",
-                alt=_("The image that was read: {name}").format(name=diagnosis.file),
-            )
-            st.caption(_("The image alone"))
-        for backbone, heatmap in diagnosis.heatmaps.items():
-            with st.container():
-                st.image(
-                    overlay(diagnosis.pixels, heatmap, opacity=opacity / 100),
-                    width="stretch",
-                    output_format="PNG",
-                    alt=_("Heatmap of {backbone}: bright areas speak for {name}").format(
-                        backbone=backbone, name=target
-                    ),
-                )
-                st.caption(_("Seen by {backbone}").format(backbone=plain(backbone)))
-
-
 def show_map(model: Model, diagnosis: Diagnosis) -> None:
     """The gallery in two dimensions with this image's place in it."""
     if diagnosis.map_xy is None:
@@ -197,16 +231,39 @@ def show_map(model: Model, diagnosis: Diagnosis) -> None:
             "the vote uses the true ones, so a voting image may look far away here."
         ),
     )
-    st.plotly_chart(
-        charts.build_map(
-            diagnosis,
-            model.projection.gallery_xy,
-            model.gallery.labels,
-            model.gallery.keys,
-            model.class_names,
-            translate=_,
-            label=class_label,
-        ),
-        config={"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
-        key="diagnose_map",
+    chart, picked = st.columns([4, 1])
+    with chart:
+        event = st.plotly_chart(
+            charts.build_map(
+                diagnosis,
+                model.projection.gallery_xy,
+                model.gallery.labels,
+                model.gallery.keys,
+                model.class_names,
+                translate=_,
+                label=class_label,
+            ),
+            config={"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
+            on_select="rerun",
+            selection_mode="points",
+            key="diagnose_map",
+        )
+    with picked:
+        _show_picked(model, event)
+
+
+def _show_picked(model: Model, event: Any) -> None:
+    """The training image behind the point that was clicked."""
+    keys = [point.get("customdata") for point in event["selection"]["points"]]
+    row = charts.find_row(model.gallery.keys, keys[0] if keys else None)
+    if row is None:
+        st.caption(_("Click a point to see its image."))
+        return
+    label = class_label(model.class_names[int(model.gallery.labels[row])])
+    st.image(
+        model.thumbnail(row),
+        width="stretch",
+        output_format="PNG",
+        alt=_("Training image, labelled {name}").format(name=label),
     )
+    st.caption(f"{plain(model.gallery.keys[row])}  \n**{plain(label)}**")

@@ -5,41 +5,39 @@ longer uploaded or picked is forgotten here too.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 
-from core import image_io, inference, phantom
+from core import image_io, inference
 from core.config import Settings
-from core.diagnosis import Diagnosis
+from core.diagnosis import Diagnosis, ReaderRead
 from core.ensemble import Model
-from core.errors import CoreError, ImageError
+from core.errors import CoreError
 from core.image_io import Image
 from pages import _shared as shared
+from pages._diagnose_sources import SAMPLES, Source, list_sources
 from pages._text import _, ngettext, plain
 
 logger = logging.getLogger(__name__)
 
-# Seeds far above those of any training set -> whether lesions are drawn.
-SAMPLES = {900_001: True, 900_002: False, 900_003: True, 900_004: False}
+Display = tuple[int, tuple[float, float] | None, bool]  # frame, window, inverted
+ResultKey = tuple[str, Display, str]  # content (sha256 or sample), how it is shown, model id
 
-# Name shown, what identifies the content, and how to read one frame of it.
-Source = tuple[str, str, Callable[[int], Image]]
-ResultKey = tuple[str, int, str]  # content (sha256 or sample), frame, model id
+AS_STORED: Display = (0, None, False)
 
 
 def show_intake(model: Model) -> list[Any]:
-    """Draw the uploader and the samples; return the uploads within the limit on their number."""
+    """Draw the uploader and the samples; return the uploads."""
     settings = Settings.from_env()
     left, right = st.columns([1, 1], gap="medium")
     with left:
         uploads = st.file_uploader(
             _(
-                "Images to read: PNG, JPEG, TIFF or DICOM. At most {n} files of {mb} MB each."
+                "Images to read: PNG, JPEG, TIFF or DICOM, or a ZIP of them. At most {n} files of "
+                "{mb} MB each."
             ).format(n=settings.max_files, mb=settings.max_upload_mb),
             accept_multiple_files=True,
             max_upload_size=settings.max_upload_mb,
@@ -54,17 +52,20 @@ def show_intake(model: Model) -> list[Any]:
         st.html(f"<style>.st-key-{shared.UPLOADS_KEY} {{ --upload-word: {word}; }}</style>")
     with right:
         _show_samples(model)
-    n_over = len(uploads) - settings.max_files
-    if n_over > 0:
-        st.warning(
-            ngettext(
-                "{n} file over the limit was left out. Remove some files to make room.",
-                "{n} files over the limit were left out. Remove some files to make room.",
-                n_over,
-            ).format(n=n_over),
-            icon=":material/warning:",
-        )
-    return list(uploads[: settings.max_files])
+    return list(uploads)
+
+
+def _warn_of_surplus(n_over: int) -> None:
+    if n_over <= 0:
+        return
+    st.warning(
+        ngettext(
+            "{n} file over the limit was left out. Remove some files to make room.",
+            "{n} files over the limit were left out. Remove some files to make room.",
+            n_over,
+        ).format(n=n_over),
+        icon=":material/warning:",
+    )
 
 
 def _show_samples(model: Model) -> None:
@@ -88,75 +89,57 @@ def _name_sample(seed: int) -> str:
     return _("Sample {n}").format(n=list(SAMPLES).index(seed) + 1)
 
 
-def sample_truth(case_id: str) -> bool | None:
-    """Whether a sample was drawn with lesions; None for an upload."""
-    return {f"sample-{seed}": truth for seed, truth in SAMPLES.items()}.get(case_id)
-
-
 def collect_cases(model: Model, uploads: list[Any]) -> dict[str, Diagnosis]:
     """Case id -> Diagnosis for all that is uploaded or picked; reads what is not known yet."""
-    sources = {upload.file_id: _source_of_upload(upload) for upload in uploads}
-    seeds = st.session_state.get(shared.SAMPLES_KEY) or []
-    sources |= {f"sample-{seed}": _source_of_sample(seed) for seed in seeds if seed in SAMPLES}
-    frames: dict[str, int] = st.session_state.setdefault(shared.FRAMES_KEY, {})
+    sources, n_over = list_sources(uploads)
+    _warn_of_surplus(n_over)
+    shown: dict[str, Display] = st.session_state.setdefault(shared.DISPLAY_KEY, {})
     keys = {
-        case_id: (content, frames.get(case_id, 0), model.model_id)
+        case_id: (content, shown.get(case_id, AS_STORED), model.model_id)
         for case_id, (_name, content, _read) in sources.items()
     }
-    results = _forget_removed(keys)
+    results = _forget_removed(sources, keys)
     _read_missing(model, sources, keys, results)
+    reads: dict[str, ReaderRead] = st.session_state[shared.READS_KEY]
     return {
-        case_id: dataclasses.replace(results[keys[case_id]], file=name)
+        case_id: dataclasses.replace(
+            results[keys[case_id]], file=name, reader=reads.get(sources[case_id][1])
+        )
         for case_id, (name, _content, _read) in sources.items()
     }
 
 
-def n_frames_of(case_id: str) -> int:
-    """Frames in the file behind a case; 1 when unknown."""
-    content = st.session_state.get(shared.HASHES_KEY, {}).get(case_id, "")
-    return int(st.session_state.get(shared.N_FRAMES_KEY, {}).get(content, 1))
+def describe_file(case_id: str) -> Image | None:
+    """What is known of the file behind a case, without its pixels; None if it was not read."""
+    content = st.session_state.get(shared.CONTENTS_KEY, {}).get(case_id, "")
+    known: Image | None = st.session_state.get(shared.FILES_KEY, {}).get(content)
+    return known
 
 
-def _source_of_upload(upload: Any) -> Source:
-    hashes: dict[str, str] = st.session_state.setdefault(shared.HASHES_KEY, {})
-    if upload.file_id not in hashes:  # once per file, not on every rerun
-        hashes[upload.file_id] = hashlib.sha256(upload.getbuffer()).hexdigest()
-
-    def read(frame: int) -> Image:
-        limit_mb = Settings.from_env().max_upload_mb
-        if upload.size > limit_mb * 2**20:  # the browser's check is no check
-            size_mb = f"{upload.size / 2**20:.0f}"
-            raise ImageError(
-                f"the file has {size_mb} MB; the limit is {limit_mb} MB.",
-                code="upload.too_big",
-                params={"size_mb": size_mb, "limit_mb": limit_mb},
-            )
-        return image_io.decode(upload.getvalue(), name=upload.name, frame=frame)
-
-    return upload.name, hashes[upload.file_id], read
+def commit_read(case_id: str, read: ReaderRead) -> None:
+    """Keep what the reader said of a case; the first word stands."""
+    content = st.session_state[shared.CONTENTS_KEY][case_id]
+    st.session_state[shared.READS_KEY].setdefault(content, read)
 
 
-def _source_of_sample(seed: int) -> Source:
-    name = f"sample-{list(SAMPLES).index(seed) + 1}.png"
-
-    def read(_frame: int) -> Image:
-        drawn = phantom.draw(seed, is_diseased=SAMPLES[seed])
-        return image_io.decode(image_io.encode_png(drawn.pixels), name=name)
-
-    return name, f"sample-{seed}", read
-
-
-def _forget_removed(keys: dict[str, ResultKey]) -> dict[ResultKey, Diagnosis]:
+def _forget_removed(
+    sources: dict[str, Source], keys: dict[str, ResultKey]
+) -> dict[ResultKey, Diagnosis]:
     """Drop from the session what belongs to no case any more; return the results that are left."""
-    contents = {content for content, _frame, _model in keys.values()}
+    contents = {content for content, _shown, _model in keys.values()}
+    uploads = {case_id.partition("/")[0] for case_id in keys}
     state = st.session_state
+    state[shared.CONTENTS_KEY] = {case_id: source[1] for case_id, source in sources.items()}
     for name, kept in (
         (shared.RESULTS_KEY, set(keys.values())),
-        (shared.HASHES_KEY, set(keys)),
-        (shared.FRAMES_KEY, set(keys)),
-        (shared.N_FRAMES_KEY, contents),
+        (shared.HASHES_KEY, uploads),
+        (shared.DISPLAY_KEY, set(keys)),
+        (shared.FILES_KEY, contents),
+        (shared.READS_KEY, contents),
     ):
         state[name] = {k: v for k, v in state.get(name, {}).items() if k in kept}
+    if not state[shared.RESULTS_KEY]:
+        state[shared.SCRUTINY_KEY] = {}
     results: dict[ResultKey, Diagnosis] = state[shared.RESULTS_KEY]
     return results
 
@@ -186,9 +169,12 @@ def _read_missing(
 
 def _read_one(model: Model, source: Source, *, key: ResultKey) -> Diagnosis:
     name, content, read = source
+    frame, window, invert = key[1]
     try:
-        image = read(key[1])
-        st.session_state[shared.N_FRAMES_KEY][content] = image.n_frames
+        image = image_io.decode(read(), name=name, frame=frame, window=window, invert=invert)
+        # one pixel: the rest of the record says what can be set about the file
+        stub = dataclasses.replace(image, pixels=image.pixels[:1, :1].copy())
+        st.session_state[shared.FILES_KEY][content] = stub
         return inference.diagnose(model, [image])[0]
     except CoreError as error:
         return inference.reject(name, error, model=model)

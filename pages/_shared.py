@@ -20,13 +20,27 @@ MODEL_KEY = "model"  # sidebar: the chosen model id; also the query parameter
 UPLOADS_KEY = "diagnose_uploads"
 SAMPLES_KEY = "diagnose_samples"
 CASE_KEY = "diagnose_case"  # id of the case on view
-PICKER_KEY = "diagnose_picker"  # prefix, one widget per language
+PICKER_KEY = "diagnose_picker"  # prefix, one widget per set of labels
 WORKLIST_KEY = "diagnose_worklist"
 OPACITY_KEY = "diagnose_opacity"
-FRAME_KEY = "diagnose_frame"  # prefix, one widget per case
+CONTOUR_KEY = "diagnose_contour"
+HEATMAP_CLASS_KEY = "diagnose_heatmap_class"  # prefix, one widget per case
+SCRUTINY_KEY = "diagnose_scrutiny"  # (case, model id, class) -> Scrutiny
+COMPARE_KEY = "diagnose_compare"  # (file, album place) shown side by side
+FRAME_KEY = "diagnose_frame"  # prefix, one widget per case; the next four too
+PRESET_KEY = "diagnose_preset"
+CENTRE_KEY = "diagnose_centre"
+WIDTH_KEY = "diagnose_width"
+INVERT_KEY = "diagnose_invert"
+TAGS_KEY = "diagnose_tags"  # prefix: patient tags were asked for
+READER_FIRST_KEY = "diagnose_reader_first"
 HASHES_KEY = "diagnose_hashes"  # upload id -> sha256
-FRAMES_KEY = "diagnose_frames"  # case id -> frame asked for
-N_FRAMES_KEY = "diagnose_n_frames"  # sha256 -> frames in the file
+CONTENTS_KEY = "diagnose_contents"  # case id -> what identifies its content
+DISPLAY_KEY = "diagnose_display"  # case id -> (frame, window, inverted) asked for
+FILES_KEY = "diagnose_files"  # content -> Image without its pixels
+READS_KEY = "diagnose_reads"  # content -> ReaderRead
+RESULTS_KEY = "diagnose_results"  # (content, display, model id) -> Diagnosis
+
 # Page state of the Fine-tune page.
 FT_SOURCE_KEY = "finetune_source"
 FT_FOLDER_KEY = "finetune_folder"
@@ -55,8 +69,6 @@ MODELS_MEMBERS_KEY = "models_members"
 MODELS_NAME_KEY = "models_name"
 MODELS_FILE_KEY = "models_file"
 MODELS_IMPORT_NAME_KEY = "models_import_name"
-
-RESULTS_KEY = "diagnose_results"  # (sha256, frame, model id) -> Diagnosis
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)

@@ -41,6 +41,17 @@ ERRORS: dict[str, str] = {
     "image.dicom_transfer_syntax": N_("The compression of this DICOM file ({syntax}) is unknown."),
     "image.dicom_unsupported": N_("This kind of DICOM picture cannot be read ({reason})."),
     "image.missing": N_("The file is no longer there."),
+    "image.window": N_("The window is not usable: it needs a width above 0."),
+    "image.zip_damaged": N_("The ZIP archive, or a file in it, is damaged. Pack it again."),
+    "image.zip_empty": N_("The ZIP archive holds no file."),
+    "image.zip_entries": N_("The ZIP archive has {n} entries; at most {limit} are looked at."),
+    "image.zip_encrypted": N_(
+        "The file in the ZIP archive is encrypted. Pack it without password."
+    ),
+    "image.zip_nested": N_("The ZIP archive holds another archive. Pack the images themselves."),
+    "image.zip_bomb": N_("The file unpacks to far more than a picture would; it was not opened."),
+    "export.rejected": N_("A file that was not read has no answer to report."),
+    "export.no_image": N_("A report needs a DICOM image to refer to."),
     "image": N_("The image cannot be read."),
     "upload.too_big": N_("The file has {size_mb} MB; the limit is {limit_mb} MB."),
     "unexpected": N_("Something went wrong with this file. The server log has the details."),

@@ -1,17 +1,21 @@
 """Diagnose: images in, the answer on each with its evidence out."""
 
 import base64
+import hashlib
 
 import pandas as pd
 import streamlit as st
 
-from core.diagnosis import Diagnosis, dump_json, to_csv
+from core.diagnosis import Diagnosis
 from core.ensemble import Model
 from core.image_io import encode_png, thumbnail
 from pages import _shared as shared
 from pages._diagnose_case import show_case
+from pages._diagnose_export import show_downloads
 from pages._diagnose_intake import collect_cases, show_intake
-from pages._text import _, class_label, describe_error, language, percent
+from pages._diagnose_reader import is_hidden, show_switch
+from pages._diagnose_sources import list_sources
+from pages._text import _, class_label, describe_error, percent
 
 _THUMBNAIL_PX = 96
 
@@ -20,6 +24,8 @@ def headline(diagnosis: Diagnosis) -> str:
     """The answer in a few words, for the table and the list of cases."""
     if diagnosis.status == "rejected":
         return _("Not read")
+    if is_hidden(diagnosis):
+        return _("Waits for your read")
     if diagnosis.abstain_reason == "novel":
         return _("No answer: unfamiliar image")
     if diagnosis.status == "abstained":
@@ -41,14 +47,17 @@ def _data_url(diagnosis: Diagnosis) -> str | None:
 
 
 def _row(diagnosis: Diagnosis) -> dict[str, object]:
-    is_read = diagnosis.status != "rejected" and diagnosis.abstain_reason != "novel"
+    is_hidden_now = is_hidden(diagnosis)
+    has_p = diagnosis.status != "rejected" and diagnosis.abstain_reason != "novel"
     p = diagnosis.probabilities.get(diagnosis.disease_class)
     return {
         "image": _data_url(diagnosis),
         "file": diagnosis.file,
         "answer": headline(diagnosis),
-        "p": percent(p) if is_read and p is not None else "–",
-        "status": _STATUS_MARKS[diagnosis.status] + " " + _status(diagnosis.status),
+        "p": percent(p) if has_p and not is_hidden_now and p is not None else "–",
+        "status": "◌ " + _("hidden")
+        if is_hidden_now
+        else _STATUS_MARKS[diagnosis.status] + " " + _status(diagnosis.status),
         "reason": _reason(diagnosis),
     }
 
@@ -121,6 +130,7 @@ def _show_case_picker(cases: dict[str, Diagnosis]) -> None:
             icon=":material/arrow_back:",
             on_click=_step,
             args=(ids, -1),
+            shortcut="P",
             key="diagnose_previous",
         )
         st.button(
@@ -128,17 +138,21 @@ def _show_case_picker(cases: dict[str, Diagnosis]) -> None:
             icon=":material/arrow_forward:",
             on_click=_step,
             args=(ids, 1),
+            shortcut="N",
             key="diagnose_next",
         )
-        # One widget per language: the browser keeps the text of the chosen option otherwise.
-        picker = f"{shared.PICKER_KEY}_{language()}"
+        labels = {
+            case_id: f"{number}. {diagnosis.file} · {headline(diagnosis)}"
+            for number, (case_id, diagnosis) in enumerate(cases.items(), start=1)
+        }
+        # One widget per set of labels: the browser keeps the text of the chosen option otherwise.
+        told = hashlib.sha256("\n".join(labels.values()).encode()).hexdigest()[:12]
+        picker = f"{shared.PICKER_KEY}_{told}"
         st.session_state[picker] = st.session_state[shared.CASE_KEY]
         st.selectbox(
             _("Case on view"),
             ids,
-            format_func=lambda case_id: (
-                f"{ids.index(case_id) + 1}. {cases[case_id].file} · {headline(cases[case_id])}"
-            ),
+            format_func=labels.__getitem__,
             key=picker,
             on_change=_take_picked,
             args=(picker,),
@@ -148,29 +162,6 @@ def _show_case_picker(cases: dict[str, Diagnosis]) -> None:
 
 def _take_picked(picker: str) -> None:
     st.session_state[shared.CASE_KEY] = st.session_state[picker]
-
-
-def _show_downloads(cases: dict[str, Diagnosis]) -> None:
-    diagnoses = list(cases.values())
-    with st.container(horizontal=True):
-        st.download_button(
-            _("Download all results (JSON)"),
-            lambda: dump_json(diagnoses),
-            "neighbordx.json",
-            "application/json",
-            on_click="ignore",
-            icon=":material/download:",
-            key="diagnose_json",
-        )
-        st.download_button(
-            _("Download all results (CSV)"),
-            lambda: "\ufeff" + to_csv(diagnoses),
-            "neighbordx.csv",
-            "text/csv",
-            on_click="ignore",
-            icon=":material/download:",
-            key="diagnose_csv",
-        )
 
 
 def main() -> None:
@@ -187,13 +178,15 @@ def main() -> None:
             icon=":material/upload_file:",
         )
         return
+    show_switch()
     _choose_case(list(cases))
     if len(cases) > 1:
         _show_worklist(cases)
         _show_case_picker(cases)
     case_id = st.session_state[shared.CASE_KEY]
-    show_case(model, case_id, cases[case_id])
-    _show_downloads(cases)
+    show_case(model, case_id, cases[case_id], list_sources(uploads)[0][case_id])
+    ready = [d for d in cases.values() if not is_hidden(d)]
+    show_downloads(ready, n_hidden=len(cases) - len(ready))
 
 
 main()

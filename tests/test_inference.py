@@ -54,10 +54,13 @@ def test_the_answer_follows_the_vote(diagnosed: Diagnosis) -> None:
 def test_everything_a_page_shows_is_there(tiny_bundle: ModelBundle, diagnosed: Diagnosis) -> None:
     assert diagnosed.pixels is not None
     assert set(diagnosed.heatmaps) == set(tiny_bundle.config.run.embedder.backbones)
-    for heatmap in diagnosed.heatmaps.values():
-        assert heatmap.shape == diagnosed.pixels.shape[:2]
-        assert heatmap.dtype == np.float32
-    assert diagnosed.heatmap_class == diagnosed.predicted_class
+    assert {m.class_name for m in diagnosed.maps} == set(tiny_bundle.class_names)
+    for heatmap in diagnosed.maps:
+        assert heatmap.values.dtype == np.float32
+        assert heatmap.values.shape == heatmap.views.shape[1:]
+        assert len(heatmap.views) == len(diagnosed.view_probabilities) == 4
+        assert 0.0 <= heatmap.values.min() <= heatmap.values.max() <= 1.0
+    assert sum(m.values.nbytes + m.views.nbytes for m in diagnosed.maps) < 20_000  # not MBytes
     low, high = tiny_bundle.projection.gallery_xy.min(0), tiny_bundle.projection.gallery_xy.max(0)
     assert diagnosed.map_xy is not None
     assert np.all((low <= diagnosed.map_xy) & (diagnosed.map_xy <= high))

@@ -132,3 +132,11 @@ def test_the_bar_is_the_probabilities_with_disease_on_the_right() -> None:
     assert figure.data[1].marker.pattern.shape == "/"  # colour is not alone
     assert figure.data[1].marker.pattern.fillmode == "overlay"  # else the colour is lost
     assert figure.layout.shapes[0].x0 == 0.5
+
+
+def test_a_clicked_point_leads_back_to_its_row() -> None:
+    keys = ["a.png", "<b>.png"]
+    assert charts.find_row(keys, "a.png") == 0
+    assert charts.find_row(keys, ["&lt;b&gt;.png"]) == 1
+    assert charts.find_row(keys, None) is None
+    assert charts.find_row(keys, "gone") is None

@@ -3,12 +3,16 @@
 import dataclasses
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
+from pydicom.data import get_testdata_file
 from streamlit.testing.v1 import AppTest
 
 from core import inference, phantom
@@ -64,8 +68,8 @@ def worklist(app: AppTest) -> list[dict[str, object]]:
     return list(app.dataframe[0].value.to_dict("records"))
 
 
-def picker_key(language: str = "en") -> str:
-    return f"{shared.PICKER_KEY}_{language}"
+def picker(app: AppTest) -> Any:
+    return next(s for s in app.selectbox if str(s.key).startswith(shared.PICKER_KEY))
 
 
 def alter(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
@@ -116,10 +120,18 @@ def test_an_image_gets_an_answer_with_its_evidence(app: AppTest) -> None:
     assert not app.exception
     diagnosis = next(iter(app.session_state[shared.RESULTS_KEY].values()))
     assert diagnosis.status in ("answered", "abstained")
+    assert "chance" in words(app)  # each heatmap beside its own test
+    assert "The maps of the backbones agree" in words(app)
     cards = [m.value for m in app.markdown if ":small[**" in m.value]
     assert len(cards) == len(diagnosis.neighbours) + (diagnosis.nearest_other is not None)
     assert diagnosis.model_id in app.caption[-1].value
     assert "Research use, not a diagnosis" in app.caption[-1].value
+    other = next(c for c in ("normal", "disease") if c != diagnosis.predicted_class)
+    choice = next(s for s in app.get("button_group") if "heatmap_class" in str(s.key))
+    choice.set_value(other).run()
+    assert not app.exception
+    app.toggle(key=shared.CONTOUR_KEY).set_value(True).run()
+    assert not app.exception
     assert len(app.get("plotly_chart")) >= 1  # the map, and the bar unless the image is unfamiliar
     heatmaps = [c.value for c in app.caption if c.value.startswith("Seen by")]
     assert len(heatmaps) == len(diagnosis.heatmaps) > 0
@@ -143,7 +155,7 @@ def test_previous_next_and_the_list_choose_the_case(app: AppTest) -> None:
     app.button(key="diagnose_previous").click().run()
     assert app.subheader[0].value == "c.png"
     ids = list(app.session_state[shared.HASHES_KEY])
-    app.selectbox(key=picker_key()).set_value(ids[1]).run()
+    picker(app).set_value(ids[1]).run()
     assert app.subheader[0].value == "b.png"
 
 
@@ -170,20 +182,108 @@ def test_a_rerun_computes_nothing_and_a_removed_file_is_forgotten(
     assert app.session_state[shared.HASHES_KEY] == {}
 
 
+def shown_of(app: AppTest) -> tuple[object, ...]:
+    """How the only case is shown: frame, window, inverted."""
+    ((_content, shown, _model),) = app.session_state[shared.RESULTS_KEY]
+    return tuple(shown)
+
+
+def find(elements: Sequence[Any], label: str) -> Any:
+    return next(element for element in elements if element.label == label)
+
+
 def test_frames_of_a_stack_are_read_one_by_one(app: AppTest) -> None:
     upload(app, stack())
-    (frame,) = app.number_input
-    assert frame.label == "Frame (1 to 3)"
     first = next(iter(app.session_state[shared.RESULTS_KEY].values()))
-    frame.set_value(3).run()
-    ((_content, index, _model), last), *rest = app.session_state[shared.RESULTS_KEY].items()
-    assert (index, rest) == (2, [])
+    find(app.slider, "Frame (1 to 3)").set_value(3).run()
+    assert not app.exception
+    assert shown_of(app) == (2, None, False)
+    last = next(iter(app.session_state[shared.RESULTS_KEY].values()))
     assert not np.array_equal(first.pixels, last.pixels)
+
+
+def test_windows_of_the_file_any_window_and_inversion(app: AppTest) -> None:
+    path = get_testdata_file("CT_small.dcm")
+    upload(app, ("ct", Path(str(path)).read_bytes(), "application/octet-stream"))
+    assert not app.exception
+    assert shown_of(app) == (0, None, False)
+    find(app.toggle, "Invert").set_value(True).run()
+    assert shown_of(app) == (0, None, True)
+    window = find(app.selectbox, "Window")
+    window.set_value("custom").run()
+    find(app.slider, "Window width").set_value(400.0).run()
+    assert not app.exception
+    _frame, used, is_inverted = shown_of(app)
+    assert used is not None
+    assert used[1] == 400.0
+    assert is_inverted
+    assert len(app.session_state[shared.RESULTS_KEY]) == 1  # older readings are forgotten
+
+
+def test_a_zip_is_its_files_and_a_bad_one_has_its_reason(app: AppTest) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/one.png", picture(950_001)[1])
+        archive.writestr("notes.txt", b"hello")
+    upload(app, ("all.zip", buffer.getvalue(), "application/zip"), ("bad.zip", b"PK\x03\x04", ""))
+    assert not app.exception
+    rows = worklist(app)
+    assert [row["file"] for row in rows] == ["one.png", "notes.txt", "bad.zip"]
+    assert [row["answer"] == "Not read" for row in rows] == [False, True, True]
+    assert "damaged" in str(rows[2]["reason"])
+
+
+def test_reader_first_hides_the_answer_until_the_read_is_committed(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alter(monkeypatch, status="answered", abstain_reason=None, predicted_class="disease")
+    upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
+    app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()
+    assert "Answer: " not in words(app)
+    assert {row["answer"] for row in worklist(app)} == {"Waits for your read"}
+    assert {row["p"] for row in worklist(app)} == {"–"}
+    assert "2 cases that you have not read yet" in words(app)
+    commit = next(b for b in app.button if b.label == "Commit and show the answer")
+    commit.click().run()
+    assert "Choose what you see first" in words(app)
+    find(app.radio, "What do you see?").set_value("normal")
+    find(app.slider, "How sure are you?").set_value(90)
+    next(b for b in app.button if b.label == "Commit and show the answer").click().run()
+    assert not app.exception
+    assert "Your read: **normal**, 90 % sure; **the model says otherwise**" in words(app)
+    assert "◆ Answer: disease" in words(app)
+    assert [row["answer"] for row in worklist(app)] == ["Disease", "Waits for your read"]
+    ((_content, read),) = app.session_state[shared.READS_KEY].items()
+    assert (read.class_name, read.confidence) == ("normal", 0.9)
+
+
+def test_patient_tags_are_shown_only_when_asked_and_text_is_warned_of(app: AppTest) -> None:
+    path = get_testdata_file("CT_small.dcm")
+    data = Path(str(path)).read_bytes()
+    written = PILImage.fromarray(np.full((300, 300, 3), 60, np.uint8))
+    font = ImageFont.load_default(26)
+    ImageDraw.Draw(written).text((20, 250), "DOE^JANE 4711", fill=(255, 255, 255), font=font)
+    name = ("name.png", encode_png(np.asarray(written)), "image/png")
+    upload(app, ("ct", data, ""))
+    assert "1CT1" not in words(app)
+    assert "burned-in text" not in words(app)
+    find(app.toggle, "Show patient tags").set_value(True).run()
+    assert "Patient ID: **1CT1**" in words(app)
+    upload(app, name)
+    assert "seems to hold burned-in text" in words(app)
+
+
+def test_a_case_can_be_taken_along(app: AppTest) -> None:
+    upload(app, picture())
+    labels = {b.proto.label for b in app.get("download_button")}
+    assert {"Report (PDF)", "Picture with heatmap (DICOM SC)", "Structured report (DICOM SR)"} <= {
+        *labels
+    }
 
 
 def test_a_single_picture_has_no_frame_choice(app: AppTest) -> None:
     upload(app, picture())
-    assert not app.number_input
+    assert not [s for s in app.slider if s.label.startswith("Frame")]
 
 
 def test_samples_are_read_labelled_and_removed(app: AppTest) -> None:
@@ -212,7 +312,7 @@ def test_everything_changes_language(app: AppTest) -> None:
     assert "文件为空" in str(worklist(app)[1]["reason"])
     chart = json.loads(app.get("plotly_chart")[-1].proto.spec)
     assert {"本图像", "正常", "患病"} <= {trace.get("name") for trace in chart["data"]}
-    assert app.selectbox(key=picker_key("zh_CN")).options[1].endswith("未能读取")
+    assert picker(app).options[1].endswith("未能读取")
 
 
 def test_too_close_to_call_is_no_answer(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +401,27 @@ def test_our_own_limits_are_enforced(app: AppTest, monkeypatch: pytest.MonkeyPat
     upload(app, big, picture())
     assert "1 file over the limit was left out" in words(app)
     assert "the limit is 1 MB" in words(app)
+
+
+def test_a_neighbour_is_shown_side_by_side_and_closed(app: AppTest) -> None:
+    upload(app, picture())
+    app.button(key="diagnose_compare_vote_1").click().run()
+    assert "Side by side" in words(app)
+    app.button(key="diagnose_compare_close").click().run()
+    assert "Side by side" not in words(app)
+
+
+def test_no_close_case_and_disputed_models_are_said(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = (
+        MemberVote("one", {"normal": 0.2, "disease": 0.8}, 0.6),
+        MemberVote("two", {"normal": 0.7, "disease": 0.3}, 0.4),
+    )
+    alter(monkeypatch, close_limit=0.0, members=members, status="answered", abstain_reason=None)
+    upload(app, picture())
+    assert "**No close case.**" in words(app)
+    assert "The models disagree" in words(app)
 
 
 def test_file_names_are_never_markup(app: AppTest) -> None:

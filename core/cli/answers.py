@@ -55,7 +55,7 @@ def predict(
             except CoreError as err:
                 done = reject(str(path), err, model=bundle)
             written.append(_save_heatmaps(done, explain, index=index) if explain else {})
-            diagnoses.append(dataclasses.replace(done, heatmaps={}, pixels=None))
+            diagnoses.append(dataclasses.replace(done, maps=(), pixels=None))
             report((index + 1) / len(files), f"{index + 1} of {len(files)} files")
     rows = [to_json(d, heatmap_files=f) for d, f in zip(diagnoses, written, strict=True)]
     write_json(json_file, rows)
@@ -101,7 +101,7 @@ def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[str, str]:
-    from core.explain import overlay
+    from core.explain import overlay, resize_heatmap
     from core.image_io import encode_png
 
     if diagnosis.pixels is None:
@@ -110,7 +110,9 @@ def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[st
     files = {}
     for backbone, heatmap in diagnosis.heatmaps.items():
         path = folder / f"{index:04d}-{Path(diagnosis.file).stem}-{backbone}.png"
-        path.write_bytes(encode_png(overlay(diagnosis.pixels, heatmap, opacity=0.6)))
+        height, width = diagnosis.pixels.shape[:2]
+        fine = resize_heatmap(heatmap, height=height, width=width)
+        path.write_bytes(encode_png(overlay(diagnosis.pixels, fine, opacity=0.6)))
         files[backbone] = str(path)
     return files
 

@@ -24,6 +24,7 @@ from PIL.ImageFile import ImageFile
 from core.errors import ImageError, check_shape
 from core.image_io.deep_colour import find_raw_mode, is_deep_colour, read_deep_colour
 from core.image_io.dicom import decode_dicom, is_dicom
+from core.image_io.dicom_grey import WindowPreset
 from core.image_io.scaling import MAX_PIXELS, check_size, refuse_frame, scale_to_uint8
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
@@ -76,10 +77,19 @@ class Image:
     n_frames: int = 1
     frame: int = 0
     window: tuple[float, float] | None = None  # centre and width, where one was applied
+    presets: tuple[WindowPreset, ...] = ()  # windows that a DICOM file proposes
+    value_range: tuple[float, float] | None = None  # of a grey DICOM frame, modality units
+    is_grey: bool = False  # equal channels: only then may bright and dark be swapped
+    is_inverted: bool = False  # they were, on request
 
 
 def decode(
-    data: bytes, *, name: str = "", frame: int = 0, window: tuple[float, float] | None = None
+    data: bytes,
+    *,
+    name: str = "",
+    frame: int = 0,
+    window: tuple[float, float] | None = None,
+    invert: bool = False,
 ) -> Image:
     """Decode a file's bytes.
 
@@ -94,6 +104,7 @@ def decode(
         frame: of a multi-frame DICOM, TIFF or GIF, from 0.
         window: centre and width in DICOM's modality units, instead of the file's own; pictures
             have none and ignore it.
+        invert: swap bright and dark of a grey image; colour ignores it.
 
     Raises:
         ImageError: empty, truncated, no image, too large, constant, an unsupported DICOM, or a
@@ -110,13 +121,13 @@ def decode(
             "the file is empty (0 bytes); expected an image. Copy or export it again.",
             code="image.empty",
         )
-    used = None
+    shown = None
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both libraries warn of every odd tag
         if is_dicom(data):
-            decoded = decode_dicom(data, frame=frame, window=window)
-            pixels, kind = decoded.pixels, "DICOM"
-            bit_depth, n_frames, used = decoded.bit_depth, decoded.n_frames, decoded.window
+            shown = decode_dicom(data, frame=frame, window=window, invert=invert)
+            pixels, kind = shown.pixels, "DICOM"
+            bit_depth, n_frames = shown.bit_depth, shown.n_frames
         else:
             pixels, kind, bit_depth, n_frames = _decode_picture(data, frame=frame)
     if pixels.min() == pixels.max():
@@ -125,6 +136,10 @@ def decode(
             "export, or the frame and window chosen.",
             code="image.constant",
         )
+    is_grey = bool((pixels == pixels[:, :, :1]).all())
+    is_done = shown is not None and shown.value_range is not None  # padding stayed black there
+    if invert and is_grey and not is_done:
+        pixels = 255 - pixels
     pixels = np.ascontiguousarray(pixels)
     pixels.setflags(write=False)
     return Image(
@@ -135,7 +150,11 @@ def decode(
         bit_depth=bit_depth,
         n_frames=n_frames,
         frame=frame,
-        window=used,
+        window=shown.window if shown else None,
+        presets=shown.presets if shown else (),
+        value_range=shown.value_range if shown else None,
+        is_grey=is_grey,
+        is_inverted=invert and is_grey,
     )
 
 
@@ -179,6 +198,18 @@ def thumbnail(pixels: NDArray[np.uint8], *, max_px: int = 256) -> NDArray[np.uin
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     shrunk = PILImage.fromarray(pixels).resize(size, PILImage.Resampling.LANCZOS)
     return np.asarray(shrunk, dtype=np.uint8)
+
+
+def fit_square(pixels: NDArray[np.uint8], *, side: int) -> NDArray[np.uint8]:
+    """Scale (H, W, 3) to fit a black square of ``side`` pixels, centred; pixels stay square."""
+    check_shape("pixels", pixels, (None, None, 3))
+    height, width = pixels.shape[:2]
+    factor = side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    scaled = PILImage.fromarray(pixels).resize(size, PILImage.Resampling.LANCZOS)
+    square = PILImage.new("RGB", (side, side))
+    square.paste(scaled, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return np.asarray(square, dtype=np.uint8)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

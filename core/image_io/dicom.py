@@ -30,7 +30,7 @@ from pydicom.uid import (
 
 from core.errors import ImageError
 from core.image_io.codestream import find_codestream_size
-from core.image_io.dicom_grey import show_grey
+from core.image_io.dicom_grey import WindowPreset, show_grey
 from core.image_io.scaling import (
     check_frame_bytes,
     check_size,
@@ -69,7 +69,9 @@ class DecodedDicom:
     pixels: NDArray[np.uint8]  # (H, W, 3)
     bit_depth: int
     n_frames: int
-    window: tuple[float, float] | None
+    window: tuple[float, float] | None = None
+    presets: tuple[WindowPreset, ...] = ()
+    value_range: tuple[float, float] | None = None  # of a grey frame, modality units
 
 
 def is_dicom(data: bytes) -> bool:
@@ -89,11 +91,13 @@ def is_dicom(data: bytes) -> bool:
     return False
 
 
-def decode_dicom(data: bytes, *, frame: int, window: tuple[float, float] | None) -> DecodedDicom:
+def decode_dicom(
+    data: bytes, *, frame: int, window: tuple[float, float] | None, invert: bool = False
+) -> DecodedDicom:
     """Decode one frame; see ``core.image_io.decode``."""
     try:
         dataset = _read(data)
-        return _decode(dataset, frame=frame, window=window)
+        return _decode(dataset, frame=frame, window=window, invert=invert)
     except ImageError:
         raise
     except _ERRORS as err:
@@ -143,7 +147,9 @@ def _check_inflated_size(data: bytes) -> None:
         rest = inflater.unconsumed_tail if piece else b""
 
 
-def _decode(dataset: Dataset, *, frame: int, window: tuple[float, float] | None) -> DecodedDicom:
+def _decode(
+    dataset: Dataset, *, frame: int, window: tuple[float, float] | None, invert: bool
+) -> DecodedDicom:
     width, height = int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)
     check_size(width, height)
     samples = int(dataset.get("SamplesPerPixel") or 1)
@@ -165,12 +171,13 @@ def _decode(dataset: Dataset, *, frame: int, window: tuple[float, float] | None)
     is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
     stored = pixel_array(dataset, index=frame, decoding_plugin="pydicom" if is_rle else "")
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        return DecodedDicom(_apply_palette(dataset, stored), bits, n_frames, None)
+        return DecodedDicom(_apply_palette(dataset, stored), bits, n_frames)
     if stored.ndim == 3:
         _check_colour(dataset)
-        return DecodedDicom(_colour_to_uint8(stored, bits), bits, n_frames, None)
-    grey, used = show_grey(dataset, stored, frame=frame, window=window)
-    return DecodedDicom(np.repeat(grey[:, :, None], 3, axis=2), bits, n_frames, used)
+        return DecodedDicom(_colour_to_uint8(stored, bits), bits, n_frames)
+    shades = show_grey(dataset, stored, frame=frame, window=window, invert=invert)
+    pixels = np.repeat(shades.grey[:, :, None], 3, axis=2)
+    return DecodedDicom(pixels, bits, n_frames, shades.window, shades.presets, shades.value_range)
 
 
 def _check_transfer_syntax(dataset: Dataset) -> None:

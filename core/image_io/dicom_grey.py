@@ -5,6 +5,7 @@ C.11.1, C.11.2). An optional tag that cannot be understood counts as absent.
 """
 
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,28 @@ _DISPLAY_TAGS = (
     "VOILUTSequence",
     "WindowCenter",
     "WindowWidth",
+    "WindowCenterWidthExplanation",
     "VOILUTFunction",
 )
+
+
+@dataclass(frozen=True)
+class WindowPreset:
+    """A window that the file itself proposes."""
+
+    name: str  # the file's explanation; empty where it gives none
+    centre: float
+    width: float
+
+
+@dataclass(frozen=True, eq=False)
+class Shades:
+    """A frame ready to show, and what can be set about it."""
+
+    grey: NDArray[np.uint8]  # (H, W)
+    window: tuple[float, float] | None  # centre and width, where one was applied
+    presets: tuple[WindowPreset, ...]
+    value_range: tuple[float, float]  # of the pixels that are not padding, modality units
 
 
 def show_grey(
@@ -42,7 +63,8 @@ def show_grey(
     *,
     frame: int,
     window: tuple[float, float] | None,
-) -> tuple[NDArray[np.uint8], tuple[float, float] | None]:
+    invert: bool = False,
+) -> Shades:
     """Shade a frame.
 
     A window of the file that shows nothing of this frame is passed over. MONOCHROME1 and the
@@ -54,9 +76,7 @@ def show_grey(
         stored: (H, W) stored values.
         frame: index, for tags kept per frame.
         window: centre and width that replace the file's.
-
-    Returns:
-        (H, W) uint8, and the window used if any.
+        invert: swap bright and dark at the end; padding stays black.
     """
     display = _collect_display_tags(dataset, frame)
     is_little = bool(dataset.file_meta.TransferSyntaxUID.is_little_endian)
@@ -77,9 +97,38 @@ def show_grey(
     if shares is None:
         grey, used = scale_to_uint8(values, is_valid=~is_padding), None
     is_inverse = str(dataset.get("PresentationLUTShape", "")) == "INVERSE"
-    if is_inverse or dataset.PhotometricInterpretation == "MONOCHROME1":
+    if (is_inverse or dataset.PhotometricInterpretation == "MONOCHROME1") != invert:
         grey = (255 - grey).astype(np.uint8)
-    return np.where(is_padding | ~np.isfinite(values), 0, grey).astype(np.uint8), used
+    is_shown = ~is_padding & np.isfinite(values)
+    seen = values[is_shown] if is_shown.any() else np.zeros(1)
+    return Shades(
+        grey=np.where(is_shown, grey, 0).astype(np.uint8),
+        window=used,
+        presets=_list_presets(display),
+        value_range=(float(seen.min()), float(seen.max())),
+    )
+
+
+def _list_presets(display: Dataset) -> tuple[WindowPreset, ...]:
+    """Every usable window of the file with its explanation; names hold nothing of a patient."""
+    try:
+        centres, widths = (_as_list(display.get(k)) for k in ("WindowCenter", "WindowWidth"))
+        names = [str(v) for v in _as_list(display.get("WindowCenterWidthExplanation"))]
+        pairs = [(float(c), float(w)) for c, w in zip(centres, widths, strict=False)]  # type: ignore[arg-type]
+    except _TAG_ERRORS:
+        return ()
+    names += [""] * (len(pairs) - len(names))
+    return tuple(
+        WindowPreset(name.strip()[:40], centre, width)
+        for name, (centre, width) in zip(names, pairs, strict=False)
+        if np.isfinite(centre) and np.isfinite(width) and width > 0
+    )
+
+
+def _as_list(value: object) -> list[object]:
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, MultiValue | list) else [value]
 
 
 def find_number(tags: Dataset, keyword: str) -> float | None:

@@ -1,0 +1,356 @@
+"""A case as DICOM: a Secondary Capture of the overlay and a Structured Report of the answer.
+
+Owns how the answer becomes DICOM objects (highdicom; the report is TID 1500 with one TID 1501
+group). Study and patient identifiers are those of the source file where it was DICOM; a picture
+gets a study of its own without a patient. Both objects say that they are for research use. Codes
+of what no standard code names are of the private scheme 99NBDX.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import highdicom as hd
+import numpy as np
+from highdicom.sr import (
+    CodedConcept,
+    ComprehensiveSR,
+    DeviceObserverIdentifyingAttributes,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    SourceImageForMeasurementGroup,
+    TrackingIdentifier,
+)
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.sr.codedict import codes
+from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
+
+from core.diagnosis import RESEARCH_USE, Diagnosis
+from core.errors import ImageError, check_shape
+from core.image_io.dicom import is_dicom
+
+SCHEME = "99NBDX"
+MANUFACTURER = "NeighborDx"
+PATIENT_TAGS = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyDate",
+    "StudyDescription",
+    "Modality",
+)
+_EMPTY_TAGS = (  # of the patient and study modules, type 2: there, maybe empty
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_MIN_SHEET_PX = 900  # wide enough for the lines above
+_REPORT_SERIES, _PICTURE_SERIES = 9001, 9002  # apart from the scanner's own numbers
+_READ_ERRORS = (
+    InvalidDicomError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+)
+
+
+def read_patient_tags(data: bytes) -> dict[str, str]:
+    """Who and when, as the file says: keyword -> text; tags that are absent are left out.
+
+    For a reader who asks; nothing else in the program looks at them.
+    """
+    source = _read_header(data)
+    if source is None:
+        return {}
+    return {tag: str(source.get(tag)) for tag in PATIENT_TAGS if source.get(tag)}
+
+
+def build_secondary_capture(
+    diagnosis: Diagnosis, picture: NDArray[np.uint8], *, source: bytes | None = None
+) -> Dataset:
+    """The overlay as a Secondary Capture in the source's study, in a series of its own.
+
+    Args:
+        diagnosis: the case.
+        picture: (H, W, 3) uint8 RGB to store; the research line belongs into it.
+        source: the file that was read; DICOM or not.
+
+    Raises:
+        ShapeError: not a colour picture.
+    """
+    check_shape("picture", picture, (None, None, 3))
+    reference = _read_reference(diagnosis, source)
+    now = datetime.fromisoformat(diagnosis.created)
+    capture = hd.sc.SCImage.from_ref_dataset(
+        ref_dataset=reference,
+        pixel_array=np.ascontiguousarray(picture),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "P"),
+        series_instance_uid=_name(diagnosis, "picture series"),
+        sop_instance_uid=_name(diagnosis, "picture"),
+        series_number=_PICTURE_SERIES,
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+    )
+    capture.PatientOrientation = None  # what was shown need not lie as a patient does
+    capture.Laterality = None
+    capture.SeriesDescription = _cut(f"NeighborDx overlay. {RESEARCH_USE}", 64)
+    capture.ImageComments = f"{say_answer(diagnosis)}. Model {diagnosis.model_id}. {RESEARCH_USE}"
+    capture.BurnedInAnnotation = "YES"
+    capture.DerivationDescription = _cut(f"Heatmap over the image, {now:%Y-%m-%d}", 1024)
+    return capture
+
+
+def lay_out(
+    diagnosis: Diagnosis, pictures: Mapping[str, NDArray[np.uint8]], *, class_name: str
+) -> NDArray[np.uint8]:
+    """The sheet of a Secondary Capture: overlays side by side, the answer and its limits above.
+
+    Args:
+        diagnosis: with pixels.
+        pictures: backbone name -> (H, W, 3) overlay of one size; empty: the image alone.
+        class_name: the class that the heatmaps argue for.
+
+    Returns:
+        (H', W', 3) uint8; overlays keep their pixels.
+    """
+    assert diagnosis.pixels is not None
+    shown = dict(pictures) or {"": diagnosis.pixels}
+    height, width = diagnosis.pixels.shape[:2]
+    side = max(width, _MIN_SHEET_PX // len(shown))
+    size = max(12, side * len(shown) // 48)
+    sheet = PILImage.new("RGB", (side * len(shown), height + 5 * size))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
+    lines = [f"{say_answer(diagnosis)}{_say_probabilities(diagnosis)}"]
+    lines.append(f"Model {diagnosis.model_id}, data {diagnosis.data_id}. {RESEARCH_USE}")
+    for index, line in enumerate(lines):
+        pen.text((size // 2, size * (0.2 + 1.4 * index)), line, fill=(255, 255, 255), font=font)
+    for index, (backbone, picture) in enumerate(shown.items()):
+        caption = f"{class_name}: {backbone}" if backbone else ""
+        pen.text((index * side + size // 2, 3.2 * size), caption, fill=(255, 200, 120), font=font)
+        sheet.paste(PILImage.fromarray(picture), (index * side, 5 * size))
+    return np.asarray(sheet, dtype=np.uint8)
+
+
+def _say_probabilities(diagnosis: Diagnosis) -> str:
+    if diagnosis.abstain_reason == "novel":
+        return ""
+    return " (" + ", ".join(f"{c} {p:.1%}" for c, p in diagnosis.probabilities.items()) + ")"
+
+
+def build_report(
+    diagnosis: Diagnosis, *, source: bytes | None = None, picture: Dataset | None = None
+) -> Dataset:
+    """The answer as a Structured Report (TID 1500) on the source image.
+
+    Args:
+        diagnosis: an answered or abstained case.
+        source: the file that was read.
+        picture: the Secondary Capture; the image that is reported on where the source is no DICOM.
+
+    Raises:
+        ImageError: the case was rejected, or there is no DICOM image to report on.
+    """
+    if diagnosis.status == "rejected":
+        raise ImageError(
+            "a file that was not read has no answer to report; choose another case.",
+            code="export.rejected",
+        )
+    header = _read_header(source) if source else None
+    evidence = _complete(header) if header is not None else picture
+    if evidence is None:
+        raise ImageError(
+            "a report needs a DICOM image to refer to; make the Secondary Capture first.",
+            code="export.no_image",
+        )
+    content = MeasurementReport(
+        observation_context=_build_observer(diagnosis),
+        procedure_reported=CodedConcept("363679005", "SCT", "Imaging procedure"),
+        imaging_measurements=[_build_group(diagnosis, evidence, frame=diagnosis.frame)],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    report = ComprehensiveSR(
+        evidence=[evidence],
+        content=content[0],
+        series_instance_uid=_name(diagnosis, "report series"),
+        series_number=_REPORT_SERIES,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=_cut(diagnosis.model_id, 64),
+        is_complete=False,
+        is_final=False,
+        is_verified=False,
+        series_description=_cut(f"NeighborDx answer. {RESEARCH_USE}", 64),
+    )
+    return report
+
+
+def encode(dataset: Dataset) -> bytes:
+    """A DICOM object as a file's bytes."""
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def say_answer(diagnosis: Diagnosis) -> str:
+    """The answer in a few English words."""
+    if diagnosis.abstain_reason == "novel":
+        return "No answer: not the kind of image the model knows"
+    if diagnosis.abstain_reason == "uncertain":
+        return "No answer: too close to call"
+    return f"Answer: {diagnosis.predicted_class}"
+
+
+def _build_observer(diagnosis: Diagnosis) -> ObservationContext:
+    device = DeviceObserverIdentifyingAttributes(
+        uid=generate_uid(entropy_srcs=[diagnosis.model_id, diagnosis.data_id]),
+        name=_cut(f"NeighborDx {diagnosis.model_id}", 64),
+        manufacturer_name=MANUFACTURER,
+        model_name=_cut(diagnosis.model_id, 64),
+        serial_number=_cut(diagnosis.data_id, 64),
+    )
+    context = ObserverContext(
+        observer_type=codes.DCM.Device, observer_identifying_attributes=device
+    )
+    return ObservationContext(observer_device_context=context)
+
+
+def _build_group(
+    diagnosis: Diagnosis, evidence: Dataset, *, frame: int
+) -> MeasurementsAndQualitativeEvaluations:
+    is_multi = int(evidence.get("NumberOfFrames") or 1) > 1
+    image = SourceImageForMeasurementGroup(
+        referenced_sop_class_uid=evidence.SOPClassUID,
+        referenced_sop_instance_uid=evidence.SOPInstanceUID,
+        referenced_frame_numbers=[frame + 1] if is_multi else None,
+    )
+    stated = [
+        ("Answer of the model", say_answer(diagnosis)),
+        ("Model", diagnosis.model_id),
+        ("Training data", diagnosis.data_id),
+        ("Software version", _find_version()),
+        ("Intended use", RESEARCH_USE),
+    ]
+    measured: list[tuple[str, float]] = []
+    if diagnosis.abstain_reason != "novel":
+        measured += [
+            (f"Calibrated probability of {name}", 100.0 * p)
+            for name, p in diagnosis.probabilities.items()
+        ]
+    if diagnosis.novelty is not None:
+        measured.append(("Novelty percentile", diagnosis.novelty.distance_percentile))
+    if diagnosis.reader is not None:
+        stated.append(("Read of the reader before the answer", diagnosis.reader.class_name))
+        measured.append(("Confidence of the reader", 100.0 * diagnosis.reader.confidence))
+    return MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(uid=generate_uid(), identifier="NeighborDx answer"),
+        source_images=[image],
+        measurements=[
+            Measurement(name=_code(name), value=round(value, 3), unit=codes.UCUM.Percent)
+            for name, value in measured
+        ],
+        qualitative_evaluations=[
+            QualitativeEvaluation(name=_code(name), value=_code(value)) for name, value in stated
+        ],
+    )
+
+
+def _code(meaning: str) -> CodedConcept:
+    """A private code; the value is the meaning in short, so that equal meanings share it."""
+    short = "".join(c if c.isascii() and c.isalnum() else "_" for c in meaning).upper()
+    return CodedConcept(
+        value=short[:16] or "X", scheme_designator=SCHEME, meaning=_cut(meaning, 64)
+    )
+
+
+def _find_version() -> str:
+    try:
+        return version("neighbordx")
+    except PackageNotFoundError:  # run from the source tree
+        return "source tree"
+
+
+def _read_header(data: bytes) -> Dataset | None:
+    """The header of a DICOM file that can be referred to; None for all else."""
+    if not is_dicom(data):
+        return None
+    try:
+        header = dcmread(io.BytesIO(data), stop_before_pixels=True, force=True)
+    except _READ_ERRORS:
+        return None
+    return header if all(header.get(tag) for tag in _UIDS) else None
+
+
+def _name(diagnosis: Diagnosis, kind: str) -> str:
+    """The same UID for the same reading of the same file: a report can refer to its picture."""
+    parts = (diagnosis.file, diagnosis.created, diagnosis.model_id, str(diagnosis.frame), kind)
+    return str(generate_uid(entropy_srcs=list(parts)))
+
+
+def _read_reference(diagnosis: Diagnosis, source: bytes | None) -> Dataset:
+    header = _read_header(source) if source else None
+    if header is not None:
+        return _complete(header)
+    reference = Dataset()
+    reference.StudyInstanceUID = _name(diagnosis, "study")
+    reference.SeriesInstanceUID = _name(diagnosis, "series")
+    reference.SOPInstanceUID = _name(diagnosis, "image")
+    reference.SOPClassUID = SecondaryCaptureImageStorage
+    return _complete(reference)
+
+
+def _complete(header: Dataset) -> Dataset:
+    """A copy of the header with every tag that a derived object must repeat, empty if need be."""
+    complete = Dataset()
+    complete.update(header)
+    for tag in _EMPTY_TAGS:
+        if tag not in complete:
+            setattr(complete, tag, None)
+    return complete
+
+
+def _cut(text: str, n: int) -> str:
+    return text if len(text) <= n else text[: n - 1] + "…"
+
+
+def list_values(report: Dataset) -> Sequence[tuple[str, str]]:
+    """Read our own report back: (name, value) of every code and number in its groups."""
+    found: list[tuple[str, str]] = []
+
+    def walk(items: Sequence[Dataset]) -> None:
+        for item in items:
+            if item.ValueType == "CODE":
+                code = item.ConceptCodeSequence[0]
+                found.append((item.ConceptNameCodeSequence[0].CodeMeaning, code.CodeMeaning))
+            elif item.ValueType == "NUM":
+                number = item.MeasuredValueSequence[0].NumericValue
+                found.append((item.ConceptNameCodeSequence[0].CodeMeaning, str(number)))
+            walk(item.get("ContentSequence", []))
+
+    walk(report.ContentSequence)
+    return found

@@ -1,0 +1,155 @@
+"""The evidence of one image beside its vote: heatmaps for either class, each view's own say.
+
+Owns how the members' heatmaps become one per backbone, what the test-time views say one by one,
+and from which distance on no training image counts as close. Maps stay at the network's own
+resolution: a few hundred numbers, brought to the picture where they are shown
+(``core.explain.resize_heatmap``).
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core import explain
+from core.bundle import Member, ModelBundle
+from core.diagnosis import Heatmap, Novelty
+from core.embedder import Embedded
+from core.knn import Ballot, Gallery, cast_votes
+
+_N_SAMPLED = 512  # gallery rows behind the typical distance
+
+
+@dataclass(frozen=True, eq=False)
+class Vote:
+    """What one member says of one image."""
+
+    member: Member
+    ballot: Ballot  # of a classifier: its nearest images, which did not vote
+    embedding: NDArray[np.float32]  # (D,)
+    p_disease: float  # calibrated
+    related: Mapping[int, str]  # gallery rows that might not vote
+    novelty: Novelty
+
+    @property
+    def excluded(self) -> NDArray[np.int64]:
+        """Rows that might not vote, ascending."""
+        return np.array(sorted(self.related), dtype=np.int64)
+
+
+def draw_heatmaps(
+    votes: Sequence[Vote], embedded: Sequence[Embedded], *, class_names: Sequence[str]
+) -> tuple[Heatmap, ...]:
+    """One heatmap per class and backbone: the weighted mean over the members that see through it.
+
+    Args:
+        votes: one per member.
+        embedded: what each member made of this one image, with its activations.
+        class_names: the classes to argue for.
+    """
+    drawn: dict[tuple[str, str], list[tuple[float, NDArray[np.float32]]]] = {}
+    for vote, outcome in zip(votes, embedded, strict=True):
+        bundle = vote.member.bundle
+        neighbours: Sequence[Sequence[NDArray[np.float32]]] = ()
+        if bundle.has_vote:
+            neighbours = explain.find_voters(
+                bundle.gallery, vote.embedding, k=bundle.n_shown, excluded=tuple(vote.related)
+            )
+        for class_name in class_names:
+            found = explain.compute_view_heatmaps(
+                bundle.embedder,
+                [a[:, 0] for a in outcome.activations],
+                class_index=bundle.class_names.index(class_name),
+                neighbours=neighbours,
+            )
+            for backbone, views in found.items():
+                drawn.setdefault((class_name, backbone), []).append((vote.member.weight, views))
+    return tuple(
+        _merge(maps, class_name=class_name, backbone=backbone)
+        for (class_name, backbone), maps in drawn.items()
+    )
+
+
+def _merge(
+    maps: Sequence[tuple[float, NDArray[np.float32]]], *, class_name: str, backbone: str
+) -> Heatmap:
+    """Members' (V, h, w) maps -> one record. Members may differ in views and in resolution."""
+    whole = [(weight, explain.normalise(views.mean(axis=0))) for weight, views in maps]
+    n_views = min(len(views) for _, views in maps)
+    by_view = [
+        explain.merge_heatmaps([(w, explain.normalise(views[index])) for w, views in maps])
+        for index in range(n_views)
+    ]
+    return Heatmap(
+        backbone=backbone,
+        class_name=class_name,
+        values=explain.merge_heatmaps(whole),
+        views=np.stack(by_view).astype(np.float32),
+    )
+
+
+def measure_views(
+    votes: Sequence[Vote], embedded: Sequence[Embedded], *, n_classes: int = 2
+) -> tuple[float, ...]:
+    """The probability of disease that each test-time view gives by itself, members mixed.
+
+    Args:
+        votes: one per member.
+        embedded: what each member made of this one image, with its activations.
+        n_classes: of the gallery's labels.
+
+    Returns:
+        One probability per view, in the order of ``transforms.VIEWS``, calibrated as the whole is.
+        Members with fewer views leave the others out.
+    """
+    by_member = []
+    for vote, outcome in zip(votes, embedded, strict=True):
+        bundle = vote.member.bundle
+        # every view as an image of its own, with one view
+        alone = [a.transpose(0, 1) for a in outcome.activations]
+        seen = bundle.embedder.embed_activations(alone)
+        by_member.append(_answer_views(bundle, seen, vote.excluded, n_classes=n_classes))
+    n_views = min(len(answers) for answers in by_member)
+    weights = [vote.member.weight for vote in votes]
+    mixed = np.average([answers[:n_views] for answers in by_member], axis=0, weights=weights)
+    return tuple(float(p) for p in mixed)
+
+
+def _answer_views(
+    bundle: ModelBundle, seen: Embedded, excluded: NDArray[np.int64], *, n_classes: int
+) -> NDArray[np.float64]:
+    disease = bundle.config.disease_index
+    if seen.class_probs is not None:
+        scores = seen.class_probs[:, disease].astype(np.float64)
+    else:
+        barred = [excluded] * len(seen.embeddings)
+        ballots = cast_votes(bundle.gallery, seen.embeddings, bundle.n_shown, excluded=barred)
+        sums = [b.sum_by_class(bundle.gallery.labels, n_classes=n_classes) for b in ballots]
+        scores = np.array(sums)[:, disease]
+    return bundle.contents.calibration.apply(scores)
+
+
+def compute_close_limit(votes: Sequence[Vote]) -> float:
+    """The distance beyond which no training image is called close.
+
+    It is the usual distance (median) of two training images of one class, the voting members'
+    mean: nearer than that, an image is more alike than its label alone makes it.
+    """
+    voting = [v for v in votes if v.member.bundle.has_vote] or list(votes)
+    limits = [_measure_typical_distance(vote.member.bundle.gallery) for vote in voting]
+    return float(np.average(limits, weights=[vote.member.weight for vote in voting]))
+
+
+@functools.lru_cache(maxsize=8)
+def _measure_typical_distance(gallery: Gallery) -> float:
+    """Median distance between two images of one class, over a fixed sample of the rows."""
+    rng = np.random.default_rng(0)
+    n = min(len(gallery), _N_SAMPLED)
+    rows = np.sort(rng.choice(len(gallery), n, replace=False))
+    points = gallery.embeddings[rows].astype(np.float64)
+    apart = np.sqrt(np.maximum(2.0 - 2.0 * points @ points.T, 0.0))
+    labels = gallery.labels[rows]
+    is_pair = (labels[:, None] == labels[None]) & np.triu(np.ones((n, n), dtype=bool), k=1)
+    return float(np.median(apart[is_pair])) if is_pair.any() else float("inf")

@@ -1,0 +1,187 @@
+"""What a reader asks for after the answer: are the heatmaps true, how does the case compare.
+
+Owns what is worked out on demand for the one case on view, because it costs more than the answer:
+the test of its heatmaps on this very image, a training image as large as it can be had, and how
+far the model's figures may be trusted, from its validation images. The caller need not hold the
+model's lock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core import evaluation, faithfulness
+from core.bundle import Member
+from core.diagnosis import Diagnosis, Heatmap
+from core.ensemble import Model
+from core.errors import ImageError, ShapeError
+from core.faithfulness import Faithfulness
+from core.image_io import load, thumbnail
+
+COVERAGES = (1.0, 0.9, 0.8)
+_MIN_VALIDATION = 20  # images; below, shares of them say nothing
+
+
+@dataclass(frozen=True)
+class MapScrutiny:
+    """What one backbone's heatmap of one case is worth."""
+
+    test: Faithfulness
+    view_agreement: float | None  # mean rank correlation of the views' own maps, -1..1
+
+
+@dataclass(frozen=True)
+class Scrutiny:
+    """The heatmaps of one case that argue for one class, tested."""
+
+    class_name: str
+    by_backbone: dict[str, MapScrutiny]
+    map_agreement: float | None  # mean rank correlation of the backbones' maps, -1..1
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Accuracy when only the surest share of the images is answered."""
+
+    share: float
+    accuracy: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How a model's probabilities did on its validation images."""
+
+    n: int
+    ece_before: float | None  # of the raw vote; None for a vote of several models
+    ece: float  # calibration error of the probabilities shown
+    method: str  # "temperature", "isotonic", or "vote" of several models
+    is_held_out: bool  # whether ``ece`` is of folds that the calibration did not see
+    coverage: tuple[Coverage, ...]  # at COVERAGES
+    answered: Coverage | None  # at the model's own abstain zone; None where it answers nothing
+
+
+def scrutinise(model: Model, diagnosis: Diagnosis, *, class_name: str) -> Scrutiny:
+    """Test the heatmaps of a case on its own picture.
+
+    Args:
+        model: the one that answered.
+        diagnosis: with pixels and maps.
+        class_name: the class that the maps argue for.
+
+    Raises:
+        ShapeError: the case has no heatmap for that class, or no pixels.
+    """
+    maps = [m for m in diagnosis.maps if m.class_name == class_name]
+    if diagnosis.pixels is None or not maps:
+        raise ShapeError(f"expected a case with pixels and heatmaps for {class_name!r}, got none.")
+    with model.lock:
+        tests = faithfulness.measure(
+            model.members,
+            diagnosis.pixels,
+            {m.backbone: m.values for m in maps},
+            class_name=class_name,
+            excluded=[_find_excluded(member, diagnosis) for member in model.members],
+        )
+    return Scrutiny(
+        class_name=class_name,
+        by_backbone={
+            m.backbone: MapScrutiny(tests[m.backbone], _agree(list(m.views))) for m in maps
+        },
+        map_agreement=compute_map_agreement(maps),
+    )
+
+
+def compute_map_agreement(maps: Sequence[Heatmap]) -> float | None:
+    """Mean rank correlation over the pairs of maps; None for a single one."""
+    return _agree([m.values for m in maps])
+
+
+def _agree(maps: Sequence[NDArray[np.float32]]) -> float | None:
+    pairs = [(a, b) for i, a in enumerate(maps) for b in maps[i + 1 :]]
+    if not pairs:
+        return None
+    return float(np.mean([faithfulness.compute_agreement(a, b) for a, b in pairs]))
+
+
+def _find_excluded(member: Member, diagnosis: Diagnosis) -> list[int]:
+    rows = [member.find_row(item.index) for item in diagnosis.left_out]
+    return [row for row in rows if row is not None]
+
+
+def load_case(model: Model, index: int, *, max_px: int = 1024) -> NDArray[np.uint8]:
+    """A training image: the original where it still lies and is the same, else its thumbnail.
+
+    Args:
+        model: whose album is meant.
+        index: place in the album.
+        max_px: longer side at most.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    member, row = model.find_image(index)
+    bundle = member.bundle
+    path = Path(bundle.config.data_root) / bundle.gallery.keys[row]
+    if bundle.has_original(row) and path.is_file():
+        try:
+            image = load(path)
+        except ImageError:
+            return model.thumbnail(index)
+        if image.sha256 == bundle.gallery.sha256[row]:
+            return thumbnail(image.pixels, max_px=max_px)
+    return model.thumbnail(index)
+
+
+def describe_reliability(model: Model) -> Reliability | None:
+    """What the model's validation images say of its probabilities.
+
+    None where too few images were held out, or where members of a vote held out different ones.
+    """
+    truth, p_disease = _read_validation(model)
+    if len(truth) < _MIN_VALIDATION or len(np.unique(truth)) < 2:
+        return None
+    sure = np.abs(p_disease - 0.5) >= model.abstain_margin
+    right = (p_disease > 0.5) == truth
+    calibration = model.members[0].bundle.contents.calibration
+    is_single = len(model.members) == 1
+    return Reliability(
+        n=len(truth),
+        ece_before=calibration.ece_before if is_single else None,
+        ece=calibration.ece_after if is_single else evaluation.compute_ece(truth, p_disease),
+        method=calibration.method if is_single else "vote",
+        is_held_out=is_single and calibration.n_folds > 0,
+        coverage=tuple(compute_coverage(truth, p_disease, share=share) for share in COVERAGES),
+        answered=Coverage(float(sure.mean()), float(right[sure].mean()), int(sure.sum()))
+        if sure.any()
+        else None,
+    )
+
+
+def compute_coverage(
+    is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating], *, share: float
+) -> Coverage:
+    """Accuracy on the surest share of the images, rounded up to whole images.
+
+    Args:
+        is_disease: (N,) truth, N of at least 1.
+        p_disease: (N,) probability; sure is far from 0.5.
+        share: 0..1; ties at the border go in order.
+    """
+    n = max(1, int(np.ceil(share * len(p_disease) - 1e-9)))
+    surest = np.argsort(-np.abs(p_disease - 0.5), kind="stable")[:n]
+    right = (p_disease[surest] > 0.5) == is_disease[surest]
+    return Coverage(share, float(right.mean()), n)
+
+
+def _read_validation(model: Model) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Truth and the members' mixed probabilities; empty where they cannot be put together."""
+    answers = [m.bundle.metrics.get("validation_answers", {}) for m in model.members]
+    if not answers[0] or any(a.get("keys") != answers[0]["keys"] for a in answers):
+        return np.zeros(0, bool), np.zeros(0)
+    weights = [member.weight for member in model.members]
+    mixed = np.average([a["p_disease"] for a in answers], axis=0, weights=weights)
+    return np.array(answers[0]["is_disease"], dtype=bool), mixed

@@ -1,0 +1,130 @@
+"""A zip of images: what is in it, and one file of it at a time. Nothing is written to disk.
+
+Owns the limits: encrypted entries, archives in archives, entries that unpack to more than a file
+may have, or out of proportion to their size. Says nothing about what an entry holds: that is
+``core.image_io``'s to find out.
+"""
+
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from core.errors import ImageError
+
+_MAX_ENTRIES = 10_000  # looked at; a directory of millions of entries is no upload
+_MAX_RATIO = 200  # unpacked to packed: pictures never shrink that far
+_SMALL_BYTES = 2**20  # below, any ratio is harmless
+_IGNORED = {"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"}
+_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of an archive."""
+
+    name: str  # last part of its path, for people
+    path: str  # inside the archive
+    n_bytes: int  # unpacked, as the directory says
+
+
+def is_zip(data: bytes) -> bool:
+    """Recognise an archive by its first bytes."""
+    return data[:4] in (b"PK\x03\x04", b"PK\x05\x06")
+
+
+def list_entries(data: bytes) -> list[Entry]:
+    """List the files of an archive in its order; folders and system files are left out.
+
+    Raises:
+        ImageError: damaged, empty, or of more than 10,000 entries.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            infos = archive.infolist()
+    except _ERRORS as err:
+        raise ImageError(
+            f"the ZIP archive is damaged ({type(err).__name__}); pack it again.",
+            code="image.zip_damaged",
+        ) from err
+    if len(infos) > _MAX_ENTRIES:
+        raise ImageError(
+            f"the ZIP archive has {len(infos)} entries; at most {_MAX_ENTRIES} are looked at. "
+            "Pack fewer files.",
+            code="image.zip_entries",
+            params={"n": len(infos), "limit": _MAX_ENTRIES},
+        )
+    entries = [
+        Entry(PurePosixPath(info.filename).name, info.filename, info.file_size)
+        for info in infos
+        if not info.is_dir() and _is_visible(info.filename)
+    ]
+    if not entries:
+        raise ImageError(
+            "the ZIP archive holds no file; pack the images themselves.", code="image.zip_empty"
+        )
+    return entries
+
+
+def read_entry(data: bytes, path: str, *, max_bytes: int) -> bytes:
+    """Unpack one file into memory.
+
+    Args:
+        data: the archive.
+        path: inside it, as ``list_entries`` gave it.
+        max_bytes: refused beyond, whatever the directory says.
+
+    Raises:
+        ImageError: encrypted, too large, out of proportion, an archive itself, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            info = archive.getinfo(path)
+            _check(info, max_bytes=max_bytes)
+            with archive.open(info) as handle:
+                unpacked = handle.read(max_bytes + 1)
+    except (*_ERRORS, KeyError) as err:
+        raise ImageError(
+            f"a file in the ZIP archive is damaged ({type(err).__name__}); pack it again.",
+            code="image.zip_damaged",
+        ) from err
+    if len(unpacked) > max_bytes:
+        raise _too_big(len(unpacked), max_bytes)
+    if is_zip(unpacked):
+        raise ImageError(
+            "the ZIP archive holds another archive; pack the images themselves.",
+            code="image.zip_nested",
+        )
+    return unpacked
+
+
+def _check(info: zipfile.ZipInfo, *, max_bytes: int) -> None:
+    if info.flag_bits & 0x1:
+        raise ImageError(
+            "the file in the ZIP archive is encrypted; pack it without a password.",
+            code="image.zip_encrypted",
+        )
+    if info.file_size > max_bytes:
+        raise _too_big(info.file_size, max_bytes)
+    if info.file_size > max(_SMALL_BYTES, _MAX_RATIO * info.compress_size):
+        raise ImageError(
+            "the file in the ZIP archive unpacks to far more than a picture would; it was not "
+            "opened.",
+            code="image.zip_bomb",
+        )
+
+
+def _too_big(n_bytes: int, max_bytes: int) -> ImageError:
+    size_mb, limit_mb = f"{n_bytes / 2**20:.0f}", max_bytes // 2**20
+    return ImageError(
+        f"the file has {size_mb} MB unpacked; the limit is {limit_mb} MB.",
+        code="upload.too_big",
+        params={"size_mb": size_mb, "limit_mb": limit_mb},
+    )
+
+
+def _is_visible(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return bool(parts) and not is_hidden and parts[-1].lower() not in _IGNORED

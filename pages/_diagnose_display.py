@@ -1,0 +1,155 @@
+"""Diagnose page: how the file on view is shown and read. Frame, window, inversion, patient tags.
+
+What is set here changes what the model sees: every change is a new reading of the file.
+"""
+
+import streamlit as st
+
+from core import dicom_export
+from core.diagnosis import Diagnosis
+from core.errors import CoreError
+from core.image_io import Image
+from pages import _shared as shared
+from pages._diagnose_intake import AS_STORED, Display, describe_file
+from pages._diagnose_sources import Source, sample_truth
+from pages._text import _, describe, plain
+
+_CUSTOM = "custom"
+_TAG_NAMES = {  # DICOM's own keywords, shown as they are
+    "PatientName": "Patient's Name",
+    "PatientID": "Patient ID",
+    "PatientBirthDate": "Patient's Birth Date",
+    "PatientSex": "Patient's Sex",
+    "AccessionNumber": "Accession Number",
+    "StudyDate": "Study Date",
+    "StudyDescription": "Study Description",
+    "Modality": "Modality",
+}
+
+
+def show_controls(case_id: str) -> None:
+    """Frame, window and inversion, where the file on view has them."""
+    file = describe_file(case_id)
+    if file is None or not (file.n_frames > 1 or file.value_range or file.is_grey):
+        return
+    frame, window, invert = st.session_state[shared.DISPLAY_KEY].get(case_id, AS_STORED)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        if file.n_frames > 1:
+            frame = _choose_frame(case_id, file, frame)
+        if file.value_range:
+            window = _choose_window(case_id, file, window)
+        if file.is_grey:
+            invert = st.toggle(
+                _("Invert"),
+                value=invert,
+                key=f"{shared.INVERT_KEY}_{case_id}",
+                help=_("Swap bright and dark. The model reads the image as it is shown."),
+            )
+    _remember(case_id, (frame, window, invert))
+
+
+def _remember(case_id: str, wanted: Display) -> None:
+    """Read the file again when something was changed."""
+    shown: dict[str, Display] = st.session_state[shared.DISPLAY_KEY]
+    if shown.get(case_id, AS_STORED) != wanted:
+        shown[case_id] = wanted
+        st.rerun()
+
+
+def _choose_frame(case_id: str, file: Image, frame: int) -> int:
+    return (
+        st.slider(
+            _("Frame (1 to {n})").format(n=file.n_frames),
+            min_value=1,
+            max_value=file.n_frames,
+            value=frame + 1,
+            key=f"{shared.FRAME_KEY}_{case_id}",
+            help=_("This file holds several pictures. Each one is read by itself."),
+            width=260,
+        )
+        - 1
+    )
+
+
+def _choose_window(
+    case_id: str, file: Image, window: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    """The file's own windows by name, or any centre and width within its values."""
+    names = [str(i) for i in range(len(file.presets))]
+    chosen = st.selectbox(
+        _("Window"),
+        ["", *names, _CUSTOM],
+        format_func=lambda name: _name_window(file, name),
+        key=f"{shared.PRESET_KEY}_{case_id}",
+        width=230,
+        help=_("Which values become black and white. The model reads the image as it is shown."),
+    )
+    if chosen in names:
+        preset = file.presets[int(chosen)]
+        return preset.centre, preset.width
+    if chosen != _CUSTOM:
+        return None
+    assert file.value_range is not None
+    low, high = file.value_range
+    span = max(high - low, 1.0)
+    start = window or file.window or ((low + high) / 2, span)
+    centre = st.slider(
+        _("Window centre"),
+        low - span / 2,
+        high + span / 2,
+        min(max(start[0], low - span / 2), high + span / 2),
+        key=f"{shared.CENTRE_KEY}_{case_id}",
+        format="%.0f",
+        width=260,
+    )
+    width = st.slider(
+        _("Window width"),
+        span / 500,
+        2 * span,
+        min(max(start[1], span / 500), 2 * span),
+        key=f"{shared.WIDTH_KEY}_{case_id}",
+        format="%.0f",
+        width=260,
+    )
+    return centre, width
+
+
+def _name_window(file: Image, name: str) -> str:
+    if name == "":
+        return _("As the file says") if file.presets else _("Whole range")
+    if name == _CUSTOM:
+        return _("My own")
+    preset = file.presets[int(name)]
+    label = preset.name or _("Window {n}").format(n=int(name) + 1)
+    return f"{label} ({preset.centre:g} / {preset.width:g})"
+
+
+def warn_of_text(case_id: str, diagnosis: Diagnosis) -> None:
+    """Say that names may be in the pixels; drawn samples carry only their own mark."""
+    if not diagnosis.burned_in or sample_truth(case_id) is not None:
+        return
+    st.warning(
+        _("**This image seems to hold burned-in text.** Check it for names before you share it."),
+        icon=":material/visibility_lock:",
+    )
+
+
+def show_patient_tags(source: Source) -> None:
+    """Patient and study tags of a DICOM file, only when asked for."""
+    _file, content, read = source
+    file: Image | None = st.session_state[shared.FILES_KEY].get(content)
+    if file is None or file.format != "DICOM":
+        return
+    if not st.toggle(
+        _("Show patient tags"),
+        key=f"{shared.TAGS_KEY}_{content}",
+        help=_("Name, number and dates in this file. They are never logged and not kept."),
+    ):
+        return
+    try:
+        tags = dicom_export.read_patient_tags(read())
+    except CoreError as error:
+        st.error(describe(error))
+        return
+    lines = [f"{_TAG_NAMES[tag]}: **{plain(value)}**" for tag, value in tags.items()]
+    st.markdown("  \n".join(lines) or _("The file names no patient."))

@@ -1,0 +1,131 @@
+"""Diagnose page: downloads. One case as PDF and DICOM, all of them as JSON and CSV.
+
+Files are made when asked for and go to the browser; nothing is written to the server's disk.
+"""
+
+from pathlib import PurePath
+
+import streamlit as st
+
+from core import dicom_export, pdf_report
+from core.diagnosis import Diagnosis, dump_json, to_csv
+from core.ensemble import Model
+from core.explain import outline, overlay, resize_heatmap
+from core.second_look import Scrutiny
+from pages import _shared as shared
+from pages._diagnose_heatmaps import known_scrutiny
+from pages._diagnose_sources import Source
+from pages._text import _
+
+_DICOM = "application/dicom"
+_PDF = "application/pdf"
+
+
+def show_case_downloads(model: Model, diagnosis: Diagnosis, source: Source) -> None:
+    """PDF, Secondary Capture and Structured Report of the case on view."""
+    if diagnosis.status == "rejected" or diagnosis.pixels is None:
+        return
+    stem = PurePath(diagnosis.file).stem or "case"
+    pdf_name, sc_name, sr_name = f"{stem}.pdf", f"{stem}-overlay.dcm", f"{stem}-report.dcm"
+    scrutiny = known_scrutiny(diagnosis)
+    opacity = st.session_state.get(shared.OPACITY_KEY, 60) / 100
+    has_line = bool(st.session_state.get(shared.CONTOUR_KEY))
+    st.markdown(
+        "#### " + _("Take this case with you"),
+        help=_(
+            "The DICOM files carry the patient and study identifiers of the file that you "
+            "uploaded, if it was DICOM. The PDF carries none."
+        ),
+    )
+    with st.container(horizontal=True):
+        st.download_button(
+            _("Report (PDF)"),
+            lambda: pdf_report.build_pdf(model, diagnosis, scrutiny=scrutiny, opacity=opacity),
+            pdf_name,
+            _PDF,
+            on_click="ignore",
+            icon=":material/picture_as_pdf:",
+            key="diagnose_pdf",
+        )
+        st.download_button(
+            _("Picture with heatmap (DICOM SC)"),
+            lambda: dicom_export.encode(
+                _capture(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line)
+            ),
+            sc_name,
+            _DICOM,
+            on_click="ignore",
+            icon=":material/image:",
+            key="diagnose_sc",
+        )
+        st.download_button(
+            _("Structured report (DICOM SR)"),
+            lambda: _report(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line),
+            sr_name,
+            _DICOM,
+            on_click="ignore",
+            icon=":material/article:",
+            key="diagnose_sr",
+        )
+
+
+def _capture(
+    diagnosis: Diagnosis,
+    source: Source,
+    scrutiny: Scrutiny | None,
+    *,
+    opacity: float,
+    has_line: bool,
+) -> "dicom_export.Dataset":
+    pictures = {}
+    assert diagnosis.pixels is not None
+    height, width = diagnosis.pixels.shape[:2]
+    class_name = scrutiny.class_name if scrutiny else diagnosis.predicted_class or ""
+    for backbone, heatmap in diagnosis.heatmaps_for(class_name).items():
+        fine = resize_heatmap(heatmap, height=height, width=width)
+        picture = overlay(diagnosis.pixels, fine, opacity=opacity)
+        pictures[backbone] = outline(picture, fine) if has_line else picture
+    sheet = dicom_export.lay_out(diagnosis, pictures, class_name=class_name)
+    return dicom_export.build_secondary_capture(diagnosis, sheet, source=source[2]())
+
+
+def _report(
+    diagnosis: Diagnosis,
+    source: Source,
+    scrutiny: Scrutiny | None,
+    *,
+    opacity: float,
+    has_line: bool,
+) -> bytes:
+    capture = _capture(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line)
+    report = dicom_export.build_report(diagnosis, source=source[2](), picture=capture)
+    return dicom_export.encode(report)
+
+
+def show_downloads(cases: list[Diagnosis], *, n_hidden: int) -> None:
+    """The whole worklist; cases whose answer still waits for the reader are left out."""
+    if n_hidden:
+        st.caption(
+            _("{n} cases that you have not read yet are left out of the files.").format(n=n_hidden)
+        )
+    if not cases:
+        return
+    with st.container(horizontal=True):
+        st.download_button(
+            _("Download all results (JSON)"),
+            lambda: dump_json(cases),
+            "neighbordx.json",
+            "application/json",
+            on_click="ignore",
+            icon=":material/download:",
+            key="diagnose_json",
+        )
+        st.download_button(
+            _("Download all results (CSV)"),
+            lambda: "\ufeff" + to_csv(cases),
+            "neighbordx.csv",
+            "text/csv",
+            on_click="ignore",
+            icon=":material/download:",
+            key="diagnose_csv",
+        )

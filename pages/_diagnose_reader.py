@@ -1,0 +1,77 @@
+"""Diagnose page: reader first. A read and its confidence are committed before the answer shows."""
+
+from datetime import UTC, datetime
+
+import streamlit as st
+
+from core.diagnosis import Diagnosis, ReaderRead
+from core.ensemble import Model
+from pages import _shared as shared
+from pages._diagnose_intake import commit_read
+from pages._text import _, class_label, percent, plain
+
+
+def show_switch() -> None:
+    """The switch, above the worklist."""
+    st.toggle(
+        _("I read first, then see the answer"),
+        key=shared.READER_FIRST_KEY,
+        help=_(
+            "Answers stay hidden until you have committed your own read of a case. Readers who "
+            "commit first are less often led astray by a wrong answer. Your read is in the export."
+        ),
+    )
+
+
+def is_hidden(diagnosis: Diagnosis) -> bool:
+    """Whether the answer waits for the reader."""
+    is_on = bool(st.session_state.get(shared.READER_FIRST_KEY))
+    return is_on and diagnosis.status != "rejected" and diagnosis.reader is None
+
+
+def show_form(model: Model, case_id: str) -> None:
+    """Ask for the read; once committed it stands."""
+    with st.form(f"diagnose_read_{case_id}", border=True):
+        st.markdown("#### " + _("Your read"))
+        chosen = st.radio(
+            _("What do you see?"),
+            list(model.class_names),
+            index=None,
+            format_func=class_label,
+            horizontal=True,
+        )
+        confidence = st.slider(
+            _("How sure are you?"), 50, 100, 75, step=5, format="%d %%", width=320
+        )
+        is_sent = st.form_submit_button(
+            _("Commit and show the answer"), type="primary", icon=":material/lock:"
+        )
+    if not is_sent:
+        return
+    if chosen is None:
+        st.warning(_("Choose what you see first."), icon=":material/warning:")
+        return
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    commit_read(case_id, ReaderRead(chosen, confidence / 100, now))
+    st.rerun()
+
+
+def show_read(diagnosis: Diagnosis) -> None:
+    """What the reader said, beside what the model says."""
+    if diagnosis.reader is None:
+        return
+    read = diagnosis.reader
+    if diagnosis.status != "answered":
+        verdict = _("the model gives no answer")
+    elif read.class_name == diagnosis.predicted_class:
+        verdict = _("the model agrees")
+    else:
+        verdict = _("**the model says otherwise**")
+    st.markdown(
+        ":material/person: "
+        + _("Your read: {name}, {share} sure; {verdict}.").format(
+            name=f"**{plain(class_label(read.class_name))}**",
+            share=percent(read.confidence),
+            verdict=verdict,
+        )
+    )

@@ -1,0 +1,135 @@
+"""SC and SR read back: the answer is in them, identifiers are the source's, a validator agrees."""
+
+import dataclasses
+import io
+import shutil
+import subprocess
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from core.diagnosis import Diagnosis, Novelty, ReaderRead
+from core.dicom_export import (
+    build_report,
+    build_secondary_capture,
+    encode,
+    list_values,
+    read_patient_tags,
+)
+from core.errors import ImageError
+
+CASE = Diagnosis(
+    file="a.dcm",
+    status="answered",
+    model_id="cxr",
+    data_id="0123456789ab",
+    created="2026-11-24T22:00:00+00:00",
+    disease_class="pneumonia",
+    predicted_class="pneumonia",
+    probabilities={"normal": 0.125, "pneumonia": 0.875},
+    novelty=Novelty(42.0, False),
+    reader=ReaderRead("normal", 0.7, "2026-11-24T21:59:00+00:00"),
+)
+PICTURE = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)
+
+
+@pytest.fixture(scope="module")
+def source() -> bytes:
+    path = get_testdata_file("CT_small.dcm")
+    assert path is not None
+    return Path(str(path)).read_bytes()
+
+
+def read(data: bytes) -> pydicom.Dataset:
+    return pydicom.dcmread(io.BytesIO(data))
+
+
+def test_the_report_holds_the_answer_and_the_sources_identifiers(source: bytes) -> None:
+    report = read(encode(build_report(CASE, source=source)))
+    original = read(source)
+    for tag in ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber", "StudyDate"):
+        assert report.get(tag) == original.get(tag), tag
+    values = dict(list_values(report))
+    assert values["Answer of the model"] == "Answer: pneumonia"
+    assert float(values["Calibrated probability of pneumonia"]) == 87.5
+    assert float(values["Novelty percentile"]) == 42.0
+    assert values["Read of the reader before the answer"] == "normal"
+    assert values["Intended use"].startswith("Research use")
+    assert (values["Model"], values["Training data"]) == ("cxr", "0123456789ab")
+    assert report.CompletionFlag == "PARTIAL"
+    assert report.VerificationFlag == "UNVERIFIED"
+    parsed = hd.sr.srread(io.BytesIO(encode(report)))
+    groups = parsed.content.get_image_measurement_groups()
+    assert len(groups) == 1
+    numbers = {m.name.meaning: m.value for m in groups[0].get_measurements()}
+    assert numbers["Calibrated probability of pneumonia"] == 87.5
+    (image,) = groups[0].source_images
+    assert image.referenced_sop_instance_uid == original.SOPInstanceUID
+
+
+def test_the_picture_is_in_the_sources_study(source: bytes) -> None:
+    capture = read(encode(build_secondary_capture(CASE, PICTURE, source=source)))
+    original = read(source)
+    assert capture.StudyInstanceUID == original.StudyInstanceUID
+    assert capture.SeriesInstanceUID != original.SeriesInstanceUID
+    assert capture.PatientID == original.PatientID
+    np.testing.assert_array_equal(capture.pixel_array, PICTURE)
+    assert "Answer: pneumonia" in capture.ImageComments
+    assert "Research use" in capture.SeriesDescription
+    assert capture.Modality == "OT"
+
+
+def test_a_picture_gets_a_study_of_its_own_without_a_patient() -> None:
+    capture = build_secondary_capture(CASE, PICTURE, source=b"\x89PNG")
+    report = read(encode(build_report(CASE, source=b"\x89PNG", picture=capture)))
+    assert report.StudyInstanceUID == capture.StudyInstanceUID
+    assert not report.PatientID
+    assert not report.PatientName
+    with pytest.raises(ImageError, match="needs a DICOM image"):
+        build_report(CASE, source=b"\x89PNG")
+
+
+def test_a_frame_is_referred_to_by_its_number() -> None:
+    path = get_testdata_file("rtdose.dcm")
+    assert path is not None
+    data = Path(str(path)).read_bytes()
+    report = build_report(dataclasses.replace(CASE, frame=2), source=data)
+    group = hd.sr.srread(io.BytesIO(encode(report))).content.get_image_measurement_groups()[0]
+    assert group.source_images[0].referenced_frame_numbers == [3]
+
+
+def test_no_answer_is_said_and_gives_no_probability(source: bytes) -> None:
+    novel = dataclasses.replace(CASE, status="abstained", abstain_reason="novel")
+    values = dict(list_values(build_report(novel, source=source)))
+    assert values["Answer of the model"].startswith("No answer: not the kind")
+    assert not any("probability" in name for name in values)
+    rejected = dataclasses.replace(CASE, status="rejected")
+    with pytest.raises(ImageError, match="was not read"):
+        build_report(rejected, source=source)
+
+
+def test_patient_tags_are_read_only_on_request(source: bytes) -> None:
+    tags = read_patient_tags(source)
+    assert tags["PatientID"] == "1CT1"
+    assert read_patient_tags(b"\x89PNG") == {}
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+def test_a_validator_finds_no_error(source: bytes, tmp_path: Path) -> None:
+    capture = build_secondary_capture(CASE, PICTURE, source=None)
+    files = {
+        "sc.dcm": capture,
+        "sr.dcm": build_report(CASE, picture=capture),
+        "sc-of-source.dcm": build_secondary_capture(CASE, PICTURE, source=source),
+        "sr-of-source.dcm": build_report(CASE, source=source),
+    }
+    for name, dataset in files.items():
+        path = tmp_path / name
+        path.write_bytes(encode(dataset))
+        run = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+        errors = [line for line in run.stderr.splitlines() if line.startswith("Error")]
+        assert errors == [], name

@@ -1,0 +1,73 @@
+"""The PDF holds what it must, in words that can be read back, whatever the names."""
+
+import dataclasses
+import io
+
+import pytest
+from pypdf import PdfReader
+
+from core.diagnosis import Diagnosis, ReaderRead
+from core.ensemble import Ensemble
+from core.errors import ImageError
+from core.image_io import decode, encode_png
+from core.inference import diagnose, reject
+from core.pdf_report import build_pdf
+from core.phantom import draw
+from core.second_look import scrutinise
+
+
+@pytest.fixture(scope="module")
+def case(tiny_ensemble: Ensemble) -> Diagnosis:
+    image = decode(encode_png(draw(900001, is_diseased=True, size=96).pixels), name="a.png")
+    done = diagnose(tiny_ensemble, [image])[0]
+    return dataclasses.replace(done, status="answered", abstain_reason=None)
+
+
+def read(data: bytes) -> str:
+    pages = PdfReader(io.BytesIO(data)).pages
+    return " ".join(" ".join(page.extract_text().split()) for page in pages)
+
+
+def test_the_page_says_all_that_it_must(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+    scrutiny = scrutinise(tiny_ensemble, case, class_name=case.predicted_class or "")
+    answered = dataclasses.replace(case, reader=ReaderRead("normal", 0.8, case.created))
+    data = build_pdf(tiny_ensemble, answered, scrutiny=scrutiny)
+    text = read(data)
+    for expected in (
+        f"Answer: {case.predicted_class}",
+        "Research use, not a diagnosis.",
+        case.model_id,
+        case.data_id.split("+")[0],
+        case.created[:10],
+        "80% sure",
+        "chance",
+        "Nearest training images",
+        case.neighbours[0].key.split("/")[-1],
+        f"{case.neighbours[0].distance:.4f}",
+        "Each model's vote",
+        *(m.model_id for m in case.members),
+    ):
+        assert expected in text, expected
+    images = sum(len(page.images) for page in PdfReader(io.BytesIO(data)).pages)
+    assert images >= 1 + len(case.heatmaps)
+
+
+def test_no_answer_and_untested_maps_are_said(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+    novel = dataclasses.replace(case, status="abstained", abstain_reason="novel")
+    text = read(build_pdf(tiny_ensemble, novel))
+    assert "not the kind of image" in text
+    assert "Calibrated probability" not in text
+    assert "Not tested on this image" in text
+
+
+def test_names_in_any_letters_and_markup_are_set(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+    odd = dataclasses.replace(case, file="眼底 <b>&.png")
+    data = build_pdf(tiny_ensemble, odd)
+    assert f"Answer: {case.predicted_class}" in read(data)
+    assert b"STSong-Light" in data  # the only font here that has the letters
+
+
+def test_a_rejected_file_has_no_report(tiny_ensemble: Ensemble) -> None:
+    rejected = reject("a", ImageError("no"), model=tiny_ensemble)
+    with pytest.raises(ImageError, match="not read"):
+        build_pdf(tiny_ensemble, rejected)

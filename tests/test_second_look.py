@@ -1,0 +1,119 @@
+"""Heatmaps tested on their image, training images at full size, coverage by hand."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.bundle import ModelBundle
+from core.diagnosis import Diagnosis, Heatmap
+from core.ensemble import Ensemble
+from core.errors import ShapeError
+from core.image_io import decode, encode_png
+from core.inference import diagnose
+from core.phantom import draw
+from core.second_look import (
+    compute_coverage,
+    compute_map_agreement,
+    describe_reliability,
+    load_case,
+    scrutinise,
+)
+
+
+@pytest.fixture(scope="module")
+def case(tiny_ensemble: Ensemble) -> Diagnosis:
+    image = decode(encode_png(draw(900001, is_diseased=True, size=96).pixels), name="a.png")
+    return diagnose(tiny_ensemble, [image])[0]
+
+
+def test_every_heatmap_is_tested_for_either_class(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+    for class_name in tiny_ensemble.class_names:
+        found = scrutinise(tiny_ensemble, case, class_name=class_name)
+        assert set(found.by_backbone) == set(case.heatmaps_for(class_name))
+        for one in found.by_backbone.values():
+            assert 0.0 <= one.test.deletion <= 1.0
+            assert one.view_agreement is not None
+            assert -1.0 <= one.view_agreement <= 1.0
+        assert found.map_agreement is not None
+
+
+def test_a_case_without_heatmaps_cannot_be_tested(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+    with pytest.raises(ShapeError, match="'disease'"):
+        scrutinise(tiny_ensemble, dataclasses.replace(case, maps=()), class_name="disease")
+
+
+def test_agreement_by_hand() -> None:
+    ramp = np.arange(9, dtype=np.float32).reshape(3, 3) / 8
+    views = ramp[None]
+    same = [Heatmap(name, "disease", ramp, views) for name in "ab"]
+    opposed = [same[0], Heatmap("b", "disease", 1 - ramp, views)]
+    assert compute_map_agreement(same) == pytest.approx(1.0)
+    assert compute_map_agreement(opposed) == pytest.approx(-1.0)
+    assert compute_map_agreement(same[:1]) is None
+
+
+def test_the_views_mean_nothing_new_when_there_is_one_answer(case: Diagnosis) -> None:
+    assert len(case.view_probabilities) == 4
+    assert all(0.0 <= p <= 1.0 for p in case.view_probabilities)
+    # the whole lies among its views, up to the calibration's smoothing
+    p = case.probabilities["disease"]
+    assert min(case.view_probabilities) - 0.2 <= p <= max(case.view_probabilities) + 0.2
+
+
+def test_coverage_by_hand() -> None:
+    truth = np.array([True, True, False, False, True])
+    p = np.array([0.95, 0.9, 0.1, 0.6, 0.45])  # the two least sure are wrong
+    assert [compute_coverage(truth, p, share=s).accuracy for s in (1.0, 0.8, 0.6)] == [
+        pytest.approx(0.6),
+        pytest.approx(0.75),
+        1.0,
+    ]
+    assert compute_coverage(truth, p, share=0.5).n == 3  # rounded up
+
+
+def with_validation(bundle: ModelBundle, **answers: object) -> ModelBundle:
+    metrics = {**bundle.metrics, "validation_answers": answers}
+    return dataclasses.replace(
+        bundle, contents=dataclasses.replace(bundle.contents, metrics=metrics)
+    )
+
+
+def test_reliability_comes_from_the_validation_answers(tiny_bundle: ModelBundle) -> None:
+    truth = [True, False] * 20
+    p = [0.9, 0.1] * 19 + [0.45, 0.55]  # two wrong, and within the abstain zone
+    known = describe_reliability(
+        with_validation(tiny_bundle, keys=list(range(40)), is_disease=truth, p_disease=p)
+    )
+    assert known is not None
+    assert (known.n, known.method) == (40, "temperature")
+    assert [c.accuracy for c in known.coverage] == [pytest.approx(0.95), 1.0, 1.0]
+    assert known.answered is not None
+    assert known.answered.share == pytest.approx(0.95)
+    assert known.answered.accuracy == 1.0
+    few = with_validation(tiny_bundle, keys=[1], is_disease=[True], p_disease=[0.9])
+    assert describe_reliability(few) is None
+
+
+def test_the_original_is_shown_where_it_still_is(tiny_bundle: ModelBundle, tmp_path: Path) -> None:
+    original = Path(tiny_bundle.config.data_root) / tiny_bundle.gallery.keys[0]
+    np.testing.assert_array_equal(load_case(tiny_bundle, 0), decode(original.read_bytes()).pixels)
+    moved = dataclasses.replace(
+        tiny_bundle, config=dataclasses.replace(tiny_bundle.config, data_root=str(tmp_path))
+    )
+    np.testing.assert_array_equal(load_case(moved, 0), tiny_bundle.thumbnail(0))
+    other = tmp_path / tiny_bundle.gallery.keys[0]
+    other.parent.mkdir(parents=True)
+    shutil.copy(Path(tiny_bundle.config.data_root) / tiny_bundle.gallery.keys[1], other)
+    np.testing.assert_array_equal(load_case(moved, 0), tiny_bundle.thumbnail(0))  # not the same
+
+
+def test_a_close_case_is_nearer_than_two_of_a_class_usually_are(case: Diagnosis) -> None:
+    assert 0.0 < case.close_limit < 2.0
+    far = dataclasses.replace(case, close_limit=case.neighbours[0].distance * 0.99)
+    assert not far.has_close_case
+    near = dataclasses.replace(case, close_limit=case.neighbours[0].distance)
+    assert near.has_close_case
+    assert not dataclasses.replace(case, neighbours=()).has_close_case

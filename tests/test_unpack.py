@@ -1,0 +1,77 @@
+"""Zips: what is listed, what is read, what is refused with which reason."""
+
+import io
+import zipfile
+
+import pytest
+
+from core.errors import ImageError
+from core.unpack import is_zip, list_entries, read_entry
+
+LIMIT = 2**20
+
+
+def pack(files: dict[str, bytes], *, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_files_are_listed_in_order_without_what_is_hidden() -> None:
+    data = pack(
+        {
+            "b/2.png": b"two",
+            "a.dcm": b"one",
+            "__MACOSX/._a.dcm": b"x",
+            ".hidden": b"x",
+            "b/Thumbs.db": b"x",
+            "empty/": b"",
+        }
+    )
+    assert is_zip(data)
+    assert [(e.name, e.path, e.n_bytes) for e in list_entries(data)] == [
+        ("2.png", "b/2.png", 3),
+        ("a.dcm", "a.dcm", 3),
+    ]
+    assert read_entry(data, "b/2.png", max_bytes=LIMIT) == b"two"
+
+
+def refusal(data: bytes, path: str = "a", *, max_bytes: int = LIMIT) -> str:
+    with pytest.raises(ImageError) as caught:
+        read_entry(data, path, max_bytes=max_bytes)
+    return caught.value.code
+
+
+def test_every_refusal_has_its_code() -> None:
+    assert refusal(pack({"a": b"x" * 100}), max_bytes=50) == "upload.too_big"
+    assert refusal(pack({"a": b"\0" * 2**22}), max_bytes=2**23) == "image.zip_bomb"
+    assert refusal(pack({"a": pack({"b": b"x"})})) == "image.zip_nested"
+    encrypted = bytearray(pack({"a": b"secret"}))
+    encrypted[6] |= 1
+    encrypted[encrypted.index(b"PK\x01\x02") + 8] |= 1
+    assert refusal(bytes(encrypted)) == "image.zip_encrypted"
+    damaged = bytearray(pack({"a": b"abcdef" * 50}, method=zipfile.ZIP_STORED))
+    damaged[60] ^= 0xFF
+    assert refusal(bytes(damaged)) == "image.zip_damaged"
+    assert refusal(pack({"a": b"x"}), "missing") == "image.zip_damaged"
+
+
+def test_a_size_that_lies_is_found_while_reading() -> None:
+    data = bytearray(pack({"a": b"y" * 5000}, method=zipfile.ZIP_STORED))
+    place = data.index(b"PK\x01\x02") + 24
+    data[place : place + 4] = (10).to_bytes(4, "little")
+    with pytest.raises(ImageError):
+        read_entry(bytes(data), "a", max_bytes=100)
+
+
+def test_archives_that_cannot_be_listed() -> None:
+    for data, code in (
+        (b"PK\x03\x04 not really", "image.zip_damaged"),
+        (pack({}), "image.zip_empty"),
+        (pack({f"{i}": b"" for i in range(10_001)}), "image.zip_entries"),
+    ):
+        with pytest.raises(ImageError) as caught:
+            list_entries(data)
+        assert caught.value.code == code
