@@ -81,6 +81,7 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
     shots = tmp_path_factory.mktemp("shots")
     with serve(checkpoints) as base:
         page = open_page(base + "/finetune")
+        page.get_by_text("Upload a zip", exact=True).wait_for(timeout=120_000)
         page.get_by_text("Upload a zip", exact=True).click()
         settle(page)
         evil = io.BytesIO()
