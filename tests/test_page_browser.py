@@ -240,7 +240,7 @@ def test_an_upload_shows_class_neighbours_heatmap_and_map(
         map_svg = page.locator(".js-plotly-plot", has=page.locator(".legend")).first
         assert "this image" in map_svg.inner_text()
         assert map_svg.locator(".scatterlayer path.point").count() >= 36
-        page.get_by_role("button", name="Next", exact=True).click()
+        page.get_by_role("button", name="Next Shortcut N", exact=True).click()
         settle(page)
     assert page.get_by_role("heading", name="Not read, so there is no answer").count() == 1
 

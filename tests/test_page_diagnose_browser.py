@@ -80,7 +80,7 @@ def test_a_case_from_upload_to_export(
     snap(page, folder / f"case-{width}-{scheme}.png")
     pdf = download(page, "Report (PDF)")
     assert pdf.startswith(b"%PDF-")
-    click(page, "Next")
+    click(page, "Next Shortcut N")
     flip(page, "Invert")
     flip(page, "Show patient tags")
     assert page.get_by_text("1CT1").count() == 1
