@@ -17,6 +17,7 @@ from core.dicom_export import (
     build_report,
     build_secondary_capture,
     encode,
+    lay_out,
     list_values,
     read_patient_tags,
 )
@@ -133,3 +134,18 @@ def test_a_validator_finds_no_error(source: bytes, tmp_path: Path) -> None:
         run = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
         errors = [line for line in run.stderr.splitlines() if line.startswith("Error")]
         assert errors == [], name
+
+
+def test_the_sheet_keeps_the_overlays_pixels_and_is_stored_whole(source: bytes) -> None:
+    shown = dataclasses.replace(CASE, pixels=PICTURE)
+    overlays = {"a": PICTURE, "b": 255 - PICTURE}
+    sheet = lay_out(shown, overlays, class_name="pneumonia")
+    height, width = PICTURE.shape[:2]
+    side = sheet.shape[1] // 2
+    np.testing.assert_array_equal(sheet[-height:, :width], PICTURE)
+    np.testing.assert_array_equal(sheet[-height:, side : side + width], 255 - PICTURE)
+    assert sheet[:-height].max() > 200  # the answer is written above
+    capture = read(encode(build_secondary_capture(shown, sheet, source=source)))
+    np.testing.assert_array_equal(capture.pixel_array, sheet)
+    again = build_secondary_capture(shown, sheet, source=source)
+    assert again.SOPInstanceUID == capture.SOPInstanceUID  # a report can refer to its picture
