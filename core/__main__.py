@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from core.cli import answers, exploring, jobs, listing, models, training
+from core.cli import answers, evaluation, exploring, jobs, listing, models, training
 from core.diagnosis import RESEARCH_USE
 from core.errors import CoreError
 
@@ -16,7 +16,9 @@ COMMANDS = (
     training.train,
     training.ensemble,
     answers.predict,
-    answers.evaluate,
+    evaluation.evaluate,
+    evaluation.external,
+    evaluation.report,
     training.ablation,
     listing.models,
     exploring.findings,

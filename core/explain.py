@@ -7,18 +7,22 @@ Hooks are put on the shared net while it works: the caller holds the bundle's lo
 Reference: Selvaraju et al. 2017, arXiv:1610.02391.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from pytorch_grad_cam.base_cam import BaseCAM
 from torch import Tensor, nn
 
 from core.backbones import Tail
 from core.embedder import Embedder, EmbeddingNet
-from core.errors import ShapeError, check_shape
+from core.errors import ConfigError, ShapeError, check_shape
 from core.knn import Gallery, split_parts
 from core.transforms import merge_views, undo_views
 
@@ -26,11 +30,41 @@ _MIN_DISTANCE = 1e-6
 _MIN_PROBABILITY = 1e-7
 
 
-class _TailCam(GradCAM):  # type: ignore[misc]
-    """GradCAM that leaves maps at the layer's resolution; its input may be (V, N, C) tokens."""
+class _AtLayerSize(BaseCAM):  # type: ignore[misc]
+    """Leaves maps at the layer's resolution; the input may be (V, N, C) tokens."""
 
     def get_target_width_height(self, input_tensor: Tensor) -> None:  # noqa: ARG002
         return None
+
+
+class _GradCam(_AtLayerSize, GradCAM):  # type: ignore[misc]
+    pass
+
+
+class _GradCamPlusPlus(_AtLayerSize, GradCAMPlusPlus):  # type: ignore[misc]
+    pass
+
+
+class _HiResCam(_AtLayerSize, HiResCAM):  # type: ignore[misc]
+    pass
+
+
+class _LayerCam(_AtLayerSize, LayerCAM):  # type: ignore[misc]
+    pass
+
+
+class _XGradCam(_AtLayerSize, XGradCAM):  # type: ignore[misc]
+    pass
+
+
+# Of the grad-cam package; the first is the one shown.
+METHODS: Mapping[str, type[BaseCAM]] = {
+    "grad-cam": _GradCam,
+    "grad-cam++": _GradCamPlusPlus,
+    "hirescam": _HiResCam,
+    "layercam": _LayerCam,
+    "xgrad-cam": _XGradCam,
+}
 
 
 class _VoteModel(nn.Module):
@@ -147,6 +181,7 @@ def compute_heatmaps(
     *,
     class_index: int,
     neighbours: Sequence[Sequence[NDArray[np.float32]]],
+    method: str = "grad-cam",
 ) -> dict[str, NDArray[np.float32]]:
     """Explain the vote for one class on one image.
 
@@ -155,13 +190,17 @@ def compute_heatmaps(
         activations: per backbone the (V, ...) trunk activations of the image's views.
         class_index: the class argued for.
         neighbours: what ``find_voters`` found; empty for a classifier.
+        method: one of METHODS.
 
     Returns:
         backbone name -> (h, w) float32 in [0, 1] at the layer's resolution: the mean over the
         views, each turned upright. All zero where nothing speaks for the class.
+
+    Raises:
+        ConfigError: an unknown method.
     """
     by_view = compute_view_heatmaps(
-        embedder, activations, class_index=class_index, neighbours=neighbours
+        embedder, activations, class_index=class_index, neighbours=neighbours, method=method
     )
     return {name: normalise(maps.mean(axis=0)) for name, maps in by_view.items()}
 
@@ -172,28 +211,33 @@ def compute_view_heatmaps(
     *,
     class_index: int,
     neighbours: Sequence[Sequence[NDArray[np.float32]]],
+    method: str = "grad-cam",
 ) -> dict[str, NDArray[np.float32]]:
     """The map of every view by itself; arguments as ``compute_heatmaps``.
 
     Returns:
         backbone name -> (V, h, w) float32, non-negative, each view turned upright.
     """
+    if method not in METHODS:
+        raise ConfigError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}.")
     # Outside inference mode a copy is an ordinary tensor that autograd may use.
     inputs = [a.to(embedder.device).float().clone() for a in activations]
     rows = [[torch.from_numpy(n).to(embedder.device) for n in part] for part in neighbours]
     heatmaps = {}
     for index, backbone in enumerate(embedder.backbones):
         model = _VoteModel(embedder.net, inputs, index=index, neighbours=rows)
-        maps = _compute_view_maps(model.eval(), backbone.tail, inputs[index], class_index)
+        maps = _compute_view_maps(
+            model.eval(), backbone.tail, inputs[index], class_index, method=method
+        )
         heatmaps[backbone.name] = maps
     return heatmaps
 
 
 def _compute_view_maps(
-    model: _VoteModel, tail: Tail, activation: Tensor, class_index: int
+    model: _VoteModel, tail: Tail, activation: Tensor, class_index: int, *, method: str
 ) -> NDArray[np.float32]:
     reshape: Callable[[Tensor], Tensor] = tail.to_map
-    cam = _TailCam(model, [tail.cam_layer], reshape_transform=reshape)
+    cam = METHODS[method](model, [tail.cam_layer], reshape_transform=reshape)
     try:
         maps = cam(activation.detach().requires_grad_(True), [_ClassTarget(class_index)])
     finally:
@@ -206,6 +250,30 @@ def normalise(heatmap: NDArray[np.floating]) -> NDArray[np.float32]:
     """Bring the peak of a non-negative map to 1; a map of zeros stays."""
     peak = float(heatmap.max())
     return (heatmap / peak if peak > 0 else heatmap).astype(np.float32)
+
+
+def randomise_net(embedder: Embedder, *, seed: int = 0) -> Embedder:
+    """The same model with every trained layer drawn anew: its heatmaps should look otherwise.
+
+    Args:
+        embedder: not modified.
+        seed: of the new parameters.
+
+    Reference: Adebayo et al. 2018, arXiv:1810.03292 (sanity checks for saliency maps).
+    """
+    net = copy.deepcopy(embedder.net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in net.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    net.requires_grad_(False).eval()
+    backbones = tuple(
+        dataclasses.replace(backbone, tail=cast(Tail, tail))
+        for backbone, tail in zip(embedder.backbones, net.tails, strict=True)
+    )
+    return dataclasses.replace(embedder, net=net, backbones=backbones)
 
 
 def merge_heatmaps(maps: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:

@@ -232,12 +232,16 @@ def _compute_share(
     return mean
 
 
-def has_hit(heatmap: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
+def has_hit(
+    heatmap: NDArray[np.float32], mask: NDArray[np.bool_], *, tolerance_px: int = 0
+) -> bool:
     """Pointing game: whether the brightest point lies on the mask; a flat map has no such point.
 
     Args:
         heatmap: (h, w) in [0, 1]; brought to the mask's size.
         mask: (H, W), true on the lesion.
+        tolerance_px: a point no farther than this from the mask counts too; the paper allows 15
+            pixels on images of about 500.
 
     Raises:
         ShapeError: the mask is not two-dimensional or holds no lesion.
@@ -245,7 +249,9 @@ def has_hit(heatmap: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
     fine = _fit_to_mask(heatmap, mask)
     if fine.max() <= fine.min():
         return False
-    return bool(mask[np.unravel_index(int(fine.argmax()), fine.shape)])
+    place = np.unravel_index(int(fine.argmax()), fine.shape)
+    distances = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return bool(distances[place] <= tolerance_px)
 
 
 def compute_energy(heatmap: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:

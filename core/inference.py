@@ -44,6 +44,10 @@ class SplitReading:
     is_novel: NDArray[np.bool_]  # (N,)
     groups: tuple[str, ...]
     unreadable: Mapping[str, str]
+    embeddings: tuple[NDArray[np.float32], ...] = ()  # per member (N, D)
+    barred: tuple[tuple[tuple[int, ...], ...], ...] = ()  # per member and image: rows that may
+    # not vote on it
+    percentile: NDArray[np.float64] | None = None  # (N,) of the novelty distance, 0..100
 
 
 def diagnose(
@@ -160,6 +164,14 @@ def read_split(
         is_novel=np.array([_join_novelty(v).is_novel for v in votes], dtype=bool),
         groups=tuple(record.group or "" for record in read),
         unreadable=unreadable,
+        embeddings=tuple(
+            np.array([v[m].embedding for v in votes], dtype=np.float32)
+            for m in range(len(model.members))
+        ),
+        barred=tuple(
+            tuple(tuple(sorted(v[m].related)) for v in votes) for m in range(len(model.members))
+        ),
+        percentile=np.array([_join_novelty(v).distance_percentile for v in votes]),
     )
 
 

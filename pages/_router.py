@@ -91,6 +91,12 @@ def main() -> None:
                     default=True,
                 ),
                 st.Page(
+                    ROOT / "pages" / "evaluate.py",
+                    title=_("Evaluate"),
+                    icon=":material/analytics:",
+                    url_path="evaluate",
+                ),
+                st.Page(
                     ROOT / "pages" / "finetune.py",
                     title=_("Fine-tune"),
                     icon=":material/model_training:",

@@ -71,6 +71,12 @@ MODELS_FILE_KEY = "models_file"
 MODELS_IMPORT_NAME_KEY = "models_import_name"
 
 
+# Page state of the Evaluate page.
+EVALUATION_KEY = "evaluate_shown"  # name of the evaluation on view
+PART_KEY = "evaluate_part"
+CELL_KEY = "evaluate_cell"  # cell of the confusion matrix whose images are shown
+
+
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _load_model(model_id: str, weights_sha256: str) -> Model:  # noqa: ARG001 - cache key
     settings = Settings.from_env()
@@ -85,6 +91,13 @@ def list_usable_models() -> list[registry.ModelSummary]:
 
 def require_model() -> Model:
     """The chosen model, loaded once per server; the page ends here with a sentence without one."""
+    summary = require_summary()
+    with st.spinner(_("Loading the model …")):
+        return _load_model(summary.model_id, summary.weights_sha256)
+
+
+def require_summary() -> registry.ModelSummary:
+    """The chosen model's line in the list; the page ends here with a sentence without one."""
     models = {m.model_id: m for m in list_usable_models()}
     active = registry.active_model_id(Settings.from_env().checkpoints_dir)
     summary = models.get(st.session_state.get(MODEL_KEY, "")) or models.get(active or "")
@@ -94,8 +107,7 @@ def require_model() -> Model:
         st.code("make demo", language="bash")  # runs: python -m core demo
         st.caption(_("Without make: {command}").format(command="`python -m core demo`"))
         st.stop()
-    with st.spinner(_("Loading the model …")):
-        return _load_model(summary.model_id, summary.weights_sha256)
+    return summary
 
 
 @contextmanager

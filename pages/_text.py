@@ -134,6 +134,13 @@ ERRORS: dict[str, str] = {
     "curation.filter_name": N_("A filter needs a name of 1 to 100 characters."),
     "curation.database": N_("The database of corrections cannot be used."),
     "curation": N_("The change to the gallery cannot be made."),
+    "evaluation.unknown": N_("Model “{model_id}” has no evaluation “{name}”."),
+    "evaluation.damaged": N_("The kept evaluation “{name}” is damaged. Run it again."),
+    "evaluation.one_class": N_("These images are of one class only; both are needed."),
+    "external.sample": N_(
+        "{n_sample} of {n} images are too many or too few to recalibrate on: both the sample and "
+        "the rest need images of both classes."
+    ),
     "knn.nobody": N_("No training image is left to compare with."),
 }
 

@@ -147,6 +147,9 @@ def test_pointing_and_energy_by_hand() -> None:
     assert has_hit(heatmap, mask)
     assert compute_energy(heatmap, mask) == pytest.approx(2 / 3)
     assert not has_hit(heatmap[::-1, ::-1].copy(), mask)
+    # the peak is then at (3, 3), 3.6 pixels from the mask's nearest pixel (0, 1)
+    assert not has_hit(heatmap[::-1, ::-1].copy(), mask, tolerance_px=3)
+    assert has_hit(heatmap[::-1, ::-1].copy(), mask, tolerance_px=4)
     assert compute_energy(heatmap[::-1, ::-1].copy(), mask) == pytest.approx(1 / 3)
     # a small map is brought to the mask's size
     assert has_hit(np.array([[1, 0], [0, 0]], dtype=np.float32), mask)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     -1: {"errors"},  # below everything: every module may raise
     0: {"config", "diagnosis"},
-    1: {"image_io", "transforms", "phantom", "selection"},
+    1: {"image_io", "transforms", "phantom", "selection", "corruptions"},
     2: {
         "burned_in",
         "unpack",
@@ -24,19 +24,21 @@ LAYERS = {
         "comparison",
         "label_errors",
         "map_quality",
+        "curves",
     },
-    3: {"audit", "embedder", "projection", "neighbourhood", "curation"},
-    4: {"explain", "readiness", "bundle", "trunk_cache"},
-    5: {"ensemble", "fitting", "faithfulness", "maps", "evidence"},
+    3: {"audit", "embedder", "projection", "neighbourhood", "curation", "subgroups", "intervals"},
+    4: {"explain", "readiness", "bundle", "trunk_cache", "external"},
+    5: {"ensemble", "fitting", "faithfulness", "maps", "evidence", "attribution"},
     6: {"registry", "inference", "training", "watching", "exploration", "estimate", "second_look"},
-    7: {"pdf_report", "demo", "ablation", "findings", "archives", "model_comparison"},
-    8: {"jobs", "activation"},
+    7: {"pdf_report", "demo", "ablation", "findings", "archives", "model_comparison", "assessment"},
+    8: {"jobs", "activation", "report"},
     9: {"cli"},
     10: {"__main__"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 MAY_IMPORT_TORCH = {
-    "transforms", "backbones", "embedder", "explain", "bundle", "trunk_cache", "fitting",
+    "transforms", "backbones", "embedder", "explain", "attribution", "bundle", "trunk_cache",
+    "fitting",
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = Path("/usr/bin/chromium")
 PAGES = (
     "/",
+    "/evaluate",
     "/finetune",
     "/models",
 )  # grows with st.navigation; every one is opened on a fresh server

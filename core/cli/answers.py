@@ -1,4 +1,4 @@
-"""Commands that use models on images: predict, evaluate."""
+"""The command that uses a model on images: predict."""
 
 import dataclasses
 import json
@@ -12,8 +12,6 @@ from rich.table import Table
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
-    Data,
-    DiseaseClass,
     JsonFile,
     Model,
     read_settings,
@@ -64,32 +62,6 @@ def predict(
     if json_file is None and csv_file is None:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     _print_worklist(diagnoses)
-
-
-def evaluate(
-    model: Model,
-    data: Data,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    json_file: JsonFile = None,
-    disease_class: DiseaseClass = None,
-    checkpoints: Checkpoints = None,
-) -> None:
-    """Measure a model on a split: accuracy, AUROC, calibration, with 95 % intervals."""
-    from core.datasets import read_dataset
-    from core.inference import evaluate as run_evaluation
-    from core.registry import load_bundle
-
-    settings = read_settings(checkpoints)
-    bundle = load_bundle(settings.checkpoints_dir, model, settings=settings)
-    run = bundle.lead.config.run.train
-    dataset = read_dataset(
-        data, disease_class=disease_class, val_fraction=run.val_fraction, seed=run.seed
-    )
-    with show_progress("evaluate") as report:
-        result = run_evaluation(bundle, dataset, split=split, progress=report)
-    write_json(json_file, result)
-    if json_file is None:
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
 
 
 def _find_files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -96,16 +96,20 @@ def _train(work: Work) -> dict[str, Any]:
 
 
 def _evaluate(work: Work) -> dict[str, Any]:
-    """Measure a model. Takes model, data, split, disease_class."""
-    from core.inference import evaluate
-    from core.registry import load_bundle
+    """Measure a model and keep it with its bundle. Takes model, data, split, parts,
+    disease_class."""
+    from core.assessment import assess
 
-    model = load_bundle(
-        work.settings.checkpoints_dir, str(work.params["model"]), settings=work.settings
+    evaluation = assess(
+        str(work.params["model"]),
+        Path(work.params["data"]),
+        split=str(work.params.get("split", "test")),
+        settings=work.settings,
+        parts=list(work.params.get("parts", [])),
+        disease_class=work.params.get("disease_class"),
+        progress=work.report,
     )
-    dataset = work.read_data(model.lead.config.run)
-    split = str(work.params.get("split", "test"))
-    return evaluate(model, dataset, split=split, progress=work.report)
+    return dict(evaluation.result)
 
 
 def _audit(work: Work) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""Heatmaps against lesion masks and against the vote, on busi and idrid.
+
+    python benchmarks/bench_explanations.py --models MODELS --data ../shared/data
+
+MODELS holds a model named after each data set (``python -m core train --name busi ...``). Every
+test lesion with a mask counts for the pointing game and the energy, the first ones for deletion
+and insertion. A data set without a model is left out. Writes results/explanations.json.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+from core.assessment.heatmap_study import study_heatmaps
+from core.attribution import ALL_METHODS
+from core.bundle import write_text
+from core.config import Settings
+from core.datasets import read_dataset
+from core.registry import find_model, load_bundle
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "timm", "grad-cam", "numpy")
+SEED = 0
+
+
+def run(models: Path, data: Path, name: str, *, n_faithful: int, n_images: int | None) -> dict:
+    """The study of one data set, with what is needed to repeat it."""
+    settings = Settings(checkpoints_dir=models, n_threads=1)
+    model = load_bundle(models, name, settings=settings)
+    began = time.monotonic()
+    study = study_heatmaps(
+        model,
+        read_dataset(data / name),
+        split="test",
+        methods=ALL_METHODS,
+        n_images=n_images,
+        n_faithful=n_faithful,
+        seed=SEED,
+        progress=lambda done, text: print(f"{name} {done:4.0%} {text}", flush=True),
+    )
+    summary = find_model(models, name)
+    return {
+        **study,
+        "model": {
+            "preset": summary.preset,
+            "weights_sha256": summary.weights_sha256,
+            "val_accuracy": summary.val_accuracy,
+            "val_auroc": summary.val_auroc,
+        },
+        "n_faithful": n_faithful,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sets", default="busi,idrid")
+    parser.add_argument("--n-images", type=int, default=None)
+    parser.add_argument("--n-faithful", type=int, default=24)
+    parser.add_argument("--out", type=Path, default=RESULTS / "explanations.json")
+    arguments = parser.parse_args()
+    result = {
+        "machine": {
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+        },
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "shown": "integrated",
+        "data": {},
+    }
+    for name in arguments.sets.split(","):
+        if (arguments.models / name).is_dir() and (arguments.data / name).is_dir():
+            result["data"][name] = run(
+                arguments.models,
+                arguments.data,
+                name,
+                n_faithful=arguments.n_faithful,
+                n_images=arguments.n_images,
+            )
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(arguments.out, json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Are a model's heatmaps true? Measured over a split: per backbone and method, against baselines.
+
+Owns the study: pointing game and energy on lesion masks, deletion and insertion of the vote, the
+weight-randomisation check, agreement of the backbones. The single figures are core.faithfulness's.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from core import explain
+from core.attribution import explain_vote
+from core.bundle import Member
+from core.curves import compute_share
+from core.datasets import Dataset, Record, load_record
+from core.embedder import Embedded, embed_together
+from core.ensemble import Model
+from core.errors import DataError, ImageError
+from core.faithfulness import compute_agreement, compute_energy, has_hit, measure
+from core.image_io import Image, load
+from core.inference import Progress
+
+_METHODS = ("integrated", "grad-cam", "hirescam", "layercam")
+_BASELINE_PX = 9  # cells of the random maps: as coarse as the heatmaps
+_TOLERANCE_PX = 15
+_N_CHECKED = 8  # images of the weight-randomisation check
+Maps = dict[tuple[str, str], NDArray[np.float32]]  # (backbone, method) -> (h, w)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backbone and method, or a baseline, over all images."""
+
+    backbone: str  # "mean" is the mean of the backbones' maps; "-" for a baseline
+    method: str
+    n: int
+    n_masks: int
+    pointing_game: float | None  # None without masks
+    pointing_ci95: tuple[float, float] | None  # Wilson
+    pointing_game_15px: float | None  # with the tolerance of the pointing game's paper
+    energy_in_mask: float | None
+    deletion_auc: float | None
+    insertion_auc: float | None
+    better_than_random: float | None  # share of the images
+
+
+def has_masks(dataset: Dataset, split: str) -> bool:
+    """Whether some images of a split come with a mask of the lesion."""
+    return any(record.mask is not None for record in dataset.subset(split))
+
+
+def study_heatmaps(
+    model: Model,
+    dataset: Dataset,
+    *,
+    split: str,
+    methods: Sequence[str] = _METHODS,
+    n_images: int | None = None,
+    n_faithful: int = 40,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Explain the vote for disease on diseased images, and measure the maps.
+
+    Args:
+        model: a model or an ensemble.
+        dataset: with the model's classes.
+        split: of the images: those with a mask where there are masks, else all diseased ones.
+        methods: of ``attribution.ALL_METHODS``; the first is the one that the app shows.
+        n_images: at most so many, drawn; None for all.
+        n_faithful: deletion and insertion on the first so many of them.
+        seed: of the draw, the random maps and the random orders.
+        progress: told the share done.
+
+    Returns:
+        ``{"n", "n_masks", "rows": [Row], "randomisation": {backbone: rank correlation with the
+        maps of a net with random tails}, "agreement": mean rank correlation between backbones}``.
+
+    Raises:
+        DataError: no diseased image can be read.
+    """
+    rng = np.random.default_rng(seed)
+    records = _choose(dataset, split, n_images=n_images, rng=rng)
+    tally = _Tally()
+    for done, record in enumerate(records):
+        if progress:
+            progress(done / len(records), f"{done} of {len(records)} images explained")
+        try:
+            image = load_record(record)
+        except ImageError:
+            continue
+        with model.lock:
+            _study_one(
+                model,
+                image,
+                _read_mask(record, image),
+                methods=methods,
+                is_faithful=tally.n < n_faithful,
+                is_checked=tally.n < _N_CHECKED,
+                rng=rng,
+                tally=tally,
+            )
+    if tally.n == 0:
+        raise DataError(
+            f"no diseased image of {split} can be read; nothing to explain.",
+            code="evaluation.one_class",
+        )
+    return tally.sum_up(seed=seed)
+
+
+class _Tally:
+    """Figures of each image, by backbone and method."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.n_masks = 0
+        self.values: dict[tuple[str, str], dict[str, list[float]]] = {}
+        self.agreement: list[float] = []
+        self.randomised: dict[str, list[float]] = {}
+
+    def add(self, key: tuple[str, str], name: str, value: float) -> None:
+        self.values.setdefault(key, {}).setdefault(name, []).append(value)
+
+    def sum_up(self, *, seed: int) -> dict[str, Any]:
+        rows = [self._describe(key, figures) for key, figures in self.values.items()]
+        return {
+            "n": self.n,
+            "n_masks": self.n_masks,
+            "seed": seed,
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "randomisation": {k: float(np.mean(v)) for k, v in self.randomised.items()},
+            "agreement": float(np.mean(self.agreement)) if self.agreement else None,
+        }
+
+    def _describe(self, key: tuple[str, str], figures: Mapping[str, list[float]]) -> Row:
+        def mean(name: str) -> float | None:
+            return float(np.mean(figures[name])) if figures.get(name) else None
+
+        hits = figures.get("hit", [])
+        share = compute_share(round(sum(hits)), len(hits))
+        return Row(
+            backbone=key[0],
+            method=key[1],
+            n=self.n,
+            n_masks=len(hits),
+            pointing_game=mean("hit"),
+            pointing_ci95=(share.low, share.high) if hits else None,
+            pointing_game_15px=mean("near"),
+            energy_in_mask=mean("energy"),
+            deletion_auc=mean("deletion"),
+            insertion_auc=mean("insertion"),
+            better_than_random=mean("better"),
+        )
+
+
+def _choose(
+    dataset: Dataset, split: str, *, n_images: int | None, rng: np.random.Generator
+) -> list[Record]:
+    diseased = [r for r in dataset.subset(split) if r.label == dataset.disease_index]
+    masked = [r for r in diseased if r.mask is not None]
+    records = masked or diseased
+    order = rng.permutation(len(records))[: n_images or len(records)]
+    return [records[i] for i in order]
+
+
+def _read_mask(record: Record, image: Image) -> NDArray[np.bool_] | None:
+    """(H, W) of the image, true on the lesion; None where there is none or it is empty."""
+    if record.mask is None:
+        return None
+    try:
+        grey = load(record.mask).pixels.max(axis=2)
+    except ImageError:  # an empty mask is a constant picture
+        return None
+    height, width = image.pixels.shape[:2]
+    sized = cv2.resize(grey, (width, height), interpolation=cv2.INTER_NEAREST)
+    mask: NDArray[np.bool_] = np.asarray(sized > sized.max() / 2)
+    return mask if mask.any() else None
+
+
+def _study_one(
+    model: Model,
+    image: Image,
+    mask: NDArray[np.bool_] | None,
+    *,
+    methods: Sequence[str],
+    is_faithful: bool,
+    is_checked: bool,
+    rng: np.random.Generator,
+    tally: _Tally,
+) -> None:
+    embedded = embed_together([m.bundle.embedder for m in model.members], [image.pixels])
+    barred = [sorted(m.bundle.gallery.find_related(sha256=image.sha256)) for m in model.members]
+    maps: Maps = {}
+    for method in methods:
+        drawn = _draw(model.members, embedded, model.disease_class, barred, method=method)
+        maps |= {(backbone, method): heatmap for backbone, heatmap in drawn.items()}
+        if len(drawn) > 1:
+            maps["mean", method] = explain.merge_heatmaps([(1.0, h) for h in drawn.values()])
+    backbones = [name for name, method in maps if method == methods[0] and name != "mean"]
+    pairs = [(a, b) for i, a in enumerate(backbones) for b in backbones[i + 1 :]]
+    tally.agreement += [
+        compute_agreement(maps[a, methods[0]], maps[b, methods[0]]) for a, b in pairs
+    ]
+    if is_checked:
+        _check_randomised(model, embedded, barred, maps, method=methods[0], tally=tally)
+    random_map = rng.random((_BASELINE_PX, _BASELINE_PX)).astype(np.float32)
+    maps["-", "random"], maps["-", "centre"] = random_map, _draw_centre()
+    tally.n += 1
+    if mask is not None:
+        tally.n_masks += 1
+        for key, heatmap in maps.items():
+            tally.add(key, "hit", float(has_hit(heatmap, mask)))
+            tally.add(key, "near", float(has_hit(heatmap, mask, tolerance_px=_TOLERANCE_PX)))
+            tally.add(key, "energy", compute_energy(heatmap, mask))
+    if is_faithful:
+        _add_faithfulness(model, image, maps, barred, tally=tally)
+
+
+def _draw_centre() -> NDArray[np.float32]:
+    """A bell in the middle: what a map that never looks at the image can reach."""
+    places = np.linspace(-1, 1, _BASELINE_PX)
+    bell = np.exp(-(places[:, None] ** 2 + places[None] ** 2) / (2 * 0.35**2))
+    centre: NDArray[np.float32] = bell.astype(np.float32)
+    return centre
+
+
+def _draw(
+    members: Sequence[Member],
+    embedded: Sequence[Embedded],
+    class_name: str,
+    barred: Sequence[Sequence[int]],
+    *,
+    method: str,
+) -> dict[str, NDArray[np.float32]]:
+    """One map per backbone: the weighted mean over the members that see through it."""
+    drawn: dict[str, list[tuple[float, NDArray[np.float32]]]] = {}
+    for member, outcome, rows in zip(members, embedded, barred, strict=True):
+        bundle = member.bundle
+        heatmaps = explain_vote(
+            bundle.embedder,
+            [a[:, 0] for a in outcome.activations],
+            class_index=bundle.class_names.index(class_name),
+            neighbours=explain.find_voters(
+                bundle.gallery, outcome.embeddings[0], k=bundle.n_shown, excluded=rows
+            )
+            if bundle.has_vote
+            else (),
+            method=method,
+        )
+        for name, heatmap in heatmaps.items():
+            drawn.setdefault(name, []).append((member.weight, heatmap))
+    return {name: explain.merge_heatmaps(maps) for name, maps in drawn.items()}
+
+
+def _check_randomised(
+    model: Model,
+    embedded: Sequence[Embedded],
+    barred: Sequence[Sequence[int]],
+    maps: Maps,
+    *,
+    method: str,
+    tally: _Tally,
+) -> None:
+    """Compare with the maps of nets whose trained layers were drawn anew, from the same trunks."""
+    members = [
+        dataclasses.replace(
+            m,
+            bundle=dataclasses.replace(m.bundle, embedder=explain.randomise_net(m.bundle.embedder)),
+        )
+        for m in model.members
+    ]
+    random = _draw(members, embedded, model.disease_class, barred, method=method)
+    for name, heatmap in random.items():
+        agreement = compute_agreement(maps[name, method], heatmap)
+        tally.randomised.setdefault(name, []).append(agreement)
+
+
+def _add_faithfulness(
+    model: Model, image: Image, maps: Maps, barred: Sequence[Sequence[int]], *, tally: _Tally
+) -> None:
+    named = {f"{a}\t{b}": heatmap for (a, b), heatmap in maps.items() if b != "random"}
+    figures = measure(
+        model.members, image.pixels, named, class_name=model.disease_class, excluded=barred
+    )
+    for name, result in figures.items():
+        backbone, method = name.split("\t")
+        tally.add((backbone, method), "deletion", result.deletion)
+        tally.add((backbone, method), "insertion", result.insertion)
+        tally.add((backbone, method), "better", float(result.is_better_than_random))
+    chance = next(iter(figures.values()))
+    tally.add(("-", "random"), "deletion", chance.deletion_random)
+    tally.add(("-", "random"), "insertion", chance.insertion_random)

@@ -1,0 +1,129 @@
+"""How right a model stays while its images get worse: graded corruptions of one split.
+
+Owns the study; what a level does is in core.corruptions, the figures are core.evaluation's.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from core.corruptions import N_LEVELS, STRENGTHS, corrupt
+from core.curves import compute_share
+from core.datasets import Dataset, Record, load_record
+from core.ensemble import Model
+from core.errors import DataError, ImageError
+from core.evaluation import rank_auroc
+from core.inference import Progress, read_split
+
+_N_IMAGES = 80
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of damage at one level; level 0 is the same images as they are."""
+
+    kind: str  # "none" at level 0
+    level: int
+    strength: float
+    n: int
+    accuracy: float
+    accuracy_ci95: tuple[float, float]  # Wilson
+    auroc: float
+    n_unanswered: int  # unsure or not of the model's kind
+    n_novel: int
+
+
+def measure_robustness(
+    model: Model,
+    dataset: Dataset,
+    *,
+    split: str,
+    n_images: int = _N_IMAGES,
+    kinds: Sequence[str] = tuple(STRENGTHS),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Answer on damaged copies of the same images.
+
+    Args:
+        model: a model or an ensemble.
+        dataset: with the model's classes.
+        split: of the images.
+        n_images: drawn from it, half of either class where there are enough.
+        kinds: of damage.
+        seed: of the draw and of the noise.
+        progress: told the share done.
+
+    Returns:
+        ``{"n", "seed", "rows": [Row as plain values]}``, as kept beside an evaluation.
+
+    Raises:
+        DataError: one class has no readable image.
+    """
+    records = _draw(dataset, split, n_images=n_images, seed=seed)
+    steps = [("none", 0), *((kind, level) for kind in kinds for level in range(1, N_LEVELS + 1))]
+    rows = []
+    for done, (kind, level) in enumerate(steps):
+        if progress:
+            progress(done / len(steps), f"{kind}, level {level}")
+        damaged = [_damage(r, kind, level, seed=seed + i) for i, r in enumerate(records)]
+        part = dataclasses.replace(dataset, records=tuple(damaged))
+        rows.append(_measure(model, part, split, kind=kind, level=level))
+    if progress:
+        progress(1.0, "done")
+    return {"n": len(records), "seed": seed, "rows": [dataclasses.asdict(row) for row in rows]}
+
+
+def _draw(dataset: Dataset, split: str, *, n_images: int, seed: int) -> list[Record]:
+    rng = np.random.default_rng(seed)
+    records = dataset.subset(split)
+    drawn: list[Record] = []
+    for label in range(len(dataset.class_names)):
+        mine = [record for record in records if record.label == label]
+        order = rng.permutation(len(mine))
+        kept: list[Record] = []
+        for index in order:
+            if len(kept) == n_images // 2:
+                break
+            try:
+                load_record(mine[index])
+            except ImageError:
+                continue
+            kept.append(mine[index])
+        if not kept:
+            raise DataError(
+                f"class {dataset.class_names[label]!r} has no readable image in {split}; "
+                "robustness needs images of both.",
+                code="evaluation.one_class",
+            )
+        drawn += kept
+    return drawn
+
+
+def _damage(record: Record, kind: str, level: int, *, seed: int) -> Record:
+    pixels = load_record(record).pixels
+    if level:
+        pixels = corrupt(pixels, kind, level=level, seed=seed)
+    return dataclasses.replace(record, path=None, array=np.ascontiguousarray(pixels))
+
+
+def _measure(model: Model, dataset: Dataset, split: str, *, kind: str, level: int) -> Row:
+    reading = read_split(model, dataset, split=split)
+    right = int(((reading.p_disease > 0.5) == reading.truth).sum())
+    share = compute_share(right, len(reading.keys))
+    assert share.share is not None
+    unsure = np.abs(reading.p_disease - 0.5) < model.abstain_margin
+    return Row(
+        kind=kind,
+        level=level,
+        strength=STRENGTHS[kind][level - 1] if level else 0.0,
+        n=share.n,
+        accuracy=share.share,
+        accuracy_ci95=(share.low, share.high),
+        auroc=rank_auroc(reading.truth, reading.p_disease),
+        n_unanswered=int((unsure | reading.is_novel).sum()),
+        n_novel=int(reading.is_novel.sum()),
+    )

@@ -1,0 +1,132 @@
+"""Integrated gradients of the neighbour vote, on the activations where trunk and tail meet.
+
+Grad-CAM weighs the last layer, whose cells each see most of the image: measured on lesion masks it
+points beside them (benchmarks/results/explanations.json). Here the vote's log-odds are followed
+from an image without places (every activation at its mean over the image) to the image itself;
+what each place adds on the way is its share, and the shares of all backbones sum to the change of
+the log-odds. Captum's implementation is not used: it repeats a batch along the steps, and the
+views of one image are voted on together.
+
+Reference: Sundararajan et al. 2017, arXiv:1703.01365.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core.backbones import Tail
+from core.embedder import Embedder, EmbeddingNet
+from core.explain import METHODS, compute_heatmaps, compute_vote_log_odds
+from core.transforms import merge_views, undo_views
+
+INTEGRATED = "integrated"
+ALL_METHODS = (INTEGRATED, *METHODS)
+_N_STEPS = 6
+_MIN_PROBABILITY = 1e-7
+
+
+def explain_vote(
+    embedder: Embedder,
+    activations: Sequence[Tensor],
+    *,
+    class_index: int,
+    neighbours: Sequence[Sequence[NDArray[np.float32]]],
+    method: str = INTEGRATED,
+) -> dict[str, NDArray[np.float32]]:
+    """Explain the vote for one class on one image by any method.
+
+    Args:
+        embedder: the model.
+        activations: per backbone the (V, ...) trunk activations of the image's views.
+        class_index: the class argued for.
+        neighbours: what ``explain.find_voters`` found; empty for a classifier.
+        method: one of ALL_METHODS.
+
+    Returns:
+        backbone name -> (h, w) float32 in [0, 1]; all zero where nothing speaks for the class.
+
+    Raises:
+        ConfigError: an unknown method.
+    """
+    if method != INTEGRATED:
+        return compute_heatmaps(
+            embedder, activations, class_index=class_index, neighbours=neighbours, method=method
+        )
+    shares = integrate_vote(embedder, activations, class_index=class_index, neighbours=neighbours)
+    heatmaps = {}
+    for name, maps in shares.items():
+        positive = np.maximum(maps.mean(axis=0), 0.0)
+        peak = float(positive.max())
+        heatmaps[name] = (positive / peak if peak > 0 else positive).astype(np.float32)
+    return heatmaps
+
+
+def integrate_vote(
+    embedder: Embedder,
+    activations: Sequence[Tensor],
+    *,
+    class_index: int,
+    neighbours: Sequence[Sequence[NDArray[np.float32]]],
+    n_steps: int = _N_STEPS,
+) -> dict[str, NDArray[np.float32]]:
+    """What every place of every view adds to the log-odds of a class; arguments as above.
+
+    Returns:
+        backbone name -> (V, h, w) float32, signed, each view turned upright. The sum over all of
+        them is the log-odds of the image less those of the image without places, but for the
+        error of the sum over ``n_steps``.
+    """
+    wholes = [a.to(embedder.device).float().clone() for a in activations]
+    rows = [[torch.from_numpy(n).to(embedder.device) for n in part] for part in neighbours]
+    tails = [backbone.tail for backbone in embedder.backbones]
+    starts = [_flatten_places(tail, a) for tail, a in zip(tails, wholes, strict=True)]
+    sums = [torch.zeros_like(a) for a in wholes]
+    embedder.net.eval()
+    for step in range(n_steps):
+        share = (step + 0.5) / n_steps
+        points = [
+            (start + share * (whole - start)).requires_grad_(True)
+            for start, whole in zip(starts, wholes, strict=True)
+        ]
+        log_odds = compute_log_odds(embedder.net, points, rows)[0, class_index]
+        for total, gradient in zip(sums, torch.autograd.grad(log_odds, points), strict=True):
+            total += gradient / n_steps
+    return {
+        backbone.name: _to_maps(backbone.tail, (whole - start) * total)
+        for backbone, whole, start, total in zip(
+            embedder.backbones, wholes, starts, sums, strict=True
+        )
+    }
+
+
+def compute_log_odds(
+    net: EmbeddingNet, activations: Sequence[Tensor], neighbours: Sequence[Sequence[Tensor]]
+) -> Tensor:
+    """(1, C) log-odds of the vote on one image from its (V, ...) activations; differentiable."""
+    features = net.pool(activations)
+    if net.classifier is not None:
+        probs = net.classifier(features).softmax(dim=1).mean(dim=0)
+        inner = probs.clamp(_MIN_PROBABILITY, 1.0 - _MIN_PROBABILITY)
+        log_odds: Tensor = (inner.log() - (1.0 - inner).log())[None]
+        return log_odds
+    parts = [merge_views(part[:, None]) for part in net.embed_parts(features)]
+    return compute_vote_log_odds(parts, neighbours)
+
+
+def _flatten_places(tail: Tail, activation: Tensor) -> Tensor:
+    """Every channel at its mean over the image; class tokens stay."""
+    if tail.is_tokens:
+        flat = activation.clone()
+        patches = activation[:, tail.n_prefix :]
+        flat[:, tail.n_prefix :] = patches.mean(dim=1, keepdim=True)
+        return flat
+    places = (1, 2) if tail.family == "SwinTransformer" else (2, 3)
+    return activation.mean(dim=places, keepdim=True).expand_as(activation).clone()
+
+
+def _to_maps(tail: Tail, shares: Tensor) -> NDArray[np.float32]:
+    maps: NDArray[np.float32] = undo_views(tail.to_map(shares).sum(dim=1)).cpu().numpy()
+    return maps.astype(np.float32)

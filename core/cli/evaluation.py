@@ -1,0 +1,113 @@
+"""Commands that say what a model is worth: evaluate, external, report."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from core.cli.terminal import (
+    CONSOLE,
+    Checkpoints,
+    Data,
+    DiseaseClass,
+    JsonFile,
+    Model,
+    read_settings,
+    show_progress,
+    write_json,
+)
+from core.errors import ConfigError
+
+Split = Annotated[str, typer.Option(help="train, val or test.")]
+
+
+def evaluate(
+    model: Model,
+    data: Data,
+    split: Split = "test",
+    json_file: JsonFile = None,
+    parts: Annotated[
+        str, typer.Option(help="Longer studies, with commas: robustness,explanations.")
+    ] = "",
+    disease_class: DiseaseClass = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Measure a model on a split: accuracy, AUROC, calibration, with 95 % intervals.
+
+    The answers are kept with the model, for the Evaluate page and the report.
+    """
+    from core.assessment import assess
+
+    with show_progress("evaluate") as progress:
+        evaluation = assess(
+            model,
+            data,
+            split=split,
+            settings=read_settings(checkpoints),
+            parts=[part.strip() for part in parts.split(",") if part.strip()],
+            disease_class=disease_class,
+            progress=progress,
+        )
+    write_json(json_file, dict(evaluation.result))
+    if json_file is None:
+        typer.echo(json.dumps(evaluation.result, indent=2, ensure_ascii=False))
+
+
+def external(
+    model: Model,
+    home: Annotated[str, typer.Option(help="Evaluation at home; see `evaluate`.")],
+    away: Annotated[str, typer.Option(help="Evaluation on the other data.")],
+    sample: Annotated[int, typer.Option(help="Labelled images to recalibrate on.")] = 40,
+    json_file: JsonFile = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Compare two evaluations of a model: figures, shift, what recalibration wins.
+
+    An evaluation is named DATA-SPLIT, as in <model>/evaluations/.
+    """
+    from core.assessment.readings import load_evaluation
+    from core.external import compare
+
+    directory = read_settings(checkpoints).checkpoints_dir
+    result = compare(
+        load_evaluation(directory, model, home).to_answers(),
+        load_evaluation(directory, model, away).to_answers(),
+        n_sample=sample,
+    )
+    value = dataclasses.asdict(result)
+    write_json(json_file, value)
+    if json_file is None:
+        typer.echo(json.dumps(value, indent=2))
+
+
+def report(
+    model: Model,
+    evaluation: Annotated[
+        str | None, typer.Option(help="DATA-SPLIT of a kept evaluation [the newest].")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report here as HTML.")] = None,
+    pdf: Annotated[Path | None, typer.Option(help="Write the report here as PDF.")] = None,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Write the evaluation report with the model card, in the order of CLAIM 2024."""
+    from core.assessment.readings import list_evaluations
+    from core.report import write_report
+
+    if html is None and pdf is None:
+        raise ConfigError("name a file to write: --html FILE, --pdf FILE, or both.")
+    directory = read_settings(checkpoints).checkpoints_dir
+    kept = list_evaluations(directory, model)
+    if not kept:
+        raise ConfigError(
+            f"model {model!r} has no kept evaluation; run `python -m core evaluate` first."
+        )
+    write_report(directory, model, evaluation or kept[0].name, html=html, pdf=pdf)
+    table = Table("evaluation", "data", "split", "n", "accuracy", "made")
+    for one in kept:
+        table.add_row(
+            one.name, one.data_name, one.split, str(one.n), f"{one.accuracy:.3f}", one.created
+        )
+    CONSOLE.print(table)

@@ -1,0 +1,243 @@
+"""Curves of a set of answers: ROC, precision-recall, operating point, reliability, coverage.
+
+Arrays in, frozen records out; conventions as in core.evaluation. Knows nothing of models, images
+or files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from core.errors import DataError, ShapeError, check_shape
+
+_N_BINS = 10
+
+
+@dataclass(frozen=True)
+class Share:
+    """A proportion with its 95 % interval; ``share`` is None where there is nothing to count."""
+
+    n: int
+    n_hit: int
+    share: float | None
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a threshold does: an image is called disease where p exceeds it."""
+
+    threshold: float
+    sensitivity: Share
+    specificity: Share
+    accuracy: Share
+    prevalence: float  # that the two values below are for
+    ppv: float | None  # None: nothing would be called disease
+    npv: float | None
+    n_called: int
+
+
+@dataclass(frozen=True)
+class Curves:
+    """ROC and precision-recall, one point per threshold."""
+
+    thresholds: tuple[float, ...]  # of the ROC points, falling; the first lies above every p
+    false_positive_rate: tuple[float, ...]
+    true_positive_rate: tuple[float, ...]
+    recall: tuple[float, ...]  # falling
+    precision: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images that got about the same probability, and how many of them had the disease."""
+
+    low: float
+    high: float
+    mean_p: float
+    observed: Share
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Answering only the surest images: how many, and how right."""
+
+    margin: float  # an image is answered where |p - 0.5| is at least this
+    coverage: float  # share of all images answered, 0..1
+    n: int
+    accuracy: float | None  # of the answered; None where none is
+
+
+def compute_share(n_hit: int, n: int) -> Share:
+    """A proportion with Wilson's 95 % interval.
+
+    Reference: Wilson 1927, JASA 22, 209-212.
+    """
+    if n == 0:
+        return Share(0, 0, None)
+    interval = binomtest(n_hit, n).proportion_ci(0.95, method="wilson")
+    return Share(n, n_hit, n_hit / n, float(interval.low), float(interval.high))
+
+
+def compute_curves(is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating]) -> Curves:
+    """ROC and precision-recall curve of (N,) probabilities, every threshold kept.
+
+    Raises:
+        DataError: one class only.
+    """
+    truth, probs = _check(is_disease, p_disease)
+    fpr, tpr, thresholds = roc_curve(truth, probs, drop_intermediate=False)
+    precision, recall, _ = precision_recall_curve(truth, probs)
+    finite = np.where(np.isfinite(thresholds), thresholds, 1.0)
+    return Curves(
+        *(tuple(float(v) for v in values) for values in (finite, fpr, tpr, recall, precision))
+    )
+
+
+def compute_operating_point(
+    is_disease: NDArray[np.bool_],
+    p_disease: NDArray[np.floating],
+    *,
+    threshold: float,
+    prevalence: float,
+) -> OperatingPoint:
+    """Sensitivity, specificity, PPV and NPV at a threshold and a prevalence.
+
+    Args:
+        is_disease: (N,) truth; both classes must occur.
+        p_disease: (N,) probability of disease.
+        threshold: called disease where p > threshold, 0..1.
+        prevalence: share of patients who have the disease where the model is to be used, 0..1.
+
+    Raises:
+        ShapeError: lengths differ, or threshold or prevalence out of range.
+        DataError: one class only.
+    """
+    truth, probs = _check(is_disease, p_disease)
+    if not (0.0 <= threshold <= 1.0 and 0.0 <= prevalence <= 1.0):
+        raise ShapeError(
+            f"threshold and prevalence: expected 0..1, got {threshold} and {prevalence}."
+        )
+    called = probs > threshold
+    sensitivity = compute_share(int((called & truth).sum()), int(truth.sum()))
+    specificity = compute_share(int((~called & ~truth).sum()), int((~truth).sum()))
+    assert sensitivity.share is not None
+    assert specificity.share is not None
+    true_positive = sensitivity.share * prevalence
+    false_positive = (1 - specificity.share) * (1 - prevalence)
+    true_negative = specificity.share * (1 - prevalence)
+    false_negative = (1 - sensitivity.share) * prevalence
+    return OperatingPoint(
+        threshold=threshold,
+        sensitivity=sensitivity,
+        specificity=specificity,
+        accuracy=compute_share(int((called == truth).sum()), len(truth)),
+        prevalence=prevalence,
+        ppv=_divide(true_positive, true_positive + false_positive),
+        npv=_divide(true_negative, true_negative + false_negative),
+        n_called=int(called.sum()),
+    )
+
+
+def _divide(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+def find_threshold(
+    is_disease: NDArray[np.bool_],
+    p_disease: NDArray[np.floating],
+    *,
+    min_sensitivity: float | None = None,
+) -> float:
+    """The threshold of the largest Youden index, or the largest that reaches a sensitivity.
+
+    A threshold lies halfway between two neighbouring probabilities, so that rounding moves none.
+
+    Args:
+        is_disease: (N,) truth.
+        p_disease: (N,) probability of disease.
+        min_sensitivity: 0..1; None for Youden's index.
+
+    Reference: Youden 1950, Cancer 3, 32-35.
+    """
+    truth, probs = _check(is_disease, p_disease)
+    values = np.unique(probs)
+    cuts = np.concatenate([[values[0] / 2], (values[:-1] + values[1:]) / 2, [values[-1]]])
+    called = probs[None] > cuts[:, None]
+    sensitivity = (called & truth).sum(axis=1) / truth.sum()
+    if min_sensitivity is not None:
+        fitting = np.flatnonzero(sensitivity >= min_sensitivity)
+        return float(cuts[fitting[-1]])
+    specificity = (~called & ~truth).sum(axis=1) / (~truth).sum()
+    return float(cuts[int(np.argmax(sensitivity + specificity))])
+
+
+def compute_reliability(
+    is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating], *, n_bins: int = _N_BINS
+) -> tuple[Bin, ...]:
+    """Observed share of disease against the probability said, in equal-width bins; empty ones left
+    out.
+
+    Reference: DeGroot & Fienberg 1983, The Statistician 32, 12-22.
+    """
+    truth, probs = np.asarray(is_disease, dtype=bool), np.asarray(p_disease, dtype=np.float64)
+    check_shape("p_disease", probs, truth.shape)
+    place = np.minimum((probs * n_bins).astype(int), n_bins - 1)
+    return tuple(
+        Bin(
+            low=index / n_bins,
+            high=(index + 1) / n_bins,
+            mean_p=float(probs[place == index].mean()),
+            observed=compute_share(int(truth[place == index].sum()), int((place == index).sum())),
+        )
+        for index in np.unique(place).tolist()
+    )
+
+
+def compute_coverage(
+    is_disease: NDArray[np.bool_],
+    p_disease: NDArray[np.floating],
+    *,
+    margins: Sequence[float] = tuple(np.round(np.arange(0.0, 0.5, 0.02), 2).tolist()),
+    may_answer: NDArray[np.bool_] | None = None,
+) -> tuple[Coverage, ...]:
+    """Coverage and accuracy while ever wider zones around 0.5 are left unanswered.
+
+    Args:
+        is_disease: (N,) truth.
+        p_disease: (N,) probability of disease.
+        margins: widths on either side of 0.5 that get no answer.
+        may_answer: (N,) false where the image is refused anyway (not the model's kind).
+
+    Reference: El-Yaniv & Wiener 2010, JMLR 11, 1605-1641 (risk-coverage curve).
+    """
+    truth, probs = np.asarray(is_disease, dtype=bool), np.asarray(p_disease, dtype=np.float64)
+    check_shape("p_disease", probs, truth.shape)
+    open_to = np.ones(len(truth), dtype=bool) if may_answer is None else may_answer
+    right = (probs > 0.5) == truth
+    rows = []
+    for margin in margins:
+        answered = open_to & (np.abs(probs - 0.5) >= margin)
+        n = int(answered.sum())
+        rows.append(
+            Coverage(float(margin), n / len(truth), n, float(right[answered].mean()) if n else None)
+        )
+    return tuple(rows)
+
+
+def _check(
+    is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    truth, probs = np.asarray(is_disease, dtype=bool), np.asarray(p_disease, dtype=np.float64)
+    check_shape("p_disease", probs, truth.shape)
+    if len(np.unique(truth)) < 2:
+        raise DataError(
+            "this split holds one class only; these figures need images of both.",
+            code="evaluation.one_class",
+        )
+    return truth, probs

@@ -1,0 +1,114 @@
+"""95 % intervals of every headline figure, by resampling patients.
+
+Owns which figures are headlines. Arrays in, frozen figures out; conventions as in core.evaluation,
+whose own two intervals (accuracy, AUROC) are taken over as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+
+from core.evaluation import compute_ece, evaluate, find_clusters
+
+_N_BOOTSTRAP = 1000
+Measure = Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure with its interval, 0..1."""
+
+    key: str
+    value: float
+    low: float
+    high: float
+    is_error: bool = False  # better when smaller
+
+
+def _measure_sensitivity(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
+    return float((probs[truth] > 0.5).mean())
+
+
+def _measure_specificity(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
+    return float((probs[~truth] <= 0.5).mean())
+
+
+def _measure_balanced(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
+    return (_measure_sensitivity(truth, probs) + _measure_specificity(truth, probs)) / 2
+
+
+def _measure_precision(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
+    return float(average_precision_score(truth, probs))
+
+
+def _measure_brier(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
+    return float(np.mean((probs - truth) ** 2))
+
+
+_MEASURES: dict[str, Measure] = {
+    "balanced_accuracy": _measure_balanced,
+    "sensitivity": _measure_sensitivity,
+    "specificity": _measure_specificity,
+    "average_precision": _measure_precision,
+    "brier": _measure_brier,
+    "ece": compute_ece,
+}
+_ERRORS = ("brier", "ece")
+
+
+def compute_headlines(
+    is_disease: NDArray[np.bool_],
+    p_disease: NDArray[np.floating],
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> tuple[Figure, ...]:
+    """Accuracy, AUROC and the figures above, each with its interval.
+
+    Args:
+        is_disease: (N,) truth; both classes must occur.
+        p_disease: (N,) probability of disease.
+        groups: patient of each image. Given, patients are resampled, not images.
+        seed: of the bootstrap (1000 resamples, percentiles; those with one class are drawn again).
+
+    Raises:
+        ShapeError, DataError: as ``evaluation.evaluate``.
+
+    Reference: Efron & Tibshirani 1993, ch. 13.
+    """
+    report = evaluate(is_disease, p_disease, groups=groups, seed=seed)
+    truth, probs = np.asarray(is_disease, dtype=bool), np.asarray(p_disease, dtype=np.float64)
+    drawn = _resample(truth, probs, groups, seed=seed)
+    figures = [
+        Figure("accuracy", report.accuracy, *report.accuracy_ci95),
+        Figure("auroc", report.auroc, *report.auroc_ci95),
+    ]
+    for key, measure in _MEASURES.items():
+        low, high = np.percentile(drawn[key], [2.5, 97.5])
+        figures.append(
+            Figure(key, measure(truth, probs), float(low), float(high), is_error=key in _ERRORS)
+        )
+    return tuple(figures)
+
+
+def _resample(
+    truth: NDArray[np.bool_],
+    probs: NDArray[np.float64],
+    groups: Sequence[str] | None,
+    *,
+    seed: int,
+) -> dict[str, list[float]]:
+    rng = np.random.default_rng(seed)
+    clusters = find_clusters(groups, len(truth))
+    drawn: dict[str, list[float]] = {key: [] for key in _MEASURES}
+    while len(drawn["ece"]) < _N_BOOTSTRAP:
+        picked = rng.integers(0, len(clusters), len(clusters))
+        rows = np.concatenate([clusters[i] for i in picked])
+        if truth[rows].all() or not truth[rows].any():
+            continue
+        for key, measure in _MEASURES.items():
+            drawn[key].append(measure(truth[rows], probs[rows]))
+    return drawn

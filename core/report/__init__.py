@@ -1,0 +1,45 @@
+"""The evaluation report with model card, in the order of CLAIM 2024: HTML and PDF.
+
+Owns what the report says; every figure comes from a kept evaluation and core.evaluation's
+functions, so that command, page and report agree. Items that no program can know (funding, ethics,
+acquisition) are named as left to the author. English only, as all of core.
+"""
+
+from pathlib import Path
+
+from core.errors import ConfigError
+from core.report.content import build_report
+from core.report.html import to_html
+from core.report.pdf import to_pdf
+
+__all__ = ["build_report", "to_html", "to_pdf", "write_report"]
+
+
+def write_report(
+    checkpoints_dir: Path,
+    model_id: str,
+    evaluation: str,
+    *,
+    html: Path | None = None,
+    pdf: Path | None = None,
+) -> None:
+    """Write a model's report on a kept evaluation into files, each whole or not at all.
+
+    Raises:
+        CheckpointError: no such model or evaluation.
+        ConfigError: a file cannot be written.
+    """
+    report = build_report(checkpoints_dir, model_id, evaluation)
+    written = {}
+    if html is not None:
+        written[html] = to_html(report).encode()
+    if pdf is not None:
+        written[pdf] = to_pdf(report)
+    for path, data in written.items():
+        temporary = path.with_name(f".{path.name}.writing")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError as err:
+            raise ConfigError(f"cannot write {path} ({err.strerror}).") from err

@@ -1,0 +1,114 @@
+"""What the report says, section by section; no format, no arithmetic of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.assessment import readings
+from core.assessment.readings import Evaluation
+from core.bundle import read_bundle_config
+from core.intervals import Figure, compute_headlines
+from core.registry import find_model
+from core.report import claim
+from core.report.blocks import Paragraph, Report, Section, TableBlock
+from core.report.heatmaps import build_explanations
+from core.report.methods import (
+    describe_availability,
+    describe_data,
+    describe_limits,
+    describe_methods,
+    describe_model,
+    describe_partitions,
+    describe_purpose,
+    describe_reference,
+    describe_training,
+)
+from core.report.results import (
+    FIGURE_NAMES,
+    count_images,
+    say_figure,
+    show_external,
+    show_failures,
+    show_performance,
+    show_robustness,
+    show_subgroups,
+)
+
+
+def build_report(checkpoints_dir: Path, model_id: str, name: str) -> Report:
+    """Gather a model's report on a kept evaluation.
+
+    Raises:
+        CheckpointError: no such model or evaluation.
+        DataError: the evaluation holds one class only.
+    """
+    evaluation = readings.load_evaluation(checkpoints_dir, model_id, name)
+    summary = find_model(checkpoints_dir, model_id)
+    members = [
+        read_bundle_config(checkpoints_dir / member) for member in summary.members or (model_id,)
+    ]
+    headlines = compute_headlines(
+        evaluation.is_disease, evaluation.p_disease, groups=evaluation.groups
+    )
+    sections = [
+        _summarise(evaluation, headlines),
+        describe_purpose(evaluation),
+        describe_data(evaluation),
+        describe_reference(),
+        describe_partitions(members, checkpoints_dir),
+        describe_model(members),
+        describe_training(members, checkpoints_dir),
+        describe_methods(evaluation),
+        count_images(evaluation),
+        show_performance(evaluation, headlines),
+        show_subgroups(evaluation),
+        show_robustness(checkpoints_dir, evaluation),
+        build_explanations(readings.load_study(checkpoints_dir, evaluation, "explanations")),
+        show_external(checkpoints_dir, evaluation),
+        show_failures(evaluation),
+        describe_limits(evaluation),
+        describe_availability(members),
+    ]
+    return Report(
+        title=f"Evaluation of {model_id}",
+        subtitle=f"Data {evaluation.data_name} ({evaluation.result['data']}), split "
+        f"{evaluation.result['split']}, measured {evaluation.created}",
+        is_synthetic=evaluation.is_synthetic,
+        sections=(*sections, _list_items(sections)),
+    )
+
+
+def _summarise(evaluation: Evaluation, headlines: Sequence[Figure]) -> Section:
+    by_key = {figure.key: figure for figure in headlines}
+    parts = ", ".join(
+        f"{FIGURE_NAMES[key]} {say_figure(by_key[key])}"
+        for key in ("accuracy", "auroc", "sensitivity", "specificity")
+    )
+    return Section(
+        "Summary",
+        (1, 2),
+        (
+            Paragraph(
+                "Retrospective evaluation of a deep-learning model: two convolutional or "
+                "transformer backbones, a metric embedding, and a vote of the nearest training "
+                f"images between {evaluation.other_class} and {evaluation.disease_class}."
+            ),
+            Paragraph(f"On {len(evaluation.keys)} images: {parts} (95 % intervals)."),
+        ),
+    )
+
+
+def _list_items(sections: Sequence[Section]) -> Section:
+    covered = sorted({item for section in sections for item in section.items})
+    missing = [item for item in claim.ITEMS if item not in covered]
+    return Section(
+        "Checklist",
+        (),
+        (
+            Paragraph(f"{claim.NAME}. Covered here: {', '.join(str(i) for i in covered)}."),
+            Paragraph("For the author to add:"),
+            TableBlock(
+                ("item", "what it asks for"),
+                tuple((str(item), claim.ITEMS[item]) for item in missing),
+            ),
+        ),
+    )

@@ -1,0 +1,46 @@
+"""The report's section on explanations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.report.blocks import Block, Paragraph, Section, TableBlock
+
+
+def build_explanations(study: Mapping[str, Any] | None) -> Section:
+    """Say what the heatmap study found; None where it was not made."""
+    if study is None:
+        return Section("Explanations", (), (Paragraph("Heatmaps were not measured."),))
+    rows = tuple(
+        (
+            row["backbone"],
+            row["method"],
+            _say(row["pointing_game"]),
+            _say(row["energy_in_mask"]),
+            _say(row["deletion_auc"]),
+            _say(row["insertion_auc"]),
+        )
+        for row in study["rows"]
+    )
+    blocks: list[Block] = [
+        Paragraph(
+            f"{study['n']} diseased images explained, {study['n_masks']} with a lesion mask. "
+            "Pointing game: share whose brightest point lies on the lesion. Energy: share of the "
+            "brightness on it. Deletion (low is true) and insertion (high is true): mean vote "
+            "while the brightest areas go or come first."
+        ),
+        TableBlock(
+            ("backbone", "method", "pointing game", "energy", "deletion", "insertion"), rows
+        ),
+    ]
+    if study["randomisation"]:
+        parts = ", ".join(f"{name} {value:.2f}" for name, value in study["randomisation"].items())
+        blocks.append(
+            Paragraph(f"Rank correlation with the maps of a net with random weights: {parts}.")
+        )
+    if study["agreement"] is not None:
+        blocks.append(Paragraph(f"Agreement of the backbones: {study['agreement']:.2f}."))
+    return Section("Explanations", (31,), (*blocks,))
+
+
+def _say(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

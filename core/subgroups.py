@@ -1,0 +1,143 @@
+"""Figures by subgroup: any column of the data, with intervals and a warning where n is small.
+
+Arrays in, frozen rows out; conventions as in core.evaluation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.curves import Share, compute_share
+from core.errors import ShapeError, check_shape
+from core.evaluation import find_clusters, rank_auroc
+
+MIN_N = 30  # of images, or of either class for its own figure: below it a row is marked
+MAX_GROUPS = 12
+_N_BOOTSTRAP = 1000
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """One value of a column."""
+
+    value: str
+    n: int
+    n_disease: int
+    accuracy: Share
+    sensitivity: Share
+    specificity: Share
+    auroc: float | None  # None where one class is missing
+    auroc_ci95: tuple[float, float] | None
+    is_small: bool  # fewer than MIN_N images or patients
+
+
+def split_by(
+    is_disease: NDArray[np.bool_],
+    p_disease: NDArray[np.floating],
+    values: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> tuple[Subgroup, ...]:
+    """Measure each value of a column by itself, the largest first.
+
+    Numbers of more than MAX_GROUPS different values are cut into four parts of equal size.
+
+    Args:
+        is_disease: (N,) truth.
+        p_disease: (N,) probability of disease.
+        values: (N,) what the column says of each image; empty text where it says nothing.
+        groups: patient of each image: the AUROC's interval resamples patients.
+        seed: of the bootstrap.
+
+    Raises:
+        ShapeError: lengths differ, or a column of words has more than MAX_GROUPS values.
+    """
+    truth, probs = np.asarray(is_disease, dtype=bool), np.asarray(p_disease, dtype=np.float64)
+    check_shape("p_disease", probs, truth.shape)
+    if len(values) != len(truth):
+        raise ShapeError(f"values: expected {len(truth)}, got {len(values)}.")
+    names = np.array(_name_parts(values), dtype=np.str_)
+    found = [str(name) for name in np.unique(names)]
+    if len(found) > MAX_GROUPS:
+        raise ShapeError(
+            f"the column has {len(found)} different words; at most {MAX_GROUPS} can be compared."
+        )
+    rows = []
+    for name in found:
+        mine = np.flatnonzero(names == name)
+        patients = [groups[i] for i in mine.tolist()] if groups is not None else None
+        rows.append(_measure(name, truth[mine], probs[mine], patients, seed=seed))
+    return tuple(sorted(rows, key=lambda row: (-row.n, row.value)))
+
+
+def can_split(values: Sequence[str]) -> bool:
+    """Whether a column makes subgroups: more than one value, and few words or plain numbers."""
+    n = len(set(values))
+    return n > 1 and (n <= MAX_GROUPS or _to_numbers(values) is not None)
+
+
+def _name_parts(values: Sequence[str]) -> list[str]:
+    numbers = _to_numbers(values) if len(set(values)) > MAX_GROUPS else None
+    if numbers is None:
+        return list(values)
+    edges = np.unique(np.quantile(numbers[np.isfinite(numbers)], [0, 0.25, 0.5, 0.75, 1]))
+    place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, max(0, len(edges) - 2))
+    return [
+        f"{edges[p]:g} – {edges[min(p + 1, len(edges) - 1)]:g}" if np.isfinite(number) else ""
+        for p, number in zip(place, numbers, strict=True)
+    ]
+
+
+def _to_numbers(values: Sequence[str]) -> NDArray[np.float64] | None:
+    try:
+        return np.array([float(v) if v else np.nan for v in values])
+    except ValueError:
+        return None
+
+
+def _measure(
+    name: str,
+    truth: NDArray[np.bool_],
+    probs: NDArray[np.float64],
+    groups: Sequence[str] | None,
+    *,
+    seed: int,
+) -> Subgroup:
+    called = probs > 0.5
+    has_both = bool(truth.any() and not truth.all())
+    clusters = find_clusters(groups, len(truth))
+    return Subgroup(
+        value=name,
+        n=len(truth),
+        n_disease=int(truth.sum()),
+        accuracy=compute_share(int((called == truth).sum()), len(truth)),
+        sensitivity=compute_share(int((called & truth).sum()), int(truth.sum())),
+        specificity=compute_share(int((~called & ~truth).sum()), int((~truth).sum())),
+        auroc=rank_auroc(truth, probs) if has_both else None,
+        auroc_ci95=_bootstrap_auroc(truth, probs, clusters, seed=seed) if has_both else None,
+        is_small=len(clusters) < MIN_N,
+    )
+
+
+def _bootstrap_auroc(
+    truth: NDArray[np.bool_],
+    probs: NDArray[np.float64],
+    clusters: Sequence[NDArray[np.int64]],
+    *,
+    seed: int,
+) -> tuple[float, float] | None:
+    """Percentile bootstrap over patients; None where no draw holds both classes."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(_N_BOOTSTRAP):
+        picked = rng.integers(0, len(clusters), len(clusters))
+        rows = np.concatenate([clusters[i] for i in picked])
+        if truth[rows].any() and not truth[rows].all():
+            drawn.append(rank_auroc(truth[rows], probs[rows]))
+    if not drawn:
+        return None
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,157 @@
+"""Evaluate page: which evaluation is on view, and how a new one is made."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from core import jobs
+from core.assessment import PARTS, readings
+from core.assessment.readings import Summary
+from core.config import Settings
+from core.datasets import SPLITS, read_dataset
+from core.errors import CoreError
+from core.jobs import Job
+from core.registry import ModelSummary
+from pages import _shared as shared
+from pages._text import _, describe, describe_error, moment, percent, plain
+
+
+def choose_evaluation(model: ModelSummary) -> Summary | None:
+    """The kept evaluation on view; None where the model has none."""
+    kept = readings.list_evaluations(Settings.from_env().checkpoints_dir, model.model_id)
+    if not kept:
+        st.info(
+            _("This model has not been evaluated yet. Choose the images below and start."),
+            icon=":material/analytics:",
+        )
+        return None
+    by_name = {summary.name: summary for summary in kept}
+    name = st.selectbox(
+        _("Evaluation on view"),
+        list(by_name),
+        format_func=lambda key: _describe(by_name[key]),
+        key=shared.EVALUATION_KEY,
+    )
+    chosen = by_name[name]
+    if not chosen.is_current:
+        st.warning(
+            _("These figures are of an earlier version of this model. Run the evaluation again."),
+            icon=":material/history:",
+        )
+    return chosen
+
+
+def _describe(summary: Summary) -> str:
+    return _("{data}, {split}: {n} images, accuracy {accuracy}, made {when} UTC").format(
+        data=summary.data_name,
+        split=split_label(summary.split),
+        n=summary.n,
+        accuracy=percent(summary.accuracy),
+        when=moment(summary.created),
+    )
+
+
+def split_label(split: str) -> str:
+    """A split as shown."""
+    return {"train": _("training"), "val": _("validation"), "test": _("test")}.get(split, split)
+
+
+def part_label(part: str) -> str:
+    """A longer study as shown."""
+    return {
+        "robustness": _("Robustness: blur, noise, darkness, JPEG, rotation"),
+        "explanations": _("Heatmaps: are they true?"),
+    }.get(part, part)
+
+
+def data_root(model_id: str) -> str:
+    """Where the model's own training data lay; empty where it cannot be told."""
+    directory = Settings.from_env().checkpoints_dir
+    return readings.find_data_root(directory, model_id)
+
+
+def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
+    """Choose images and studies, start a job, and watch it."""
+    with st.expander(_("New evaluation"), expanded=is_open, icon=":material/add_chart:"):
+        left, right = st.columns([3, 2], gap="large")
+        with left:
+            data = st.text_input(
+                _("Folder or file with the images, on this server"),
+                value=data_root(model.model_id),
+                key="evaluate_data",
+                help=_("Laid out like training data; see the README. The images are only read."),
+            )
+        with right:
+            split = st.selectbox(
+                _("Split"),
+                SPLITS,
+                index=SPLITS.index("test"),
+                format_func=split_label,
+                key="evaluate_split",
+            )
+        parts = [
+            part for part in PARTS if st.checkbox(part_label(part), key=f"evaluate_part_{part}")
+        ]
+        st.caption(_("The longer studies take minutes. The images must not be training images."))
+        if st.button(
+            _("Start the evaluation"),
+            type="primary",
+            icon=":material/play_arrow:",
+            key="evaluate_start",
+            disabled=not data.strip(),
+        ):
+            _start(model.model_id, data.strip(), split, parts)
+    if any(job.is_open for job in _list_own_jobs(model.model_id)[:1]):
+        _watch(model.model_id)
+    else:
+        _show_last_failure(model.model_id)
+
+
+def _start(model_id: str, data: str, split: str, parts: list[str]) -> None:
+    """Queue a job; a folder that is not there is refused at once."""
+    try:
+        root = Path(data).expanduser().resolve()
+        read_dataset(root)
+        jobs.start(
+            "evaluate",
+            {"model": model_id, "data": str(root), "split": split, "parts": parts},
+            title=_("Evaluation of {model}").format(model=model_id),
+            settings=Settings.from_env(),
+        )
+    except CoreError as error:
+        st.error(describe(error), icon=":material/error:")
+
+
+def _list_own_jobs(model_id: str) -> list[Job]:
+    """This model's evaluation jobs, newest first."""
+    return [
+        job
+        for job in jobs.list_jobs(Settings.from_env().checkpoints_dir)
+        if job.kind == "evaluate" and job.params.get("model") == model_id
+    ]
+
+
+@st.fragment(run_every=1.5)
+def _watch(model_id: str) -> None:
+    """Progress of the running evaluation; the whole page comes again when it ends."""
+    job = next(iter(_list_own_jobs(model_id)), None)
+    if job is None or not job.is_open:
+        st.rerun()
+        return
+    waiting = _("Waits for other work to end …") if job.status == "queued" else ""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.progress(
+            min(job.progress, 1.0), text=waiting or _("Evaluating: {text}").format(text=job.message)
+        )
+        if st.button(_("Stop"), icon=":material/stop:", key="evaluate_stop"):
+            jobs.cancel(Settings.from_env().checkpoints_dir, job.job_id)
+
+
+def _show_last_failure(model_id: str) -> None:
+    job = next(iter(_list_own_jobs(model_id)), None)
+    if job is not None and job.status == "failed":
+        reason = describe_error(job.error_code, job.error, job.error_params)
+        st.error(
+            _("The last evaluation failed: {reason}").format(reason=plain(reason)),
+            icon=":material/error:",
+        )

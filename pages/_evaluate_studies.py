@@ -1,0 +1,393 @@
+"""Evaluate page: robustness, heatmaps, the external test, other models, the ablation table."""
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core import external
+from core.assessment import readings
+from core.assessment.readings import Evaluation
+from core.assessment.saved_ablations import Ablation, list_ablations
+from core.comparison import compare_aurocs, compare_calls
+from core.config import Settings
+from core.errors import CoreError
+from pages import _charts_evaluate as charts
+from pages._evaluate_answers import figure_label
+from pages._text import _, describe, plain
+
+_QUIET = {"displayModeBar": False}
+
+
+def show_robustness(evaluation: Evaluation) -> None:
+    """Accuracy under graded damage; says how to make the study where it is missing."""
+    study = readings.load_study(Settings.from_env().checkpoints_dir, evaluation, "robustness")
+    if study is None:
+        _say_missing()
+        return
+    names = {
+        "blur": _("blur"),
+        "noise": _("noise"),
+        "brightness": _("darkness"),
+        "jpeg": _("JPEG compression"),
+        "rotation": _("rotation"),
+    }
+    st.caption(
+        _("{n} images, half of either class where possible, damaged at three levels.").format(
+            n=study["n"]
+        )
+    )
+    st.plotly_chart(
+        charts.build_robustness(study["rows"], names, translate=_),
+        config=_QUIET,
+        key="evaluate_robustness",
+    )
+    rows = [
+        {
+            "kind": names.get(row["kind"], _("as it is")),
+            "level": row["level"],
+            "strength": _say_strength(row["kind"], row["strength"]),
+            "accuracy": f"{row['accuracy']:.3f} "
+            f"({row['accuracy_ci95'][0]:.2f}–{row['accuracy_ci95'][1]:.2f})",
+            "auroc": row["auroc"],
+            "unanswered": row["n_unanswered"],
+        }
+        for row in study["rows"]
+    ]
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        alt=_("Table of accuracy at each level of damage"),
+        column_config={
+            "kind": st.column_config.TextColumn(_("Damage")),
+            "level": st.column_config.NumberColumn(_("Level")),
+            "strength": st.column_config.TextColumn(_("Strength")),
+            "accuracy": st.column_config.TextColumn(_("Accuracy")),
+            "auroc": st.column_config.NumberColumn(_("AUROC"), format="%.3f"),
+            "unanswered": st.column_config.NumberColumn(_("Not answered")),
+        },
+    )
+
+
+def _say_strength(kind: str, strength: float) -> str:
+    return {
+        "blur": _("σ {s} % of the side"),
+        "noise": _("σ {s} % of full scale"),
+        "brightness": _("gamma {s}"),
+        "jpeg": _("quality {s}"),
+        "rotation": _("{s} degrees"),
+    }.get(kind, "").format(s=f"{strength:g}")
+
+
+def _say_missing() -> None:
+    st.info(
+        _("This study has not been made. Tick it under “New evaluation” and start."),
+        icon=":material/science:",
+    )
+
+
+def show_heatmap_study(evaluation: Evaluation) -> None:
+    """Pointing game, energy, deletion and insertion, per backbone and method."""
+    study = readings.load_study(Settings.from_env().checkpoints_dir, evaluation, "explanations")
+    if study is None:
+        _say_missing()
+        return
+    if study["n_masks"]:
+        text = _("{n} diseased images explained, {m} of them with a mask of the lesion.")
+    else:
+        text = _("{n} diseased images explained. Without lesion masks, place cannot be checked.")
+    st.caption(text.format(n=study["n"], m=study["n_masks"]))
+    st.dataframe(
+        pd.DataFrame([_describe_method(row) for row in study["rows"]]),
+        hide_index=True,
+        alt=_("Table of the heatmap figures by backbone and method"),
+        column_config={
+            "backbone": st.column_config.TextColumn(_("Backbone")),
+            "method": st.column_config.TextColumn(_("Method")),
+            "hit": st.column_config.TextColumn(
+                _("Peak on the lesion"),
+                help=_("Pointing game: share of images whose brightest point lies on the lesion."),
+            ),
+            "energy": st.column_config.NumberColumn(
+                _("Energy on it"),
+                format="%.3f",
+                help=_("Share of the map's brightness that lies on the lesion."),
+            ),
+            "deletion": st.column_config.NumberColumn(
+                _("Deletion ↓"),
+                format="%.3f",
+                help=_(
+                    "Mean vote while the brightest areas are blurred away first. Lower is truer."
+                ),
+            ),
+            "insertion": st.column_config.NumberColumn(
+                _("Insertion ↑"),
+                format="%.3f",
+                help=_("Mean vote while the brightest areas come back first. Higher is truer."),
+            ),
+            "better": st.column_config.TextColumn(
+                _("Truer than chance"),
+                help=_("Share of images where both are better than in a random order."),
+            ),
+        },
+    )
+    _show_sanity(study)
+
+
+def _describe_method(row: dict[str, Any]) -> dict[str, object]:
+    interval = row["pointing_ci95"]
+    better = row["better_than_random"]
+    return {
+        "backbone": {"mean": _("mean of the backbones"), "-": _("baseline")}.get(
+            row["backbone"], row["backbone"]
+        ),
+        "method": {"random": _("random map"), "centre": _("always the centre")}.get(
+            row["method"], row["method"]
+        ),
+        "hit": f"{row['pointing_game']:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
+        if interval
+        else "–",
+        "energy": row["energy_in_mask"],
+        "deletion": row["deletion_auc"],
+        "insertion": row["insertion_auc"],
+        "better": "–" if better is None else f"{better * 100:.0f} %",
+    }
+
+
+def _show_sanity(study: dict[str, Any]) -> None:
+    if study["randomisation"]:
+        parts = ", ".join(
+            f"{plain(name)} **{value:.2f}**" for name, value in study["randomisation"].items()
+        )
+        st.markdown(
+            _("Agreement with maps of a net with random weights: {parts}.").format(parts=parts),
+            help=_(
+                "Rank correlation, 1 is equal. A map that stays the same when the trained layers "
+                "are drawn anew does not show what was learned; near 0 is good."
+            ),
+        )
+    if study["agreement"] is not None:
+        st.markdown(
+            _("Agreement of the backbones with each other: **{value}**.").format(
+                value=f"{study['agreement']:.2f}"
+            ),
+            help=_("Rank correlation of their maps of the same image, mean over the images."),
+        )
+
+
+def show_external(evaluation: Evaluation) -> None:
+    """This evaluation against another data set's: figures, shift, recalibration."""
+    directory = Settings.from_env().checkpoints_dir
+    others = {
+        summary.name: summary
+        for summary in readings.list_evaluations(directory, evaluation.model_id)
+        if summary.name != evaluation.name
+    }
+    if not others:
+        st.info(
+            _(
+                "Evaluate this model on another hospital's images as well (under “New "
+                "evaluation”), then compare the two here."
+            ),
+            icon=":material/domain:",
+        )
+        return
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        name = st.selectbox(
+            _("Compare with"),
+            list(others),
+            format_func=lambda key: f"{others[key].data_name}, {others[key].split}",
+            key="evaluate_other",
+        )
+    away = readings.load_evaluation(directory, evaluation.model_id, name)
+    most = max(10, len(away.keys) // 2)
+    with right:
+        n_sample = st.slider(
+            _("Labelled images to recalibrate on"),
+            5,
+            most,
+            min(40, most),
+            key="evaluate_sample",
+        )
+    try:
+        result = external.compare(evaluation.to_answers(), away.to_answers(), n_sample=n_sample)
+    except CoreError as error:
+        st.warning(describe(error))
+        return
+    _show_side_by_side(evaluation, away, result)
+    st.plotly_chart(
+        charts.build_distances(evaluation.distance, away.distance, translate=_),
+        config=_QUIET,
+        key="evaluate_distances",
+    )
+    shift = result.shift
+    st.markdown(
+        _(
+            "Put an image of each side by side: the second lies farther from the training images "
+            "in **{share} %** of the pairs (50 %: no shift; Kolmogorov-Smirnov p {p}). Refused as "
+            "not of this kind: {home} % and {away} %."
+        ).format(
+            share=f"{shift.separation * 100:.0f}",
+            p=f"{shift.p_value:.2g}",
+            home=f"{shift.novel_home * 100:.0f}",
+            away=f"{shift.novel_away * 100:.0f}",
+        )
+    )
+    _show_gains(result.recalibration)
+
+
+def _show_side_by_side(home: Evaluation, away: Evaluation, result: external.Comparison) -> None:
+    rows = [
+        {
+            "figure": figure_label(a.key),
+            "home": f"{a.value:.3f} ({a.low:.3f}–{a.high:.3f})",
+            "away": f"{b.value:.3f} ({b.low:.3f}–{b.high:.3f})",
+        }
+        for a, b in zip(result.home, result.away, strict=True)
+    ]
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        alt=_("Table of the figures on both data sets"),
+        column_config={
+            "figure": st.column_config.TextColumn(_("Figure")),
+            "home": st.column_config.TextColumn(f"{home.data_name}, n = {len(home.keys)}"),
+            "away": st.column_config.TextColumn(f"{away.data_name}, n = {len(away.keys)}"),
+        },
+    )
+
+
+def _show_gains(result: external.Recalibration) -> None:
+    st.markdown(
+        "#### " + _("Recalibrated on {n} labelled images").format(n=result.n_sample),
+        help=_(
+            "Two numbers are fitted on a random sample and measured on all other images; "
+            "{n} samples were drawn."
+        ).format(n=result.n_draws),
+    )
+    rows = [
+        {
+            "figure": figure_label(gain.key),
+            "before": gain.before,
+            "after": gain.after,
+            "gain": f"{gain.gain:+.3f} ({gain.gain_low:+.3f} – {gain.gain_high:+.3f})",
+        }
+        for gain in result.gains
+    ]
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        width="content",
+        alt=_("Table of what recalibration wins"),
+        column_config={
+            "figure": st.column_config.TextColumn(_("Figure")),
+            "before": st.column_config.NumberColumn(_("Before"), format="%.3f"),
+            "after": st.column_config.NumberColumn(_("After"), format="%.3f"),
+            "gain": st.column_config.TextColumn(_("Won (95 % of the samples)")),
+        },
+    )
+
+
+def show_rivals(evaluation: Evaluation) -> None:
+    """Other models on the same images, with paired tests."""
+    directory = Settings.from_env().checkpoints_dir
+    rivals = readings.list_rivals(directory, evaluation)
+    if not rivals:
+        st.info(_("No other model has been evaluated on these images."), icon=":material/balance:")
+        return
+    chosen = st.multiselect(
+        _("Models to compare with"), rivals, default=rivals[:3], key="evaluate_rivals"
+    )
+    rows = [_describe_rival(evaluation, evaluation)]
+    for model_id in chosen:
+        other = readings.load_evaluation(directory, model_id, evaluation.name)
+        rows.append(_describe_rival(evaluation, other))
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        alt=_("Table of several models on the same images"),
+        column_config={
+            "model": st.column_config.TextColumn(_("Model")),
+            "accuracy": st.column_config.TextColumn(_("Accuracy")),
+            "auroc": st.column_config.TextColumn(_("AUROC")),
+            "sensitivity": st.column_config.NumberColumn(_("Sensitivity"), format="%.3f"),
+            "specificity": st.column_config.NumberColumn(_("Specificity"), format="%.3f"),
+            "mcnemar": st.column_config.TextColumn(
+                _("p, calls"), help=_("Exact McNemar test of the calls on the same images.")
+            ),
+            "delong": st.column_config.TextColumn(
+                _("p, AUROC"), help=_("DeLong's test of the two AUROCs on the same images.")
+            ),
+        },
+    )
+
+
+def _describe_rival(first: Evaluation, second: Evaluation) -> dict[str, object]:
+    result = second.result
+    row: dict[str, object] = {
+        "model": second.model_id,
+        "accuracy": _say_interval(result["accuracy"], *result["accuracy_ci95"]),
+        "auroc": _say_interval(result["auroc"], *result["auroc_ci95"]),
+        "sensitivity": result["sensitivity"],
+        "specificity": result["specificity"],
+        "mcnemar": "",
+        "delong": "",
+    }
+    if second is not first and second.keys == first.keys:
+        calls = compare_calls(first.is_disease, first.p_disease, second.p_disease)
+        aurocs = compare_aurocs(first.is_disease, first.p_disease, second.p_disease)
+        row |= {"mcnemar": f"{calls.p_value:.2g}", "delong": f"{aurocs.p_value:.2g}"}
+    return row
+
+
+def _say_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f} ({low:.3f}–{high:.3f})"
+
+
+def show_ablations() -> None:
+    """The report's systems side by side, from saved runs."""
+    found = list_ablations(Settings.from_env().checkpoints_dir)
+    if not found:
+        st.info(_("No ablation has been run."), icon=":material/table:")
+        st.code("python -m core ablation --data DATA --systems 1,4,5,6 --json ablation_data.json")
+        st.caption(
+            _(
+                "Files called ablation\\_….json in the models folder or in benchmarks/results "
+                "are listed here."
+            )
+        )
+        return
+    names = [ablation.name for ablation in found]
+    name = st.selectbox(_("Ablation on view"), names, key="evaluate_ablation", width=420)
+    _show_ablation(found[names.index(name)])
+
+
+def _show_ablation(ablation: Ablation) -> None:
+    st.caption(
+        _(
+            "Data {data}, preset {preset}, {n} seeds; 95 % intervals over seeds and patients."
+        ).format(data=plain(ablation.data_name), preset=plain(ablation.preset), n=ablation.n_seeds)
+    )
+    rows = [
+        {
+            "system": f"{row['system']}: {row['label']}",
+            "accuracy": _say_interval(*(row["accuracy"][k] for k in ("mean", "low", "high"))),
+            "auroc": _say_interval(*(row["auroc"][k] for k in ("mean", "low", "high"))),
+            "train": row["seconds_train"],
+            "image": row["seconds_per_image"],
+        }
+        for row in ablation.summary
+    ]
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        alt=_("Table of the systems of the report"),
+        column_config={
+            "system": st.column_config.TextColumn(_("System")),
+            "accuracy": st.column_config.TextColumn(_("Accuracy")),
+            "auroc": st.column_config.TextColumn(_("AUROC")),
+            "train": st.column_config.NumberColumn(_("Training, s"), format="%.0f"),
+            "image": st.column_config.NumberColumn(_("Per image, s"), format="%.3f"),
+        },
+    )

@@ -1,0 +1,86 @@
+"""The whole evaluation: its parts kept, the heatmap study's figures, saved ablations found."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.assessment import assess
+from core.assessment.heatmap_study import study_heatmaps
+from core.assessment.readings import load_study
+from core.assessment.saved_ablations import list_ablations
+from core.config import Settings
+from core.datasets import read_dataset
+from core.ensemble import Ensemble
+from core.errors import ConfigError
+
+
+def test_every_part_is_kept_and_the_progress_reaches_its_end(
+    tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(tiny_checkpoints, directory, ignore=shutil.ignore_patterns("evaluations"))
+    settings = Settings(checkpoints_dir=directory, device="cpu")
+    told: list[float] = []
+    evaluation = assess(
+        "demo-triplet",
+        directory / ".demo-data",
+        split="test",
+        settings=settings,
+        parts=("explanations",),
+        progress=lambda done, _text: told.append(done),
+    )
+    assert told == sorted(told)
+    assert told[-1] > 0.9
+    study = load_study(directory, evaluation, "explanations")
+    assert study is not None
+    assert study["n"] == 8
+    with pytest.raises(ConfigError, match="unknown part magic"):
+        assess("demo", tmp_path, split="test", settings=settings, parts=("magic",))
+
+
+def test_the_study_has_a_row_per_backbone_method_and_baseline(tiny_ensemble: Ensemble) -> None:
+    data = Path(tiny_ensemble.lead.config.data_root)
+    study = study_heatmaps(
+        tiny_ensemble,
+        read_dataset(data, val_fraction=0.25),
+        split="test",
+        methods=("integrated", "grad-cam"),
+        n_images=3,
+        n_faithful=1,
+    )
+    assert (study["n"], study["n_masks"]) == (3, 3)
+    rows = {(row["backbone"], row["method"]): row for row in study["rows"]}
+    backbones = ("convnext_atto", "vit_tiny_patch16_224", "mean")
+    assert set(rows) == {
+        *((b, m) for b in backbones for m in ("integrated", "grad-cam")),
+        ("-", "random"),
+        ("-", "centre"),
+    }
+    for row in rows.values():
+        assert row["n_masks"] == 3
+        assert row["pointing_game"] in (0.0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0)
+        assert row["pointing_ci95"][0] <= row["pointing_game"] <= row["pointing_ci95"][1]
+        assert 0.0 <= row["energy_in_mask"] <= 1.0
+        assert 0.0 < row["deletion_auc"] < 1.0
+        assert 0.0 < row["insertion_auc"] < 1.0
+    assert set(study["randomisation"]) == {"convnext_atto", "vit_tiny_patch16_224"}
+    assert all(-1.0 <= v <= 1.0 for v in study["randomisation"].values())
+    assert -1.0 <= study["agreement"] <= 1.0
+    json.dumps(study)  # plain values
+
+
+def test_saved_ablations_are_found_and_others_passed_over(tmp_path: Path) -> None:
+    result = {
+        "data_name": "cxr", "preset": "offline", "n_seeds": 3, "created": "2026-01-01",
+        "summary": [{"system": "1"}], "tests": [],
+    }  # fmt: skip
+    (tmp_path / "ablation_cxr.json").write_text(json.dumps(result), encoding="utf-8")
+    (tmp_path / "ablation_bad.json").write_text("{", encoding="utf-8")
+    (tmp_path / "ablation_other.json").write_text("[]", encoding="utf-8")
+    (found,) = list_ablations(tmp_path, tmp_path / "none")
+    assert (found.name, found.data_name, found.n_seeds) == ("ablation_cxr", "cxr", 3)
+    assert list_ablations(tmp_path / "none", tmp_path / "none") == []
+    assert np.size(found.summary) == 1

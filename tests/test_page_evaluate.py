@@ -1,0 +1,200 @@
+"""The Evaluate page without a browser: first render, every part, each widget, the job."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core import jobs
+from core.assessment import assess
+from core.assessment.readings import Evaluation, save_study
+from core.config import Settings
+from pages import _shared as shared
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "pages" / "evaluate.py"
+ROBUSTNESS = {
+    "n": 8,
+    "rows": [
+        {"kind": kind, "level": level, "strength": 1.0, "accuracy": 0.9 - level / 10,
+         "accuracy_ci95": [0.5, 0.95], "auroc": 0.8, "n_unanswered": 2, "n_novel": 0}
+        for kind, level in (("none", 0), ("blur", 1), ("blur", 2), ("blur", 3))
+    ],
+}  # fmt: skip
+EXPLANATIONS = {
+    "n": 8,
+    "n_masks": 8,
+    "rows": [
+        {"backbone": "mean", "method": "integrated", "pointing_game": 0.625,
+         "pointing_ci95": [0.3, 0.9], "energy_in_mask": 0.3, "deletion_auc": 0.4,
+         "insertion_auc": 0.7, "better_than_random": 0.9},
+        {"backbone": "-", "method": "random", "pointing_game": 0.1,
+         "pointing_ci95": [0.0, 0.4], "energy_in_mask": 0.1, "deletion_auc": 0.5,
+         "insertion_auc": 0.5, "better_than_random": None},
+    ],
+    "randomisation": {"convnext_atto": 0.12},
+    "agreement": 0.34,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def directory(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with evaluations of two splits and of a rival."""
+    copy = tmp_path_factory.mktemp("evaluated") / "checkpoints"
+    shutil.copytree(tiny_checkpoints, copy, ignore=shutil.ignore_patterns("evaluations"))
+    settings = Settings(checkpoints_dir=copy, device="cpu")
+    for model_id, split in (("demo", "val"), ("demo-triplet", "test"), ("demo", "test")):
+        evaluation = assess(model_id, copy / ".demo-data", split=split, settings=settings)
+    save_study(copy, evaluation, "robustness", ROBUSTNESS)
+    save_study(copy, evaluation, "explanations", EXPLANATIONS)
+    return copy
+
+
+@pytest.fixture
+def app(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(directory))
+    monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
+    return AppTest.from_file(str(PAGE), default_timeout=120).run()
+
+
+def words(app: AppTest) -> str:
+    shown = [*app.markdown, *app.caption, *app.info, *app.warning, *app.error, *app.subheader]
+    return "\n".join(str(element.value) for element in shown)
+
+
+def choose(app: AppTest, part: str) -> AppTest:
+    app.session_state[shared.PART_KEY] = part
+    app.run()
+    assert not app.exception
+    return app
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    (path,) = (directory / "demo" / "evaluations").glob("*-test/record.json")
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]
+    return result
+
+
+def test_the_overview_shows_the_commands_figures(app: AppTest, directory: Path) -> None:
+    assert not app.exception
+    result = read_result(directory)
+    text = words(app)
+    assert f"### {result['accuracy']:.3f}" in text
+    low, high = result["auroc_ci95"]
+    assert f"{low:.3f} to {high:.3f}" in text
+    assert "**16 images**" in text
+    assert "Research use, not a diagnosis" in text
+
+
+def test_a_cell_opens_its_images_and_closes_again(app: AppTest, directory: Path) -> None:
+    confusion = read_result(directory)["confusion"]
+    cell = max(confusion, key=lambda key: confusion[key])
+    app.button(key=f"evaluate_cell_{cell}").click().run()
+    assert not app.exception
+    assert words(app).count("said ") == confusion[cell]
+    app.button(key=f"evaluate_cell_{cell}").click().run()
+    assert "said " not in words(app)
+
+
+def test_the_operating_point_moves(app: AppTest) -> None:
+    choose(app, "point")
+    before = words(app)
+    app.slider(key="evaluate_threshold").set_value(1.0).run()
+    after = words(app)
+    assert before != after
+    assert "### 0.000" in after  # nothing is called disease
+    assert "### –" in after  # so there is no PPV
+    app.button(key="evaluate_t_safe").click().run()
+    assert not app.exception
+    assert app.slider(key="evaluate_threshold").value < 1.0
+    app.slider(key="evaluate_prevalence").set_value(1.0).run()
+    assert "at 1.0 % prevalence" in words(app)
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ("honesty", "As set, the model answers"),
+        ("models", "They agree on"),
+        ("groups", "no column to split by"),
+        ("robust", "8 images, half of either class"),
+        ("maps", "8 of them with a mask"),
+        ("report", "CLAIM checklist"),
+    ],
+)
+def test_every_part_renders(app: AppTest, part: str, text: str) -> None:
+    assert text in words(choose(app, part))
+
+
+def test_a_rival_is_compared_on_the_same_images(app: AppTest) -> None:
+    choose(app, "models")
+    table = next(d.value for d in app.dataframe if "mcnemar" in d.value.columns)
+    assert list(table["model"]) == ["demo", "demo-triplet"]
+    assert table["mcnemar"][1]
+
+
+def test_missing_studies_say_how_to_make_them(app: AppTest) -> None:
+    names = app.selectbox(key=shared.EVALUATION_KEY).options
+    other = next(i for i, label in enumerate(names) if "validation" in label)
+    app.selectbox(key=shared.EVALUATION_KEY).select_index(other).run()
+    for part in ("robust", "maps"):
+        assert "has not been made" in words(choose(app, part))
+
+
+def test_two_data_sets_are_put_side_by_side(app: AppTest) -> None:
+    choose(app, "external")
+    assert "recalibrate on" in words(app) or "Recalibrated on" in words(app)
+
+
+def test_the_report_is_offered_in_both_forms(app: AppTest) -> None:
+    choose(app, "report")
+    app.button(key="evaluate_write").click().run()
+    assert not app.exception
+    assert len(app.get("download_button")) == 2
+
+
+def test_a_job_is_started_with_what_was_chosen(
+    app: AppTest, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[str, dict[str, Any]]] = []
+
+    def start(kind: str, params: dict[str, Any], **_options: object) -> None:
+        started.append((kind, params))
+
+    monkeypatch.setattr(jobs, "start", start)
+    app.text_input(key="evaluate_data").set_value("/nowhere").run()
+    app.button(key="evaluate_start").click().run()
+    assert started == []
+    assert "no data at /nowhere" in words(app)
+    app.text_input(key="evaluate_data").set_value(str(directory / ".demo-data")).run()
+    app.checkbox(key="evaluate_part_robustness").check().run()
+    app.button(key="evaluate_start").click().run()
+    assert not app.exception
+    ((kind, params),) = started
+    assert kind == "evaluate"
+    assert params["model"] == "demo"
+    assert params["parts"] == ["robustness"]
+    assert params["split"] == "test"
+
+
+def test_a_model_without_evaluations_asks_for_one(
+    tiny_checkpoints: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = tmp_path / "checkpoints"
+    shutil.copytree(tiny_checkpoints, copy, ignore=shutil.ignore_patterns("evaluations"))
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(copy))
+    app = AppTest.from_file(str(PAGE), default_timeout=60).run()
+    assert not app.exception
+    assert "has not been evaluated yet" in words(app)
+    assert app.text_input(key="evaluate_data").value == str(tiny_checkpoints / ".demo-data")
+
+
+def test_kept_pictures_come_back(directory: Path) -> None:
+    from core.assessment.readings import list_evaluations, load_evaluation
+
+    name = list_evaluations(directory, "demo")[0].name
+    evaluation: Evaluation = load_evaluation(directory, "demo", name)
+    assert len(evaluation.thumbnails) == len(evaluation.keys)

@@ -1,0 +1,145 @@
+"""Evaluations kept beside the bundle: the same figures back, cells, disputes, robustness."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.assessment.readings import (
+    Evaluation,
+    list_evaluations,
+    load_evaluation,
+    load_study,
+    read_columns,
+    run_evaluation,
+    save_evaluation,
+    save_study,
+)
+from core.assessment.robustness import measure_robustness
+from core.config import Settings
+from core.datasets import Dataset, read_dataset
+from core.ensemble import Ensemble
+from core.errors import CheckpointError
+from core.inference import evaluate
+from core.registry import load_bundle
+
+
+@pytest.fixture(scope="module")
+def directory(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("evaluated") / "checkpoints"
+    shutil.copytree(tiny_checkpoints, copy, ignore=shutil.ignore_patterns("evaluations"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def data(directory: Path) -> Dataset:
+    return read_dataset(directory / ".demo-data", val_fraction=0.25)
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Ensemble:
+    model = load_bundle(directory, "demo", settings=Settings(device="cpu"))
+    assert isinstance(model, Ensemble)
+    return model
+
+
+@pytest.fixture(scope="module")
+def evaluation(model: Ensemble, data: Dataset) -> Evaluation:
+    return run_evaluation(model, data, split="test")
+
+
+def test_the_command_and_the_kept_record_agree(
+    model: Ensemble, data: Dataset, evaluation: Evaluation
+) -> None:
+    assert evaluation.result == evaluate(model, data, split="test")
+    confusion = evaluation.result["confusion"]
+    for cell, n in confusion.items():
+        assert len(evaluation.find_cell(cell)) == n
+    assert len(evaluation.find_disputed()) == evaluation.result["agreement"]["disagree"]
+    rows = evaluation.find_cell("tp")
+    assert all(evaluation.is_disease[rows])
+    surest = np.abs(evaluation.p_disease[rows] - 0.5)
+    assert list(surest) == sorted(surest, reverse=True)
+
+
+def test_a_saved_evaluation_comes_back_whole(directory: Path, evaluation: Evaluation) -> None:
+    save_evaluation(directory, evaluation)
+    (summary,) = list_evaluations(directory, "demo")
+    assert (summary.n, summary.split, summary.is_current) == (16, "test", True)
+    back = load_evaluation(directory, "demo", summary.name)
+    for field in dataclasses.fields(Evaluation):
+        was, now = getattr(evaluation, field.name), getattr(back, field.name)
+        if field.name == "embeddings":
+            for a, b in zip(was, now, strict=True):
+                np.testing.assert_array_equal(a, b)
+        elif isinstance(was, np.ndarray):
+            np.testing.assert_array_equal(was, now)
+        else:
+            assert json.dumps(was, default=str) == json.dumps(now, default=str), field.name
+    assert back.thumbnail(0).shape == (96, 96, 3)
+    assert {"group"} == set(back.columns)
+
+
+def test_studies_stay_with_the_same_parameters_only(
+    directory: Path, evaluation: Evaluation
+) -> None:
+    save_evaluation(directory, evaluation)
+    assert load_study(directory, evaluation, "robustness") is None
+    save_study(directory, evaluation, "robustness", {"rows": []})
+    save_evaluation(directory, evaluation)
+    assert load_study(directory, evaluation, "robustness") == {"rows": []}
+    other = dataclasses.replace(evaluation, weights_sha256="other")
+    save_evaluation(directory, other)
+    assert load_study(directory, evaluation, "robustness") is None
+    assert not list_evaluations(directory, "demo")[0].is_current
+
+
+def test_what_is_not_there_or_damaged_says_so(directory: Path, evaluation: Evaluation) -> None:
+    with pytest.raises(CheckpointError, match="has no evaluation"):
+        load_evaluation(directory, "demo-triplet", evaluation.name)
+    with pytest.raises(CheckpointError, match="no model"):
+        list_evaluations(directory, "nobody")
+    folder = save_evaluation(directory, evaluation)
+    (folder / "arrays.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_evaluation(directory, "demo", evaluation.name)
+
+
+def test_the_curve_of_k_is_the_vote_at_that_k(model: Ensemble, evaluation: Evaluation) -> None:
+    member = next(m.bundle for m in model.members if m.bundle.has_vote)
+    index = [m.bundle for m in model.members].index(member)
+    curve = {int(s["k"]): s["accuracy"] for s in evaluation.k_curves[member.model_id]}
+    k = member.contents.calibration.k
+    calls = evaluation.member_p[index] > 0.5  # calibration keeps the side of 0.5
+    assert curve[k] == pytest.approx(np.mean(calls == evaluation.is_disease))
+
+
+def test_columns_follow_the_keys(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("file,split,label,age\nb.png,test,x,70\na.png,test,y,\n")
+    assert read_columns(tmp_path, ("a.png", "b.png", "c.png")) == {"age": ("", "70", "")}
+    assert read_columns(tmp_path / "none", ("a",)) == {}
+
+
+def test_robustness_counts_the_same_images_at_every_level(model: Ensemble, data: Dataset) -> None:
+    told: list[float] = []
+    result = measure_robustness(
+        model,
+        data,
+        split="test",
+        n_images=8,
+        kinds=("noise",),
+        progress=lambda d, _t: told.append(d),
+    )
+    rows = result["rows"]
+    assert [(r["kind"], r["level"]) for r in rows] == [
+        ("none", 0), ("noise", 1), ("noise", 2), ("noise", 3)
+    ]  # fmt: skip
+    assert {r["n"] for r in rows} == {8}
+    assert told[-1] == 1.0
+    keys = [r.key for r in data.subset("test")]
+    part = dataclasses.replace(data, records=tuple(r for r in data.subset("test") if r.key in keys))
+    clean = measure_robustness(model, part, split="test", n_images=16, kinds=())["rows"][0]
+    assert clean["accuracy"] == pytest.approx(evaluate(model, data, split="test")["accuracy"])

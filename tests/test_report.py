@@ -1,0 +1,119 @@
+"""The report: every figure is the evaluation's, nothing is fetched, every CLAIM item is placed."""
+
+import io
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from pypdf import PdfReader
+
+from core.assessment import assess
+from core.assessment.readings import save_study
+from core.config import Settings
+from core.errors import CheckpointError, ConfigError
+from core.report import build_report, to_html, to_pdf, write_report
+from core.report.blocks import Report
+from core.report.claim import ITEMS
+
+ROBUSTNESS = {
+    "n": 8,
+    "rows": [
+        {"kind": kind, "level": level, "strength": 1.0, "accuracy": 0.9 - level / 10,
+         "accuracy_ci95": [0.5, 0.95], "auroc": 0.8}
+        for kind, level in (("none", 0), ("blur", 1), ("blur", 2), ("blur", 3))
+    ],
+}  # fmt: skip
+EXPLANATIONS = {
+    "n": 8,
+    "n_masks": 8,
+    "rows": [
+        {"backbone": "mean", "method": "integrated", "pointing_game": 0.625,
+         "energy_in_mask": 0.3, "deletion_auc": 0.4, "insertion_auc": None}
+    ],
+    "randomisation": {"mean": 0.12},
+    "agreement": 0.34,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def directory(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("reported") / "checkpoints"
+    shutil.copytree(tiny_checkpoints, copy, ignore=shutil.ignore_patterns("evaluations"))
+    settings = Settings(checkpoints_dir=copy, device="cpu")
+    evaluation = assess("demo", copy / ".demo-data", split="test", settings=settings)
+    save_study(copy, evaluation, "robustness", ROBUSTNESS)
+    save_study(copy, evaluation, "explanations", EXPLANATIONS)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def name(directory: Path) -> str:
+    return next((directory / "demo" / "evaluations").iterdir()).name
+
+
+@pytest.fixture(scope="module")
+def report(directory: Path, name: str) -> Report:
+    return build_report(directory, "demo", name)
+
+
+def test_every_item_is_covered_or_asked_of_the_author(report: Report) -> None:
+    covered = {item for section in report.sections for item in section.items}
+    asked = {int(row[0]) for row in report.sections[-1].blocks[-1].rows}
+    assert covered | asked == set(ITEMS)
+    assert not covered & asked
+    assert {28, 29, 30, 31, 35, 37, 39, 40} <= covered
+    assert {11, 16, 44} <= asked  # what no program can know
+
+
+def test_sections_come_in_the_order_of_the_checklist(report: Report) -> None:
+    methods = [s.items[0] for s in report.sections if s.items and max(s.items) < 30]
+    assert methods == sorted(methods)
+
+
+def test_the_html_stands_alone_and_holds_the_figures(
+    report: Report, directory: Path, name: str
+) -> None:
+    page = to_html(report)
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "<script" not in page
+    assert page.count("<img alt=") >= 6
+    assert "SYNTHETIC" in page
+    assert "Research use, not a diagnosis" in page
+    from core.assessment.readings import load_evaluation
+
+    result = load_evaluation(directory, "demo", name).result
+    low, high = result["auroc_ci95"]
+    assert f"{result['auroc']:.3f} ({low:.3f} to {high:.3f})" in page
+    assert "0.625" in page
+
+
+def test_the_pdf_has_the_same_text(report: Report) -> None:
+    reader = PdfReader(io.BytesIO(to_pdf(report)))
+    text = "\n".join(page.extract_text() for page in reader.pages)
+    assert 2 <= len(reader.pages) <= 12
+    for section in report.sections:
+        assert section.title in text
+    assert "Research use, not a diagnosis." in text
+    assert len([image for page in reader.pages for image in page.images]) >= 6
+
+
+def test_foreign_names_are_text_not_markup(report: Report) -> None:
+    import dataclasses
+
+    strange = dataclasses.replace(report, title="<b>a & b</b>")
+    assert "&lt;b&gt;a &amp; b" in to_html(strange)
+    text = PdfReader(io.BytesIO(to_pdf(strange))).pages[0].extract_text()
+    assert "<b>a & b</b>" in text
+
+
+def test_files_are_written_and_refusals_are_said(
+    directory: Path, name: str, tmp_path: Path
+) -> None:
+    write_report(directory, "demo", name, html=tmp_path / "r.html", pdf=tmp_path / "r.pdf")
+    assert (tmp_path / "r.pdf").read_bytes().startswith(b"%PDF")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.html", "r.pdf"]
+    with pytest.raises(CheckpointError, match="has no evaluation"):
+        build_report(directory, "demo", "other-test")
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_report(directory, "demo", name, html=Path("/proc/no/r.html"))

@@ -1,0 +1,91 @@
+"""Subgroups by hand, numbers cut into parts, small groups marked; headline intervals."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    recall_score,
+)
+
+from core.errors import ShapeError
+from core.evaluation import evaluate
+from core.intervals import compute_headlines
+from core.subgroups import can_split, split_by
+
+
+def test_rows_by_hand() -> None:
+    truth = np.array([True, True, False, False, True])
+    probs = np.array([0.9, 0.2, 0.1, 0.8, 0.7])
+    first, second = split_by(truth, probs, ["a", "a", "a", "a", "b"])
+    assert (first.value, first.n, first.n_disease) == ("a", 4, 2)
+    assert first.accuracy.share == 0.5
+    assert first.sensitivity.share == 0.5
+    assert first.specificity.share == 0.5
+    assert first.auroc == 0.75  # of 4 pairs only (0.2, 0.8) is the wrong way
+    assert first.is_small
+    assert second.auroc is None
+    assert second.specificity.share is None
+
+
+def test_many_numbers_become_four_parts_of_equal_size(rng: np.random.Generator) -> None:
+    truth, ages = rng.random(400) < 0.5, rng.integers(20, 90, 400)
+    rows = split_by(truth, rng.random(400), [str(age) for age in ages])
+    assert len(rows) == 4
+    assert sum(row.n for row in rows) == 400
+    assert all(80 <= row.n <= 120 for row in rows)
+    assert not any(row.is_small for row in rows)
+    for row in rows:
+        assert row.auroc_ci95 is not None
+        assert row.auroc is not None
+        assert row.auroc_ci95[0] <= row.auroc <= row.auroc_ci95[1]
+
+
+def test_patients_not_images_make_a_group_large() -> None:
+    truth = np.arange(60) % 2 == 0
+    probs = np.where(truth, 0.9, 0.2)
+    groups = [f"p{i // 10}" for i in range(60)]
+    assert not split_by(truth, probs, ["a"] * 60)[0].is_small
+    assert split_by(truth, probs, ["a"] * 60, groups=groups)[0].is_small
+
+
+def test_which_columns_make_subgroups() -> None:
+    assert can_split(["a", "b", "a"])
+    assert can_split([str(i / 7) for i in range(100)])
+    assert not can_split(["a"] * 5)
+    names = [f"image{i}" for i in range(100)]
+    assert not can_split(names)
+    with pytest.raises(ShapeError, match="100 different words"):
+        split_by(np.arange(100) % 2 == 0, np.linspace(0, 1, 100), names)
+
+
+def test_headlines_are_scikit_learns_and_inside_their_intervals(rng: np.random.Generator) -> None:
+    truth = rng.random(150) < 0.4
+    probs = np.clip(0.4 + 0.25 * truth + 0.2 * rng.normal(size=150), 0, 1)
+    figures = {figure.key: figure for figure in compute_headlines(truth, probs)}
+    called = probs > 0.5
+    expected = {
+        "balanced_accuracy": balanced_accuracy_score(truth, called),
+        "sensitivity": recall_score(truth, called),
+        "specificity": recall_score(~truth, ~called),
+        "average_precision": average_precision_score(truth, probs),
+        "brier": brier_score_loss(truth, probs),
+        "auroc": evaluate(truth, probs).auroc,
+        "ece": evaluate(truth, probs).ece,
+    }
+    for key, value in expected.items():
+        assert figures[key].value == pytest.approx(value), key
+        assert figures[key].low < figures[key].high
+    for key in ("accuracy", "sensitivity", "specificity", "auroc", "brier"):
+        assert figures[key].low <= figures[key].value <= figures[key].high
+    assert figures["brier"].is_error
+    assert not figures["auroc"].is_error
+
+
+def test_an_interval_of_a_share_is_near_wilsons(rng: np.random.Generator) -> None:
+    truth = np.repeat([True, False], 200)
+    probs = np.where(rng.random(400) < 0.8, np.where(truth, 0.9, 0.1), np.where(truth, 0.1, 0.9))
+    figure = {f.key: f for f in compute_headlines(truth, probs)}["sensitivity"]
+    half = 1.96 * np.sqrt(figure.value * (1 - figure.value) / 200)
+    assert (figure.high - figure.low) / 2 == pytest.approx(half, rel=0.15)
