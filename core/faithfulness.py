@@ -222,7 +222,7 @@ def _compute_share(
     shares = []
     for part, queries in zip(gallery.parts, points, strict=True):
         distances = np.linalg.norm(part.embeddings[None] - queries[:, None], axis=2)
-        distances[:, list(excluded)] = np.inf
+        distances[:, [*excluded, *gallery.silent.tolist()]] = np.inf
         votes = []
         for index in range(len(bundle.class_names)):
             mine = np.sort(distances[:, part.labels == index], axis=1)[:, : bundle.n_shown]
