@@ -19,6 +19,8 @@ K_CANDIDATES = (5, 9, 15, 20, 25, 30, 40, 50)
 _TESTS_ONLY = "embedder.random_weights"
 PRECISIONS = ("auto", "float32", "bfloat16")
 OBJECTIVES = ("triplet", "cross-entropy", "metric-ensemble")
+RECIPES = ("robust", "report")
+K_RULES = ("best", "one-standard-error")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -68,7 +70,7 @@ class EmbedderConfig:
 
     backbones: tuple[str, ...] = ()
     tail_depth: int = 1
-    hidden_dim: int = 512
+    hidden_dim: int = 512  # of the adapter; 0: the adapter is one linear map, without dropout
     embedding_dim: int = 128
     dropout: float = 0.5
     tta: bool = True
@@ -78,7 +80,7 @@ class EmbedderConfig:
     def __post_init__(self) -> None:
         _require(len(self.backbones) >= 1, "backbones must name at least one timm model.")
         _require(1 <= self.tail_depth <= 4, f"tail_depth must be 1..4, got {self.tail_depth}.")
-        _require(self.hidden_dim > 0 and self.embedding_dim > 1, "adapter sizes must be positive.")
+        _require(self.hidden_dim >= 0 and self.embedding_dim > 1, "adapter sizes must be positive.")
         _require(0.0 <= self.dropout < 1.0, f"dropout must be 0..1, got {self.dropout}.")
         _require(
             self.precision in PRECISIONS,
@@ -93,6 +95,9 @@ class ObjectiveConfig:
     name: str = "triplet"
     margin: float = 0.5
     semihard_share: float = 0.0  # of the steps, first, with semi-hard mining; then batch-hard
+    auxiliary_weight: float = (
+        0.0  # of a linear classifier's loss on the features, for training only
+    )
 
     def __post_init__(self) -> None:
         _require(
@@ -103,6 +108,10 @@ class ObjectiveConfig:
         _require(
             0.0 <= self.semihard_share <= 1.0,
             f"semihard_share must be 0..1, got {self.semihard_share}.",
+        )
+        _require(
+            0.0 <= self.auxiliary_weight <= 100.0,
+            f"auxiliary_weight must be 0..100, got {self.auxiliary_weight}.",
         )
 
     @property
@@ -150,6 +159,7 @@ class KnnConfig:
     """The neighbour vote and what it refuses to answer."""
 
     k_candidates: tuple[int, ...] = K_CANDIDATES
+    k_rule: str = "best"  # or the largest K within one standard error of the best
     novelty_percentile: float = 99.0  # of leave-one-out gallery distances
     novelty_slack: float = 1.2  # factor on that distance: another camera is not another organ
     abstain_margin: float = 0.1  # calibrated p within 0.5 +- margin is not answered
@@ -158,6 +168,10 @@ class KnnConfig:
         _require(
             bool(self.k_candidates) and all(k >= 1 for k in self.k_candidates),
             f"k_candidates must be positive integers, got {self.k_candidates}.",
+        )
+        _require(
+            self.k_rule in K_RULES,
+            f"k_rule must be one of {', '.join(K_RULES)}, got {self.k_rule!r}.",
         )
         _require(
             50.0 <= self.novelty_percentile <= 100.0,
@@ -192,6 +206,7 @@ class RunConfig:
 
     preset: str
     embedder: EmbedderConfig
+    recipe: str = "report"
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -279,35 +294,42 @@ def _convert(hint: Any, value: object, where: str) -> Any:
     return value
 
 
-def _preset(name: str, *backbones: str, size: int = 448) -> RunConfig:
-    return RunConfig(
-        preset=name,
-        embedder=EmbedderConfig(backbones=backbones),
-        preprocess=PreprocessConfig(input_size=size),
-    )
-
-
-def _offline() -> RunConfig:
-    """The no-hub preset; where it departs from the report, README's recipe section says why."""
-    return RunConfig(
-        preset="offline",
-        embedder=EmbedderConfig(
-            backbones=("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k"), tail_depth=2
-        ),
-        preprocess=PreprocessConfig(
-            input_size=288,
-            crop_scale_min=0.5,
-            crop_scale_max=1.0,
-            brightness=0.4,
-            contrast=0.5,
-            gamma=1.0,
-            blur=1.5,
-            noise=0.05,
-        ),
-        train=TrainConfig(
-            epochs=6, n_images_per_class=16, tail_lr=1e-4, n_views=6, warmup_share=0.2
-        ),
-    )
+# What the robust recipe changes; benchmarks/results/recipe.md says what each line gained.
+_ROBUST = (
+    "embedder.hidden_dim=0",
+    "objective.auxiliary_weight=1.0",
+    "knn.k_rule=one-standard-error",
+    "preprocess.crop_scale_min=0.5",
+    "preprocess.crop_scale_max=1.0",
+    "preprocess.brightness=0.4",
+    "preprocess.contrast=0.5",
+    "preprocess.gamma=1.0",
+    "preprocess.blur=1.5",
+    "preprocess.noise=0.05",
+    "train.n_images_per_class=16",
+)
+# Rates, cut and length were searched on the packaged backbones alone.
+_ROBUST_OFFLINE = (
+    "embedder.tail_depth=2",
+    "train.tail_lr=0.0001",
+    "train.epochs=6",
+    "train.n_views=4",
+    "train.warmup_share=0.2",
+)
+_BACKBONES = {
+    "paper": ("convnext_large.fb_in22k", "vit_large_patch16_224.augreg_in21k_ft_in1k"),
+    "swin-effnetv2": (
+        "swin_large_patch4_window7_224.ms_in22k",
+        "tf_efficientnetv2_l.in21k_ft_in1k",
+    ),
+    "convnextv2-beit": (
+        "convnextv2_large.fcmae_ft_in22k_in1k",
+        "beit_large_patch16_224.in22k_ft_in22k_in1k",
+    ),
+    "compact": ("convnext_tiny.fb_in22k", "vit_small_patch16_224.augreg_in21k_ft_in1k"),
+    "offline": ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k"),
+}
+PRESETS = tuple(_BACKBONES)
 
 
 def _tiny_random() -> RunConfig:
@@ -326,39 +348,30 @@ def _tiny_random() -> RunConfig:
     )
 
 
-def build_preset(name: str) -> RunConfig:
+def build_preset(name: str, *, recipe: str = RECIPES[0]) -> RunConfig:
     """Return the RunConfig of a preset.
 
+    Args:
+        name: which backbones and input size.
+        recipe: how they are trained: ``report`` as METHOD.md fixes it, ``robust`` as measured here.
+
     Raises:
-        ConfigError: the name is not a preset; the message lists the valid ones.
+        ConfigError: the name is not a preset or a recipe; the message lists the valid ones.
     """
-    presets = {
-        "paper": lambda: _preset(
-            "paper", "convnext_large.fb_in22k", "vit_large_patch16_224.augreg_in21k_ft_in1k"
-        ),
-        "swin-effnetv2": lambda: _preset(
-            "swin-effnetv2",
-            "swin_large_patch4_window7_224.ms_in22k",
-            "tf_efficientnetv2_l.in21k_ft_in1k",
-        ),
-        "convnextv2-beit": lambda: _preset(
-            "convnextv2-beit",
-            "convnextv2_large.fcmae_ft_in22k_in1k",
-            "beit_large_patch16_224.in22k_ft_in22k_in1k",
-        ),
-        "compact": lambda: _preset(
-            "compact", "convnext_tiny.fb_in22k", "vit_small_patch16_224.augreg_in21k_ft_in1k"
-        ),
-        "offline": _offline,
-        "tiny-random": _tiny_random,
-    }
-    if name not in presets:
-        offered = ", ".join(PRESETS)
-        raise ConfigError(f"unknown preset {name!r}; choose one of {offered}.")
-    return presets[name]()
-
-
-PRESETS = ("paper", "swin-effnetv2", "convnextv2-beit", "compact", "offline")
+    _require(recipe in RECIPES, f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}.")
+    if name == "tiny-random":
+        return _tiny_random()
+    if name not in _BACKBONES:
+        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
+    config = RunConfig(
+        preset=name,
+        embedder=EmbedderConfig(backbones=_BACKBONES[name]),
+        preprocess=PreprocessConfig(input_size=288 if name == "offline" else 448),
+    )
+    if recipe == "report":
+        return config
+    overrides = [*_ROBUST, *(_ROBUST_OFFLINE if name == "offline" else ())]
+    return dataclasses.replace(config.with_overrides(overrides), recipe=recipe)
 
 
 @dataclass(frozen=True)

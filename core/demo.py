@@ -3,19 +3,15 @@
 Owns its size and its recipe; does nothing when the model exists and goes on when interrupted.
 """
 
-import shutil
 from pathlib import Path
 
 from core import phantom
 from core.config import RunConfig, Settings, build_preset
 from core.datasets import read_dataset
 from core.embedder import Progress
-from core.ensemble import build_ensemble
-from core.training import train
+from core.ensemble_training import map_progress, train_ensemble
 
 MODEL_ID = "demo"
-MEMBERS = {"demo-triplet": "triplet", "demo-metric": "metric-ensemble"}  # systems 4 and 5
-_CACHE_FOLDER = ".demo-cache"  # both members see the same views
 _DATA_FOLDER = ".demo-data"  # hidden: it is not a model
 _N_TRAIN, _N_TEST, _SIZE = 480, 120, 384
 _DRAW_SHARE = 0.1
@@ -52,42 +48,16 @@ def build_demo(
         n_train=n_train,
         n_test=n_test,
         size=size,
-        progress=_scale(progress, 0.0, _DRAW_SHARE),
+        progress=map_progress(progress, 0.0, _DRAW_SHARE),
     )
-    # Semi-hard triplets first spread the embedding: distances a person can read. On the real films
-    # tried so far they overfit, so the preset itself stays batch-hard.
-    config = config or build_preset("offline").with_overrides(
-        ["objective.semihard_share=0.5", "train.epochs=8", "train.n_views=4"]
-    )
+    config = config or build_preset("offline").with_overrides(["train.n_views=3"])
     dataset = read_dataset(data, val_fraction=config.train.val_fraction, seed=config.train.seed)
-    cache = settings.checkpoints_dir / _CACHE_FOLDER
-    share = (1.0 - _DRAW_SHARE) / len(MEMBERS)
-    for index, (name, objective) in enumerate(MEMBERS.items()):
-        if not (settings.checkpoints_dir / name).is_dir():
-            train(
-                dataset,
-                config.with_overrides([f"objective.name={objective}"]),
-                name=name,
-                settings=settings,
-                resume=True,
-                cache_folder=cache,
-                is_synthetic=True,
-                progress=_scale(progress, _DRAW_SHARE + index * share, share),
-            )
-    shutil.rmtree(cache, ignore_errors=True)
-    return build_ensemble(
-        settings.checkpoints_dir,
-        MODEL_ID,
-        list(MEMBERS),
-        min_val_accuracy=config.ensemble.min_val_accuracy,
+    return train_ensemble(
+        dataset,
+        config,
+        name=MODEL_ID,
+        settings=settings,
+        resume=True,
+        is_synthetic=True,
+        progress=map_progress(progress, _DRAW_SHARE, 1.0 - _DRAW_SHARE),
     )
-
-
-def _scale(progress: Progress | None, start: float, share: float) -> Progress | None:
-    if progress is None:
-        return None
-
-    def report(done: float, text: str) -> None:
-        progress(start + share * done, text)
-
-    return report

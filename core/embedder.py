@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.backbones import Backbone, Tail, build_backbone
-from core.config import RunConfig, Settings
+from core.config import EmbedderConfig, RunConfig, Settings
 from core.errors import ConfigError
 from core.transforms import build_batch, build_views, merge_views
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 _BATCH_SIZE = 8
-_N_CLASSES = 2  # normal and disease
+N_CLASSES = 2  # normal and disease
 
 
 class EmbeddingNet(nn.Module):
@@ -39,23 +39,17 @@ class EmbeddingNet(nn.Module):
 
     def __init__(self, tails: Sequence[Tail], *, n_features: int, config: RunConfig) -> None:
         super().__init__()
+        self.n_features = n_features
         self.tails = nn.ModuleList(tails)
         self.tails.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sizes = config.embedder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             self.adapters = nn.ModuleList(
-                nn.Sequential(
-                    nn.Linear(n_features, sizes.hidden_dim),
-                    nn.BatchNorm1d(sizes.hidden_dim),
-                    nn.ReLU(),
-                    nn.Dropout(sizes.dropout),
-                    nn.Linear(sizes.hidden_dim, sizes.embedding_dim),
-                )
-                for _ in range(config.objective.n_adapters)
+                _build_adapter(n_features, sizes) for _ in range(config.objective.n_adapters)
             )
             is_classifier = config.objective.n_adapters == 0
-            self.classifier = nn.Linear(n_features, _N_CLASSES) if is_classifier else None
+            self.classifier = nn.Linear(n_features, N_CLASSES) if is_classifier else None
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -83,6 +77,18 @@ class EmbeddingNet(nn.Module):
     def forward(self, activations: Sequence[Tensor]) -> Tensor:
         """Turn one trunk activation (B, ...) per backbone into (B, P * D) unit embeddings."""
         return self.embed(self.pool(activations))
+
+
+def _build_adapter(n_features: int, sizes: EmbedderConfig) -> nn.Sequential:
+    if sizes.hidden_dim == 0:
+        return nn.Sequential(nn.Linear(n_features, sizes.embedding_dim))
+    return nn.Sequential(
+        nn.Linear(n_features, sizes.hidden_dim),
+        nn.BatchNorm1d(sizes.hidden_dim),
+        nn.ReLU(),
+        nn.Dropout(sizes.dropout),
+        nn.Linear(sizes.hidden_dim, sizes.embedding_dim),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +138,7 @@ class Embedder:
             probs = None
             if self.net.classifier is not None:
                 by_view = self.net.classifier(features).softmax(dim=1)
-                probs = _to_numpy(by_view.reshape(n_views, -1, _N_CLASSES).mean(dim=0))
+                probs = _to_numpy(by_view.reshape(n_views, -1, N_CLASSES).mean(dim=0))
         descriptors = self._compute_descriptors([a[0] for a in activations])
         return Embedded(_to_numpy(merged), descriptors, probs, tuple(activations))
 

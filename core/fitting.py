@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from core.config import RunConfig
-from core.embedder import Embedder, EmbeddingNet, Progress
+from core.embedder import N_CLASSES, Embedder, EmbeddingNet, Progress
 from core.trunk_cache import TrunkCache
 
 _STEPS_PER_GROUP = 20  # steps between two checkpoints: what a kill can lose
@@ -131,10 +131,12 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             self.proxies = (
-                ProxyAnchorLoss(num_classes=2, embedding_size=config.embedder.embedding_dim)
+                ProxyAnchorLoss(num_classes=N_CLASSES, embedding_size=config.embedder.embedding_dim)
                 if config.objective.name == "metric-ensemble"
                 else None
             )
+            has_auxiliary = config.objective.auxiliary_weight > 0 and net.classifier is None
+            self.auxiliary = nn.Linear(net.n_features, N_CLASSES) if has_auxiliary else None
         rows = cache.find_rows("train")
         labels = np.array([cache.records[row].label for row in rows], dtype=np.int64)
         self.steps = [
@@ -165,7 +167,7 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
     def configure_optimizers(self) -> dict[str, object]:
         """AdamW, differential learning rates; a rise where asked for, then cosine to zero."""
         config = self.config.train
-        heads = [self.net.adapters, self.net.classifier]
+        heads = [self.net.adapters, self.net.classifier, self.auxiliary]
         head_params = [p for head in heads if head is not None for p in head.parameters()]
         groups: list[dict[str, object]] = [
             {"params": head_params, "lr": config.adapter_lr},
@@ -203,6 +205,11 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
             loss = nn.functional.cross_entropy(self.net.classifier(features), labels)
         else:
             loss = self._compute_metric_loss(parts, labels)
+        if self.auxiliary is not None:
+            # The features learn from every image, not only from the hardest of a batch; the
+            # classifier itself is thrown away (Luo et al. 2019, arXiv:1903.07071).
+            weight = self.config.objective.auxiliary_weight
+            loss = loss + weight * nn.functional.cross_entropy(self.auxiliary(features), labels)
         points = parts[0].detach().cpu().numpy()
         measured = {
             "spread": compute_spread(points),

@@ -292,10 +292,12 @@ def search_k(
     candidates: Sequence[int],
     disease_index: int,
     excluded: Sequence[NDArray[np.int64]] | None = None,
+    rule: str = "best",
 ) -> KSearch:
     """Choose K on validation in one neighbour search.
 
     The best accuracy wins; ties go to the larger K: the calmer vote leans on fewer single images.
+    By the rule "one-standard-error" so does what validation cannot tell from a tie.
 
     Args:
         gallery: the training rows.
@@ -304,9 +306,13 @@ def search_k(
         candidates: the values to try; those above the gallery's size are dropped.
         disease_index: the positive class.
         excluded: for each query the rows that may not vote; K stays below what they leave.
+        rule: "best", or "one-standard-error": the largest K whose accuracy is within one standard
+            error of the best.
 
     Raises:
         DataError: no candidate fits, or validation holds one class only.
+
+    Reference: Breiman et al. 1984, Classification and Regression Trees, section 3.4.3 (the rule).
     """
     most = max((len(rows) for rows in excluded), default=0) if excluded is not None else 0
     fitting = sorted({k for k in candidates if k <= len(gallery) - most})
@@ -336,5 +342,6 @@ def search_k(
         accuracy = float(np.mean(probs.argmax(1) == labels))
         auroc = float(roc_auc_score(labels == disease_index, probs[:, disease_index]))
         scores.append(KScore(k, accuracy, auroc))
-    best = max(scores, key=lambda s: (s.accuracy, s.k))
-    return KSearch(best.k, tuple(scores))
+    top = max(score.accuracy for score in scores)
+    slack = (top * (1.0 - top) / len(labels)) ** 0.5 if rule == "one-standard-error" else 0.0
+    return KSearch(max(s.k for s in scores if s.accuracy >= top - slack), tuple(scores))

@@ -330,6 +330,7 @@ def _vote_on_validation(
         candidates=config.knn.k_candidates,
         disease_index=dataset.disease_index,
         excluded=excluded,
+        rule=config.knn.k_rule,
     )
     ballots = cast_votes(gallery, queries, found.k, excluded=excluded)
     n_classes = len(dataset.class_names)
@@ -378,7 +379,8 @@ def _write_card(config: BundleConfig, contents: Contents) -> str:
 
 Research use, not a diagnosis.
 
-- Made {config.created}, preset {config.run.preset}, objective {config.run.objective.name}
+- Made {config.created}, preset {config.run.preset}, recipe {config.run.recipe}, objective
+  {config.run.objective.name}
 - Data {config.data_id}: {len(contents.gallery)} {kind} vote; classes
   {", ".join(config.class_names)}; disease is {config.class_names[config.disease_index]}
 - Validation, {report["n"]} images: accuracy {report["accuracy"]:.3f} (95 % CI {low:.3f} to

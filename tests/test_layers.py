@@ -30,8 +30,8 @@ LAYERS = {
     4: {"explain", "readiness", "bundle", "trunk_cache", "external"},
     5: {"ensemble", "fitting", "faithfulness", "maps", "evidence", "attribution"},
     6: {"registry", "inference", "training", "watching", "exploration", "estimate", "second_look"},
-    7: {"pdf_report", "demo", "ablation", "findings", "archives", "model_comparison", "assessment"},
-    8: {"jobs", "activation", "report"},
+    7: {"pdf_report", "ensemble_training", "ablation", "findings", "archives", "model_comparison", "assessment"},
+    8: {"demo", "jobs", "activation", "report"},
     9: {"cli"},
     10: {"__main__"},
 }

@@ -16,7 +16,7 @@ from core.cli.terminal import (
     write_json,
     write_text,
 )
-from core.config import OBJECTIVES, PRESETS, EnsembleConfig, build_preset
+from core.config import OBJECTIVES, PRESETS, RECIPES, EnsembleConfig, build_preset
 
 
 def demo(checkpoints: Checkpoints = None) -> None:
@@ -33,6 +33,10 @@ def train(
     name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "offline",
     objective: Annotated[str, typer.Option(help=f"One of {', '.join(OBJECTIVES)}.")] = "triplet",
+    recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = RECIPES[0],
+    is_ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Train the two models NAME-... and their vote NAME.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Fixes every random draw.")] = 0,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
@@ -46,9 +50,10 @@ def train(
 ) -> None:
     """Fine-tune a model on a data folder."""
     from core.datasets import read_dataset
+    from core.ensemble_training import train_ensemble
     from core.training import train as run_training
 
-    config = build_preset(preset).with_overrides(
+    config = build_preset(preset, recipe=recipe).with_overrides(
         [f"objective.name={objective}", f"train.seed={seed}", *(overrides or [])]
     )
     settings = read_settings(checkpoints)
@@ -63,15 +68,20 @@ def train(
     )
     quiet_lightning()
     with show_progress("train") as report:
-        folder = run_training(
-            dataset,
-            config,
-            name=name,
-            settings=settings,
-            resume=resume,
-            cache_trunk=cache_trunk,
-            progress=report,
-        )
+        if is_ensemble:
+            folder = train_ensemble(
+                dataset, config, name=name, settings=settings, resume=resume, progress=report
+            )
+        else:
+            folder = run_training(
+                dataset,
+                config,
+                name=name,
+                settings=settings,
+                resume=resume,
+                cache_trunk=cache_trunk,
+                progress=report,
+            )
     CONSOLE.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, markup=False)
 
 
