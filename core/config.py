@@ -38,6 +38,8 @@ class PreprocessConfig:
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.5
     rotation_deg: float = 15.0
+    stretch: float = 0.0  # width and height times 2 ** (-stretch .. stretch), each by itself
+    shift: float = 0.0  # largest move to either side, share of the input size
     brightness: float = 0.15
     contrast: float = 0.15
     gamma: float = 0.0  # exponent drawn from 2 ** (-gamma .. gamma): another exposure
@@ -48,9 +50,17 @@ class PreprocessConfig:
         _require(
             32 <= self.input_size <= 1024, f"input_size must be 32..1024, got {self.input_size}."
         )
-        for name in ("horizontal_flip", "vertical_flip", "brightness", "contrast", "noise"):
+        for name in (
+            "horizontal_flip",
+            "vertical_flip",
+            "brightness",
+            "contrast",
+            "noise",
+            "shift",
+        ):
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
+        _require(0.0 <= self.stretch <= 1.0, f"stretch must be 0..1, got {self.stretch}.")
         _require(0.0 <= self.gamma <= 3.0, f"gamma must be 0..3, got {self.gamma}.")
         _require(0.0 <= self.blur <= 10.0, f"blur must be 0..10, got {self.blur}.")
         _require(
@@ -70,7 +80,7 @@ class EmbedderConfig:
 
     backbones: tuple[str, ...] = ()
     tail_depth: int = 1
-    hidden_dim: int = 512  # of the adapter; 0: the adapter is one linear map, without dropout
+    hidden_dim: int = 512  # of the adapter; 0: one linear map, begun as the features' PCA
     embedding_dim: int = 128
     dropout: float = 0.5
     tta: bool = True
@@ -130,6 +140,7 @@ class TrainConfig:
     tail_lr: float = 5e-6
     weight_decay: float = 1e-3
     warmup_share: float = 0.0  # of the steps, first, with rates that rise from near zero
+    start_share: float = 0.0  # of the finished parameters: the untrained ones, averaged in
     n_views: int = 8  # augmented views per image in the trunk cache, beside the clean one
     val_fraction: float = 0.15
     seed: int = 0
@@ -143,6 +154,10 @@ class TrainConfig:
         _require(
             0.0 <= self.warmup_share <= 0.9,
             f"warmup_share must be 0..0.9, got {self.warmup_share}.",
+        )
+        _require(
+            0.0 <= self.start_share < 1.0,
+            f"start_share must be in [0, 1), got {self.start_share}.",
         )
         _require(1 <= self.n_views <= 64, f"n_views must be 1..64, got {self.n_views}.")
         _require(
@@ -307,6 +322,7 @@ _ROBUST = (
     "preprocess.blur=1.5",
     "preprocess.noise=0.05",
     "train.n_images_per_class=16",
+    "train.start_share=0.5",
 )
 # Rates, cut and length were searched on the packaged backbones alone.
 _ROBUST_OFFLINE = (

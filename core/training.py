@@ -27,6 +27,7 @@ from core.embedder import Embedded, Embedder, Progress, build_embedder, join_emb
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.fitting import Log, Watch, compute_separation, compute_spread, find_collapse, fit
 from core.knn import Gallery, KSearch, cast_votes, search_k
+from core.starting_point import average_with_start, begin_with_pca
 from core.trunk_cache import TrunkCache
 
 logger = logging.getLogger(__name__)
@@ -94,8 +95,11 @@ def train(
         _check_enough(dataset, cache)
         report = _with_eta(progress, "training", start=_CACHE_SHARE, share=0.96 - _CACHE_SHARE)
         began = time.monotonic()
+        start = begin_with_pca(embedder, cache)
         observe = watch(embedder, cache) if watch else None
         fit(embedder, cache, folder, log=log, progress=report, watch=observe)
+        if embedder.net.classifier is None:
+            average_with_start(embedder.net, start, share=config.train.start_share)
         seconds["fit"] = time.monotonic() - began  # of this process; a resumed run's was longer
         if progress:
             progress(0.97, "choosing K, fitting the map, writing the model")

@@ -63,8 +63,7 @@ def augment(
         view = F.horizontal_flip(view)
     if rng.random() < config.vertical_flip:
         view = F.vertical_flip(view)
-    angle = float(rng.uniform(-config.rotation_deg, config.rotation_deg))
-    view = F.rotate(view, angle, interpolation=_BILINEAR).float() / 255.0
+    view = _place(view, config, rng).float() / 255.0
     view = F.adjust_brightness(view, 1.0 + float(rng.uniform(-1, 1)) * config.brightness)
     view = F.adjust_contrast(view, 1.0 + float(rng.uniform(-1, 1)) * config.contrast)
     if config.gamma:
@@ -78,6 +77,31 @@ def augment(
         view = (view + torch.from_numpy(grains)).clamp(0.0, 1.0)
     assert isinstance(view, Tensor)
     return view
+
+
+def _place(view: Tensor, config: PreprocessConfig, rng: np.random.Generator) -> Tensor:
+    """Rotate; where asked for, stretch and shift as well, on a black ground."""
+    angle = float(rng.uniform(-config.rotation_deg, config.rotation_deg))
+    if not config.stretch and not config.shift:
+        rotated: Tensor = F.rotate(view, angle, interpolation=_BILINEAR)
+        return rotated
+    size = config.input_size
+    width, height = 2.0 ** (rng.uniform(-1, 1, 2) * config.stretch)
+    resized = F.resize(
+        view,
+        [max(8, round(size * height)), max(8, round(size * width))],
+        interpolation=_BILINEAR,
+        antialias=True,
+    )
+    placed: Tensor = F.affine(
+        F.center_crop(resized, [size, size]),
+        angle=angle,
+        translate=[float(t) * size for t in rng.uniform(-config.shift, config.shift, 2)],
+        scale=1.0,
+        shear=[0.0],
+        interpolation=_BILINEAR,
+    )
+    return placed
 
 
 def build_views(batch: Tensor, *, tta: bool) -> Tensor:

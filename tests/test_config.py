@@ -26,13 +26,25 @@ def test_a_preset_survives_the_round_trip(name: str) -> None:
 
 
 def test_the_paper_preset_is_the_reports() -> None:
-    config = build_preset("paper")
+    config = build_preset("paper", recipe="report")
     assert config.preprocess.input_size == 448
+    assert config.recipe == "report"
+    assert (config.objective.auxiliary_weight, config.knn.k_rule) == (0.0, "best")
     assert (config.embedder.hidden_dim, config.embedder.embedding_dim) == (512, 128)
     assert (config.train.adapter_lr, config.train.tail_lr) == (1e-3, 5e-6)
     assert config.train.weight_decay == 1e-3
     assert config.objective.margin == 0.5
     assert config.knn.k_candidates == (5, 9, 15, 20, 25, 30, 40, 50)
+
+
+def test_the_robust_recipe_is_the_default_and_changes_no_backbone() -> None:
+    for name in PRESETS:
+        robust, report = build_preset(name), build_preset(name, recipe="report")
+        assert (robust.recipe, robust.embedder.hidden_dim) == ("robust", 0)
+        assert robust.embedder.backbones == report.embedder.backbones
+        assert robust.preprocess.input_size == report.preprocess.input_size
+    with pytest.raises(ConfigError, match=r"unknown recipe 'fast'.*robust, report"):
+        build_preset("offline", recipe="fast")
 
 
 def test_tiny_random_is_not_offered() -> None:

@@ -119,6 +119,34 @@ def test_ties_go_to_the_calmer_vote() -> None:
     assert found.k == 3
 
 
+def place(degrees: list[float]) -> np.ndarray:
+    angles = np.radians(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("n_right", "n_wrong", "by_one_to_three", "chosen"),
+    [
+        (7, 2, (0.8, 0.7), 3),  # one standard error is sqrt(0.8 x 0.2 / 10) = 0.126
+        (3, 1, (0.8, 0.6), 1),  # sqrt(0.8 x 0.2 / 5) = 0.179
+    ],
+)
+def test_within_one_standard_error_the_calmer_vote_wins_by_hand(
+    n_right: int, n_wrong: int, by_one_to_three: tuple[float, float], chosen: int
+) -> None:
+    gallery = build_gallery(place([0, 10, 20, 90, 100, 110]), [1, 0, 0, 1, 1, 1])
+    # The first query is nearest to the lone image of class 1; two of class 0 outvote it.
+    queries = place([4.9, *[15.0] * n_right, *[101.0] * n_wrong])
+    labels = np.array([1, *[0] * n_right, *[0] * n_wrong])
+    best = search_k(gallery, queries, labels, candidates=(1, 3), disease_index=1)
+    assert tuple(score.accuracy for score in best.scores) == pytest.approx(by_one_to_three)
+    assert best.k == 1
+    calm = search_k(
+        gallery, queries, labels, candidates=(1, 3), disease_index=1, rule="one-standard-error"
+    )
+    assert calm.k == chosen
+
+
 def test_impossible_searches_say_why(rng: np.random.Generator) -> None:
     points = random_unit(rng, 4)
     gallery = build_gallery(points, [0, 1, 0, 1])

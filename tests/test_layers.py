@@ -28,7 +28,7 @@ LAYERS = {
     },
     3: {"audit", "embedder", "projection", "neighbourhood", "curation", "subgroups", "intervals"},
     4: {"explain", "readiness", "bundle", "trunk_cache", "external"},
-    5: {"ensemble", "fitting", "faithfulness", "maps", "evidence", "attribution"},
+    5: {"ensemble", "fitting", "starting_point", "faithfulness", "maps", "evidence", "attribution"},
     6: {"registry", "inference", "training", "watching", "exploration", "estimate", "second_look"},
     7: {"pdf_report", "ensemble_training", "ablation", "findings", "archives", "model_comparison", "assessment"},
     8: {"demo", "jobs", "activation", "report"},
@@ -38,7 +38,7 @@ LAYERS = {
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 MAY_IMPORT_TORCH = {
     "transforms", "backbones", "embedder", "explain", "attribution", "bundle", "trunk_cache",
-    "fitting",
+    "fitting", "starting_point",
 }  # fmt: skip
 
 
