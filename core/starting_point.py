@@ -7,7 +7,7 @@ untrained one. Knows nothing of losses.
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.embedder import Embedder, EmbeddingNet
 from core.trunk_cache import TrunkCache
@@ -48,7 +48,8 @@ def _set_adapters(embedder: Embedder, cache: TrunkCache) -> None:
     components = torch.from_numpy(found.components_ / scale)
     with torch.no_grad():
         for adapter in net.adapters:
-            linear = adapter[-1]
+            (linear,) = adapter.children()
+            assert isinstance(linear, nn.Linear)
             linear.weight.zero_()
             linear.bias.zero_()
             linear.weight[:size] = components.to(linear.weight)

@@ -94,3 +94,25 @@ def test_wrong_shapes_are_refused() -> None:
         undo_views(torch.zeros(2, 4, 4))
     with pytest.raises(ShapeError, match=r"\(V, B, D\)"):
         merge_views(torch.zeros(2, 4))
+
+
+def test_a_stretched_and_shifted_view_shows_the_image_on_black() -> None:
+    white = np.full((40, 60, 3), 255, dtype=np.uint8)
+    plain = PreprocessConfig(
+        input_size=64, crop_scale_min=1.0, crop_scale_max=1.0, rotation_deg=0.0, brightness=0.0,
+        contrast=0.0, horizontal_flip=0.0, vertical_flip=0.0,
+    )  # fmt: skip
+    moved = dataclasses.replace(plain, shift=0.25)
+    shares = [
+        float(augment(white, config=moved, rng=np.random.default_rng(seed)).mean())
+        for seed in range(20)
+    ]
+    assert min(shares) >= 0.75**2 - 0.05  # at most a quarter is lost on each axis
+    assert min(shares) < 0.9 < max(shares)
+    small = dataclasses.replace(plain, stretch=1.0)
+    shares = [
+        float(augment(white, config=small, rng=np.random.default_rng(seed)).mean())
+        for seed in range(20)
+    ]
+    assert 0.2 < min(shares) < 0.9  # a half of each side at the least
+    assert max(shares) == pytest.approx(1.0)  # enlarged: it fills the view
