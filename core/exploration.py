@@ -119,6 +119,17 @@ def explore(
     )
 
 
+def list_neighbours(
+    model: Model, tables: Sequence[NeighbourTable], row: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The lead's nearest images to a row that may vote on it: rows and distances, ascending."""
+    lead = next(i for i, member in enumerate(model.members) if member.bundle is model.lead)
+    rows, distances = tables[lead].rows[0][row], tables[lead].distances[0][row]
+    votes = (rows >= 0) & np.isin(rows, model.gallery.voters)
+    k = model.lead.n_shown
+    return rows[votes][:k], distances[votes][:k]
+
+
 def _leave_one_out(member: Member, table: NeighbourTable) -> LeaveOneOut:
     bundle = member.bundle
     return compute_leave_one_out(

@@ -160,3 +160,19 @@ def _principal_components(
     xy = np.zeros((len(embeddings), n_dimensions), dtype=np.float32)
     xy[:, :n] = centred @ (axes[:n] * signs[:, None]).T
     return xy
+
+
+def turn(xyz: NDArray[np.float32], *, turn_deg: float, tilt_deg: float) -> NDArray[np.float32]:
+    """Look at a (N, 3) map from a side: the (N, 2) places as seen, without perspective.
+
+    Args:
+        xyz: places in three dimensions.
+        turn_deg: about the upright axis, degrees.
+        tilt_deg: of the upright axis towards the viewer, degrees.
+    """
+    check_shape("xyz", xyz, (None, 3))
+    a, b = np.deg2rad(turn_deg), np.deg2rad(tilt_deg)
+    x = xyz[:, 0] * np.cos(a) + xyz[:, 2] * np.sin(a)
+    depth = xyz[:, 2] * np.cos(a) - xyz[:, 0] * np.sin(a)
+    y = xyz[:, 1] * np.cos(b) - depth * np.sin(b)
+    return np.stack([x, y], axis=1).astype(np.float32)

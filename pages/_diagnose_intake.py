@@ -95,7 +95,7 @@ def collect_cases(model: Model, uploads: list[Any]) -> dict[str, Diagnosis]:
     _warn_of_surplus(n_over)
     shown: dict[str, Display] = st.session_state.setdefault(shared.DISPLAY_KEY, {})
     keys = {
-        case_id: (content, shown.get(case_id, AS_STORED), model.model_id)
+        case_id: (content, shown.get(case_id, AS_STORED), f"{model.model_id} {model.data_id}")
         for case_id, (_name, content, _read) in sources.items()
     }
     results = _forget_removed(sources, keys)

@@ -91,6 +91,12 @@ def main() -> None:
                     default=True,
                 ),
                 st.Page(
+                    ROOT / "pages" / "explore.py",
+                    title=_("Explore"),
+                    icon=":material/scatter_plot:",
+                    url_path="explore",
+                ),
+                st.Page(
                     ROOT / "pages" / "evaluate.py",
                     title=_("Evaluate"),
                     icon=":material/analytics:",

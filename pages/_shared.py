@@ -8,8 +8,10 @@ import streamlit as st
 
 from core import registry
 from core.config import Settings
+from core.curation.store import CurationStore, default_url
 from core.ensemble import Model
 from core.errors import CoreError
+from core.exploration import curate
 from pages._text import _, describe
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,13 @@ MODELS_NAME_KEY = "models_name"
 MODELS_FILE_KEY = "models_file"
 MODELS_IMPORT_NAME_KEY = "models_import_name"
 
+# Page state of the Explore page.
+SELECTED_KEY = "explore_selected"  # rows that were lassoed; None: all that pass the filter
+OPENED_KEY = "explore_opened"  # row of the image on view
+MARKED_KEY = "explore_marked"  # prefix, one checkbox per card
+LIST_KEY = "explore_list"  # which list the grid shows
+AUTHOR_KEY = "explore_author"
+
 
 # Page state of the Evaluate page.
 EVALUATION_KEY = "evaluate_shown"  # name of the evaluation on view
@@ -83,6 +92,37 @@ def _load_model(model_id: str, weights_sha256: str) -> Model:  # noqa: ARG001 - 
     return registry.load_bundle(settings.checkpoints_dir, model_id, settings=settings)
 
 
+@st.cache_resource(max_entries=2, show_spinner=False)
+def open_curation(url: str) -> CurationStore:
+    """The curation database, one connection pool per server."""
+    return CurationStore(url)
+
+
+def curation_store() -> CurationStore:
+    """The database that the settings name."""
+    settings = Settings.from_env()
+    return open_curation(settings.database_url or default_url(settings.checkpoints_dir))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _vote_with(
+    _model: Model,
+    identity: tuple[str, ...],  # noqa: ARG001 - cache key
+    versions: tuple[tuple[str, int], ...],
+) -> Model:
+    store = curation_store()
+    return curate(_model, {scope: store.read_state(scope) for scope, _version in versions})
+
+
+def vote_with_current(model: Model, weights_sha256: str) -> Model:
+    """The loaded model with the gallery as it is now; nothing but labels changes hands."""
+    store = curation_store()
+    scopes = sorted({member.bundle.config.data_id for member in model.members})
+    versions = tuple((scope, store.read_version(scope)) for scope in scopes)
+    identity = (str(store.url), model.model_id, weights_sha256)
+    return _vote_with(model, identity, versions)
+
+
 def list_usable_models() -> list[registry.ModelSummary]:
     """Models that say nothing is wrong with them."""
     models = registry.list_models(Settings.from_env().checkpoints_dir)
@@ -93,7 +133,7 @@ def require_model() -> Model:
     """The chosen model, loaded once per server; the page ends here with a sentence without one."""
     summary = require_summary()
     with st.spinner(_("Loading the model …")):
-        return _load_model(summary.model_id, summary.weights_sha256)
+        return load_current(summary)
 
 
 def require_summary() -> registry.ModelSummary:
@@ -108,6 +148,12 @@ def require_summary() -> registry.ModelSummary:
         st.caption(_("Without make: {command}").format(command="`python -m core demo`"))
         st.stop()
     return summary
+
+
+def load_current(summary: registry.ModelSummary) -> Model:
+    """A listed model, voting with the newest version of its gallery."""
+    model = _load_model(summary.model_id, summary.weights_sha256)
+    return vote_with_current(model, summary.weights_sha256)
 
 
 @contextmanager

@@ -33,7 +33,16 @@ TEXT_KEYWORDS = {
 }  # fmt: skip
 TRANSLATORS = {"_", "ngettext", "N_"}
 # The switch names each language in itself; downloads name a file and its type.
-ALLOWED = {"Language / 语言", "neighbordx.json", "application/json", "neighbordx.csv", "text/csv"}
+ALLOWED = {
+    "Language / 语言",
+    "neighbordx.json",
+    "application/json",
+    "neighbordx.csv",
+    "text/csv",
+    "selection.csv",
+    "selection.txt",
+    "text/plain",
+}
 _MARKUP = re.compile(r":[a-z-]+/?[a-z_]*[:\[]|%\{[^}]*\}|<[^>]*>|\{[^}]*\}")
 
 

@@ -1,0 +1,233 @@
+"""Explore page: one training image on view. Its left-out vote, neighbours, heatmap, corrections."""
+
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+
+from core import exploration, image_io, inference
+from core.bundle import ModelBundle
+from core.curation import Change
+from core.diagnosis import Diagnosis
+from core.ensemble import Model
+from core.errors import CoreError
+from core.explain import overlay
+from core.exploration import Exploration
+from core.neighbourhood import NeighbourTable
+from pages import _explore_data as data
+from pages import _shared as shared
+from pages._explore_words import value_label
+from pages._text import _, class_label, describe, percent, plain
+
+Tables = tuple[NeighbourTable, ...]
+_N_NEIGHBOURS = 8
+
+
+def mark(name: str, model: Model) -> str:
+    """Colour is never alone: a shape in front of the class."""
+    return "◆" if name == model.disease_class else "●"
+
+
+def show_case(model: Model, tables: Tables, table: Exploration) -> None:
+    """The opened image, or how to open one."""
+    row = st.session_state.get(shared.OPENED_KEY)
+    if row is None or row >= len(table):
+        st.info(
+            _(
+                "Draw a lasso or a box on the map to list images below. Click a point, or “Open” "
+                "under an image, to see it here with its neighbours."
+            ),
+            icon=":material/touch_app:",
+        )
+        return
+    _show_picture(model, table, row)
+    _show_corrections(model, tables, table, row)
+    _show_neighbours(model, tables, table, row)
+    _show_heatmap(model, table, row)
+
+
+def _show_picture(model: Model, table: Exploration, row: int) -> None:
+    label = table.class_names[table.labels[row]]
+    left, right = st.columns([2, 3])
+    with left, st.container(key=f"card-{'disease' if label == model.disease_class else 'other'}-o"):
+        st.image(
+            model.thumbnail(row),
+            width="stretch",
+            output_format="PNG",
+            alt=_("Training image {name}").format(name=table.keys[row]),
+        )
+    with right:
+        st.markdown(f"**{plain(table.keys[row])}**")
+        lines = [_("Label: {name}").format(name=_name_class(label, model))]
+        if table.predicted[row] >= 0:
+            answer = table.class_names[table.predicted[row]]
+            lines.append(
+                _("The others say: {name}, {p}").format(
+                    name=_name_class(answer, model),
+                    p=percent(float(table.columns["confidence"][row])),
+                )
+            )
+        else:
+            lines.append(_("Nobody is left to vote on it."))
+        if table.is_wrong[row]:
+            lines.append(":red[:material/warning: " + _("The others outvote its label.") + "]")
+        purity = float(table.columns["purity"][row])
+        if not np.isnan(purity):
+            lines.append(
+                _("{share} of its neighbours have its label").format(share=percent(purity))
+            )
+        for name in ("vote", "corrected"):
+            value = str(table.columns[name][row])
+            if value in ("set aside", "relabelled"):
+                lines.append(f":violet-badge[{value_label(value)}]")
+        st.markdown("  \n".join(lines))
+        with st.container(horizontal=True):
+            st.button(
+                _("Find images like it"),
+                icon=":material/image_search:",
+                key="explore_like",
+                on_click=_list_similar,
+                args=(row,),
+            )
+            st.button(_("Close"), key="explore_close", on_click=data.open_image, args=(None,))
+
+
+def _name_class(name: str, model: Model) -> str:
+    return f"{mark(name, model)} **{plain(class_label(name))}**"
+
+
+def _list_similar(row: int) -> None:
+    st.session_state["explore_query"] = row
+    st.session_state[shared.LIST_KEY] = "similar"
+
+
+def _show_corrections(model: Model, tables: Tables, table: Exploration, row: int) -> None:
+    state = model.lead.curation
+    key = table.keys[row]
+    with st.expander(_("Correct it"), icon=":material/edit:", expanded=True):
+        names = list(table.class_names)
+        new = st.radio(
+            _("Label"), names, index=int(table.labels[row]), key=f"explore_label_{row}",
+            format_func=class_label, horizontal=True,
+        )  # fmt: skip
+        aside = st.checkbox(
+            _("Keep it out of the vote"), value=key in state.excluded, key=f"explore_aside_{row}"
+        )
+        note = st.text_input(
+            _("Note"), value=state.notes.get(key, ""), key=f"explore_note_{row}", max_chars=500
+        )
+        changes = [
+            Change(key, "label", new),
+            Change(key, "excluded", "yes" if aside else ""),
+            Change(key, "note", note),
+        ]
+        given = table.class_names[table.given_labels[row]]
+        wanted = [c for c in changes if state.read(key, c.field, given_label=given) != c.new]
+        offer_changes(model, tables, table, wanted, place="case")
+
+
+def offer_changes(
+    model: Model, tables: Tables, table: Exploration, changes: list[Change], *, place: str
+) -> None:
+    """The effect before it is applied, and the button that applies it."""
+    if not changes:
+        return
+    if any(change.field != "note" for change in changes):
+        show_effect(exploration.preview(model, tables, changes))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.text_input(_("Your name, for the record"), key=f"{shared.AUTHOR_KEY}_{place}", width=220)
+        if st.button(
+            _("Apply"), key=f"explore_apply_{place}", type="primary", icon=":material/check:"
+        ):
+            try:
+                apply_changes(model, table, changes, place=place)
+            except CoreError as error:
+                st.error(describe(error), icon=":material/error:")
+            else:
+                st.rerun()
+
+
+def apply_changes(model: Model, table: Exploration, changes: list[Change], *, place: str) -> None:
+    """Write the changes as the gallery's next version."""
+    row_of = {key: row for row, key in enumerate(table.keys)}
+    given = {c.key: table.class_names[table.given_labels[row_of[c.key]]] for c in changes}
+    shared.curation_store().apply(
+        model.lead.config.data_id,
+        changes,
+        given_labels=given,
+        expected_version=model.lead.curation.version,
+        author=st.session_state.get(f"{shared.AUTHOR_KEY}_{place}", ""),
+    )
+
+
+def show_effect(effect: exploration.Effect) -> None:
+    """What the changes would do to the left-out answers."""
+    st.markdown(
+        _(
+            "Right when left out: **{before}** now, **{after}** after. Among the other images "
+            "{mended} would become right and {broken} wrong."
+        ).format(
+            before=f"{effect.accuracy_before:.1%}",
+            after=f"{effect.accuracy_after:.1%}",
+            mended=effect.n_mended,
+            broken=effect.n_broken,
+        ),
+        help=_(
+            "Each training image is answered by the vote of the others. The network has seen these "
+            "images in training, so new images do worse."
+        ),
+    )
+
+
+def _show_neighbours(model: Model, tables: Tables, table: Exploration, row: int) -> None:
+    rows, distances = exploration.list_neighbours(model, tables, row)
+    st.markdown("**" + _("Its nearest images that vote") + "**")
+    with st.grid("auto", min_column_width=84, gap=("xsmall", "xsmall")):
+        for rank, (near, distance) in enumerate(
+            zip(rows[:_N_NEIGHBOURS].tolist(), distances.tolist(), strict=False)
+        ):
+            label = table.class_names[table.labels[near]]
+            kind = "disease" if label == model.disease_class else "other"
+            with st.container(key=f"card-{kind}-n{rank}"):
+                st.image(
+                    model.thumbnail(near),
+                    width="stretch",
+                    output_format="PNG",
+                    alt=_("Training image {name}").format(name=table.keys[near]),
+                )
+                st.markdown(f":small[{mark(label, model)} {distance:.2f}]")
+
+
+def _show_heatmap(model: Model, table: Exploration, row: int) -> None:
+    if st.button(_("Show the heatmap"), key="explore_heatmap", icon=":material/blur_on:"):
+        with st.spinner(_("Reading the image …")):
+            diagnosis, is_original = _diagnose(model, table, row)
+        if not is_original:
+            st.caption(_("The original is no longer there: this is from its small picture."))
+        target = class_label(diagnosis.heatmap_class or "")
+        columns = st.columns(max(1, len(diagnosis.heatmaps)))
+        for column, (backbone, heatmap) in zip(columns, diagnosis.heatmaps.items(), strict=False):
+            assert diagnosis.pixels is not None
+            column.image(
+                overlay(diagnosis.pixels, heatmap, opacity=0.6),
+                width="stretch",
+                output_format="PNG",
+                caption=_("Seen by {backbone}").format(backbone=plain(backbone)),
+                alt=_("Heatmap of {backbone}: bright areas speak for {name}").format(
+                    backbone=backbone, name=target
+                ),
+            )
+        st.caption(_("Bright areas speak for {name}.").format(name=plain(target)))
+
+
+def _diagnose(model: Model, table: Exploration, row: int) -> tuple[Diagnosis, bool]:
+    member, member_row = model.find_image(row)
+    bundle: ModelBundle = member.bundle
+    path = Path(bundle.config.data_root) / table.keys[row]
+    is_original = path.is_file()
+    image = (
+        image_io.load(path)
+        if is_original
+        else image_io.decode(bundle.contents.thumbnails[member_row], name=table.keys[row])
+    )
+    return inference.diagnose(model, [image])[0], is_original

@@ -1,0 +1,145 @@
+"""Explore page: what it works on. Tables and maps cached per model and gallery version; selection.
+
+Computes nothing: it remembers what core gave.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from core import exploration, findings, maps
+from core.config import Settings
+from core.ensemble import Model
+from core.exploration import Exploration, ManifestStatus
+from core.findings import Finding
+from core.maps import FittedMap
+from core.neighbourhood import NeighbourTable
+from core.projection import MapSettings
+from pages import _shared as shared
+from pages._text import _
+
+MAX_AT_ONCE = 5000  # images; a larger gallery's neighbours are searched in a process of their own
+
+
+def identity(model: Model) -> tuple[str, str]:
+    """What a cached result belongs to: the model, its data and the gallery's version."""
+    return model.model_id, f"{model.created} {model.data_id}"
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _tables(_model: Model, model_id: str, created: str) -> tuple[NeighbourTable, ...]:  # noqa: ARG001
+    return exploration.prepare(_model, Settings.from_env().checkpoints_dir)
+
+
+def require_tables(model: Model) -> tuple[NeighbourTable, ...]:
+    """The neighbour tables; for a large gallery they are made aside while the page waits."""
+    checkpoints = Settings.from_env().checkpoints_dir
+    missing = any(
+        not maps.neighbours_path(checkpoints, member.bundle).is_file() for member in model.members
+    )
+    if missing and len(model.gallery) > MAX_AT_ONCE:
+        _wait_for_tables(model)
+    with st.spinner(_("Comparing the training images with each other …")):
+        return _tables(model, model.model_id, model.created)
+
+
+@st.fragment(run_every=3)
+def _poll(model: Model, settings: MapSettings) -> None:
+    checkpoints = Settings.from_env().checkpoints_dir
+    state = maps.read_state(checkpoints, model.lead, settings)
+    st.progress(state.share, text=_("Comparing the training images with each other …"))
+    if state.status in ("done", "failed"):
+        st.rerun()
+
+
+def _wait_for_tables(model: Model) -> None:
+    settings = MapSettings("pca")
+    checkpoints = Settings.from_env().checkpoints_dir
+    if st.session_state.get("explore_preparing") != model.model_id:
+        st.session_state["explore_preparing"] = model.model_id
+        maps.start_fit(checkpoints, model.model_id, settings)
+    st.info(_("This gallery is large. It is prepared once; you can leave this page meanwhile."))
+    _poll(model, settings)
+    st.stop()
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _seen(
+    _model: Model,
+    _tables: tuple[NeighbourTable, ...],
+    key: tuple[str, str],  # noqa: ARG001 - cache key
+) -> tuple[Exploration, ManifestStatus]:
+    root = Path(_model.lead.config.data_root)
+    extra, status = exploration.read_manifest(root, _model.gallery.keys)
+    return exploration.explore(_model, _tables, extra=extra), status
+
+
+def read_table(
+    model: Model, tables: tuple[NeighbourTable, ...]
+) -> tuple[Exploration, ManifestStatus]:
+    """The gallery as a table, and whether the data folder's manifest could be read."""
+    return _seen(model, tables, identity(model))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _map(_model: Model, key: tuple[str, str], settings: MapSettings) -> FittedMap | None:  # noqa: ARG001
+    return maps.load_map(Settings.from_env().checkpoints_dir, _model.lead, settings)
+
+
+def read_map(model: Model, settings: MapSettings) -> FittedMap | None:
+    """A fitted map; None while there is none."""
+    found = _map(model, (model.model_id, model.created), settings)
+    if found is None:
+        _map.clear(model, (model.model_id, model.created), settings)
+    return found
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _finding(
+    _model: Model,
+    _tables: tuple[NeighbourTable, ...],
+    _table: Exploration,
+    key: tuple[str, str],  # noqa: ARG001 - cache key
+    kind: str,
+) -> Finding:
+    if kind == "wrong":
+        return findings.find_wrong(_table)
+    if kind == "suspects":
+        return findings.find_suspects(_model, _table)
+    if kind == "duplicates":
+        return findings.find_duplicates(_model)
+    if kind == "outliers":
+        return findings.find_outliers(_model)
+    return findings.find_mixed(_table, _tables, _model)
+
+
+def read_finding(
+    model: Model, tables: tuple[NeighbourTable, ...], table: Exploration, kind: str
+) -> Finding:
+    """One of the lists: wrong, suspects, duplicates, outliers, mixed."""
+    with st.spinner(_("Looking through the gallery …")):
+        return _finding(model, tables, table, identity(model), kind)
+
+
+def neighbours_of(model: Model, tables: tuple[NeighbourTable, ...], row: int) -> list[int]:
+    """The lead's voters on a row, nearest first; never from the map."""
+    return exploration.list_neighbours(model, tables, row)[0].tolist()
+
+
+def forget_other_model(model: Model) -> None:
+    """Rows mean something else in another gallery: drop what was selected and opened there."""
+    if st.session_state.get("explore_model") != model.model_id:
+        st.session_state["explore_model"] = model.model_id
+        for key in (shared.SELECTED_KEY, shared.OPENED_KEY, "explore_query"):
+            st.session_state.pop(key, None)
+
+
+def select(rows: Any) -> None:
+    """Remember which rows are selected; None is everything that passes the filter."""
+    st.session_state[shared.SELECTED_KEY] = rows
+
+
+def open_image(row: int | None) -> None:
+    """Put an image on view."""
+    st.session_state[shared.OPENED_KEY] = row

@@ -1,0 +1,64 @@
+"""Explore page: what columns, values and lists are called in the session's language."""
+
+from pages._text import N_, _, class_label
+
+COLUMNS = {
+    "label": N_("Label"),
+    "split": N_("Split"),
+    "prediction": N_("Left-out answer"),
+    "outcome": N_("Right or wrong"),
+    "confidence": N_("Confidence"),
+    "purity": N_("Neighbours with its label"),
+    "vote": N_("Part in the vote"),
+    "corrected": N_("Correction"),
+    "source_class": N_("Source class"),
+    "group": N_("Patient"),
+}
+VALUES = {
+    "right": N_("right"),
+    "wrong": N_("wrong"),
+    "votes": N_("votes"),
+    "set aside": N_("set aside"),
+    "as trained": N_("as trained"),
+    "relabelled": N_("relabelled"),
+    "train": N_("training"),
+    "": N_("unknown"),
+}
+LISTS = {
+    "selection": N_("Selection"),
+    "similar": N_("Like one image"),
+    "wrong": N_("Wrong when left out"),
+    "suspects": N_("Suspect labels"),
+    "duplicates": N_("Duplicates"),
+    "outliers": N_("Outliers"),
+    "mixed": N_("Mixed regions"),
+    "history": N_("History"),
+}
+EXPLANATIONS = {
+    "selection": N_("What you lassoed on the map, else everything that passes the filter."),
+    "similar": N_("Nearest by distance between embeddings, not on the map."),
+    "wrong": N_("The other images outvote the label. The surest of these come first."),
+    "suspects": N_(
+        "Two opinions that did not see the label doubt it: the vote of the others, and a simple "
+        "classifier on the untrained features. Look before you correct."
+    ),
+    "duplicates": N_("Groups that show the same picture. Those with different labels come first."),
+    "outliers": N_("Least like all the others, seen by the untrained backbones."),
+    "mixed": N_("Regions where neither class rules among the neighbours."),
+    "history": N_("Every change to the gallery; any version can be made current again."),
+}
+
+
+def column_label(name: str) -> str:
+    """A column's heading; a manifest's own columns keep their names."""
+    return _(COLUMNS[name]) if name in COLUMNS else name.replace("_", " ")
+
+
+def value_label(value: str) -> str:
+    """A value as shown."""
+    return _(VALUES[value]) if value in VALUES else class_label(value)
+
+
+def list_label(name: str) -> str:
+    """A list's name."""
+    return _(LISTS[name])

@@ -1,0 +1,150 @@
+"""The Explore page without a browser: lists, opening, correcting, undo; and its pure figures."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core.bundle import ModelBundle
+from core.curation.store import CurationStore, default_url
+from core.exploration import Exploration, explore, prepare
+from pages import _charts_explore as charts
+from pages import _shared as shared
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def home(tiny_checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Models whose gallery a test may change."""
+    for name in ("demo-triplet", "demo-metric", "demo"):
+        shutil.copytree(tiny_checkpoints / name, tmp_path / name)
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path))
+    monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
+    return tmp_path
+
+
+def open_explore() -> AppTest:
+    app = AppTest.from_file(str(ROOT / "pages" / "explore.py"), default_timeout=120)
+    app.run()
+    assert not app.exception
+    return app
+
+
+def words(app: AppTest) -> str:
+    shown = [*app.markdown, *app.caption, *app.info, *app.warning, *app.error]
+    return "\n".join(str(element.value) for element in shown)
+
+
+@pytest.mark.slow
+def test_a_label_is_corrected_with_its_effect_shown_and_taken_back(home: Path) -> None:
+    app = open_explore()
+    assert "Gallery version **0**" in words(app)
+    assert "trustworthiness" in words(app)
+    opens = [b for b in app.button if str(b.key).startswith("explore_open_selection")]
+    assert len(opens) == 24
+    opens[0].click().run()
+    row = app.session_state[shared.OPENED_KEY]
+    radio = app.radio(key=f"explore_label_{row}")
+    other = next(name for name in ("normal", "disease") if name != radio.value)
+    radio.set_value(other).run()
+    assert "Right when left out" in words(app)
+    app.text_input(key=f"{shared.AUTHOR_KEY}_case").set_value("Dr. B").run()
+    app.button(key="explore_apply_case").click().run()
+    assert not app.exception
+    assert "Gallery version **1**: 1 relabelled" in words(app)
+    store = CurationStore(default_url(home))
+    with np.load(home / "demo-triplet" / "gallery.npz", allow_pickle=False) as arrays:
+        key = str(arrays["keys"][row])
+    scope = _scope(home)
+    (entry,) = store.read_history(scope)
+    assert (entry.author, entry.edits[0].key, entry.edits[0].new) == ("Dr. B", key, other)
+    app.button(key="explore_undo").click().run()
+    assert "Gallery version **2**: 0 relabelled" in words(app)
+    assert store.read_state(scope).labels == {}
+
+
+def _scope(home: Path) -> str:
+    config = json.loads((home / "demo-triplet" / "config.json").read_text(encoding="utf-8"))
+    return str(config["data_id"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("home")
+def test_every_list_can_be_shown_and_is_explained() -> None:
+    app = open_explore()
+    for kind, said in (
+        ("wrong", "outvote"),
+        ("suspects", "Two opinions"),
+        ("duplicates", "same picture"),
+        ("outliers", "Least like"),
+        ("mixed", "neither class"),
+        ("similar", "Upload an image"),
+        ("history", "Nothing has been changed"),
+    ):
+        app.segmented_control(key=shared.LIST_KEY).set_value(kind).run()
+        assert not app.exception
+        assert said in words(app), kind
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("home")
+def test_maps_in_three_dimensions_and_a_second_model() -> None:
+    app = open_explore()
+    app.segmented_control(key="explore_method").set_value("pca").run()
+    app.segmented_control(key="explore_dimensions").set_value(3).run()
+    assert not app.exception
+    assert app.slider(key="explore_turn").value == 30
+    app.segmented_control(key="explore_method").set_value("umap").run()
+    assert "has not been fitted" in words(app)
+    app.segmented_control(key="explore_dimensions").set_value(2).run()
+    app.selectbox(key="explore_other").set_value("demo-metric").run()
+    assert not app.exception
+    assert len(app.get("plotly_chart")) == 2
+
+
+@pytest.fixture(scope="module")
+def table(tiny_bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> Exploration:
+    home = tmp_path_factory.mktemp("home")
+    (home / tiny_bundle.model_id).mkdir()
+    return explore(tiny_bundle, prepare(tiny_bundle, home))
+
+
+def draw(table: Exploration, **options: object) -> Any:
+    xy = np.arange(2 * len(table), dtype=np.float32).reshape(-1, 2)
+    plain = {"colour_by": "label", "words": str, "disease_class": "disease"}
+    rows = np.arange(len(table))
+    return charts.build_gallery_map(table, xy, rows=rows, **{**plain, **options})
+
+
+def test_the_map_is_svg_with_one_group_a_value_and_lines_to_neighbours(table: Exploration) -> None:
+    figure = draw(table, opened=2, neighbours=[5, 7], highlighted=[1, 2])
+    assert {trace.type for trace in figure.data} == {"scatter"}
+    groups = {t.name: list(t.customdata) for t in figure.data if t.customdata is not None}
+    assert set(groups) == {"normal", "disease"}
+    assert sorted(row for rows in groups.values() for row in rows) == list(range(len(table)))
+    lines = next(t for t in figure.data if t.mode == "lines")
+    assert list(lines.x) == [4.0, 10.0, None, 4.0, 14.0, None]
+    numbers = draw(table, colour_by="purity")
+    assert numbers.data[0].marker.colorbar.title.text == "purity"
+
+
+def test_a_large_gallery_is_sampled_with_what_must_be_there() -> None:
+    rows = charts.sample_points(100_000, among=np.arange(100_000), always=[7, 99_999])
+    assert len(rows) <= charts.MAX_POINTS
+    assert {7, 99_999} <= set(rows.tolist())
+    np.testing.assert_array_equal(
+        rows, charts.sample_points(100_000, among=np.arange(100_000), always=[99_999, 7])
+    )
+
+
+def test_many_values_share_the_last_group() -> None:
+    values = np.array([f"v{i % 20:02d}" for i in range(200)])
+    groups = charts.group_rows(values, np.arange(200))
+    assert len(groups) == 12
+    assert groups[-1][0] == "…"
+    assert sum(len(rows) for _, rows in groups) == 200
