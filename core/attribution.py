@@ -1,7 +1,7 @@
 """Integrated gradients of the neighbour vote, on the activations where trunk and tail meet.
 
-Grad-CAM weighs the last layer, whose cells each see most of the image: measured on lesion masks it
-points beside them (benchmarks/results/explanations.json). Here the vote's log-odds are followed
+Grad-CAM weighs the last layer, whose cells each see most of the image and may point beside a
+lesion (benchmarks/bench_explanations.py measures it). Here the vote's log-odds are followed
 from an image without places (every activation at its mean over the image) to the image itself;
 what each place adds on the way is its share, and the shares of all backbones sum to the change of
 the log-odds. Captum's implementation is not used: it repeats a batch along the steps, and the
