@@ -41,12 +41,12 @@ def put_job(checkpoints: Path, kind: str, params: dict, status: str, result: dic
     job = Job(f"20260101-000000-{number:06d}", kind, str(params.get("name", kind)), params, "now")
     with state.hold_queue(directory):
         folder = state.create(directory, job)
-        if result is not None:
-            state.write_json(folder / "result.json", result)
         me = state.identify(os.getpid())
         state.transition(folder, "queued", supervisor=me)  # else it would get a process
         if status != "queued":
             state.transition(folder, "running", supervisor=me)
+        if result is not None:  # as a worker does: while it runs; queueing clears old results
+            state.write_json(folder / "result.json", result)
         if status not in ("queued", "running"):
             changes = {"error": "no", "error_code": "job.disk", "error_params": {"free_mb": 3}}
             state.transition(folder, status, **(changes if status == "failed" else {}))
