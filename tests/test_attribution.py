@@ -77,26 +77,30 @@ def test_random_weights_make_another_net_and_leave_the_model(tiny_bundle: ModelB
     assert all(b.tail is t for b, t in zip(other.backbones, other.net.tails, strict=True))
 
 
-def test_the_map_points_at_what_moves_the_vote() -> None:
-    """With a query that differs from a gallery image in one corner only, the peak lies there."""
+def test_the_map_gathers_at_what_moves_the_vote() -> None:
+    """A query that differs from a gallery image in one square: the map is densest there.
+
+    Not its highest cell: a far one can matter as much in a deep layer. Of 18 maps measured, the
+    peak of 5 lay outside the square, while every one had over twice the average weight in it.
+    """
     config = build_preset("offline").with_overrides(
         ["preprocess.input_size=288", "embedder.tta=false", "embedder.precision=float32"]
     )
     embedder = build_embedder(config, Settings(device="cpu"))
     embedder.net.requires_grad_(False)
-    plain = draw(900_002, is_diseased=False, size=288).pixels.copy()
-    marked = plain.copy()
-    marked[54:120, 168:234] = (250, 250, 90)
-    reference = embedder.embed_batch([plain, marked]).embeddings
-    query = embedder.embed_batch([marked])
-    maps = explain_vote(
-        embedder,
-        [a[:, 0] for a in query.activations],
-        class_index=1,
-        neighbours=[[reference[:1], reference[1:] + np.float32(0.01)]],
-    )
-    for name, heatmap in maps.items():
-        fine = resize_heatmap(heatmap, height=288, width=288)
-        row, column = np.unravel_index(fine.argmax(), fine.shape)
-        assert 54 - 16 <= row < 120 + 16, name  # within one cell of the mark
-        assert 168 - 16 <= column < 234 + 16, name
+    plain = draw(900_002, is_diseased=False, size=288).pixels
+    squares = [(slice(54, 120), slice(168, 234)), (slice(160, 226), slice(60, 126))]
+    for square, other in (squares, squares[::-1]):
+        marked = plain.copy()
+        marked[square] = (250, 250, 90)
+        reference = embedder.embed_batch([plain, marked]).embeddings
+        maps = explain_vote(
+            embedder,
+            [a[:, 0] for a in embedder.embed_batch([marked]).activations],
+            class_index=1,
+            neighbours=[[reference[:1], reference[1:] + np.float32(0.01)]],
+        )
+        for name, heatmap in maps.items():
+            fine = resize_heatmap(heatmap, height=288, width=288)
+            assert fine[square].mean() > 2.5 * fine.mean(), name
+            assert fine[square].mean() > 2 * fine[other].mean(), name
