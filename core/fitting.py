@@ -344,7 +344,7 @@ def fit(
         watch: told the figures after every group of steps; it may embed images, draws nothing
             from torch's generator that a step would miss, and changes no parameter.
     """
-    embedder.net.requires_grad_(True)
+    embedder.net.requires_grad_(True).train()  # Lightning keeps the mode that it finds
     module = FittingModule(embedder.net, embedder.config, cache=cache)
     last = folder / "last.ckpt"
     log("training goes on from the last checkpoint" if last.is_file() else "training begins")

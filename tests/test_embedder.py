@@ -68,7 +68,7 @@ def test_the_seed_fixes_the_adapter_and_leaves_the_global_state() -> None:
 
 
 def test_batch_norm_of_the_tails_keeps_its_statistics_in_training() -> None:
-    offline = build_preset("offline").with_overrides(["preprocess.input_size=64"])
+    offline = build_preset("offline", recipe="report").with_overrides(["preprocess.input_size=64"])
     net = build_embedder(offline, CPU).net.train()
     norms = [m for m in net.tails.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms

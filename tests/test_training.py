@@ -57,6 +57,18 @@ def test_steps_are_balanced_seeded_and_show_every_image_of_the_larger_class() ->
     assert {view for step in live for view in step.views} == {8}
 
 
+def test_dropout_and_the_adapters_batch_norm_are_at_work_while_fitting(
+    config: RunConfig, phantom_dataset: Dataset, tmp_path: Path
+) -> None:
+    """Lightning keeps the mode that it finds: fitting must ask for the training mode itself."""
+    settings = settings_for(tmp_path)
+    train(phantom_dataset, config, name="m", settings=settings)
+    model = load_bundle(tmp_path, "m", settings=settings)
+    norm = model.lead.embedder.net.adapters[0][1]
+    assert torch.count_nonzero(norm.running_mean) > 0
+    assert not norm.training
+
+
 def test_collapse_is_noticed() -> None:
     rng = np.random.default_rng(0)
     spread_out = rng.normal(size=(50, 16))
