@@ -23,7 +23,7 @@ from core.phantom import write_dataset
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-N_KILLS = 20
+N_KILLS = 8
 OVERRIDES = ["train.epochs=40", "train.val_fraction=0.25", "train.n_views=3"]
 # Stands for the app's server: finds orphans when it starts, then polls the jobs as pages do.
 SERVER = """
@@ -86,7 +86,7 @@ def wait_until_ended(checkpoints: Path, job: Job, *, seconds: float = 300) -> Jo
     return now
 
 
-def test_sigkill_at_twenty_moments_of_worker_supervisor_server_and_all(
+def test_sigkill_at_many_moments_of_worker_supervisor_server_and_all(
     data: Path, tmp_path: Path
 ) -> None:
     checkpoints = tmp_path / "ck"
@@ -97,7 +97,7 @@ def test_sigkill_at_twenty_moments_of_worker_supervisor_server_and_all(
     for index in range(N_KILLS):
         target = ("worker", "supervisor", "server", "all")[index % 4]
         with server(checkpoints) as process:
-            time.sleep(float(rng.uniform(0.0, 12.0)))
+            time.sleep(float(rng.uniform(0.0, 6.0)))
             now = state.read_job(jobs.folder_of(checkpoints, job.job_id))
             targets.append((target, now.status, round(now.progress, 2)))
             if target in ("server", "all"):
@@ -108,7 +108,7 @@ def test_sigkill_at_twenty_moments_of_worker_supervisor_server_and_all(
                 kill(now.supervisor)
         check_whole(checkpoints)
         with server(checkpoints):  # restarted: it finds what was orphaned
-            end = time.monotonic() + 15
+            end = time.monotonic() + 10
             while target != "server" and time.monotonic() < end:
                 found = jobs.find(checkpoints, job.job_id)
                 if found.status != "running" or found.supervisor != now.supervisor:

@@ -57,7 +57,7 @@ def wait_for_text(page: Any, text: str, *, seconds: float = 240) -> None:
 
 
 def fill(page: Any, label: str, text: str) -> None:
-    field = page.get_by_label(label).first
+    field = page.get_by_role("textbox", name=label).first  # not the help button of that name
     field.fill(text)
     field.press("Tab")
     page.wait_for_timeout(300)
@@ -130,11 +130,12 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
         assert page.locator(".js-plotly-plot").count() >= 4
         snap(page, shots / "live-1440.png")
         use_and_roll_back(page, base, checkpoints, shots)
+        page.context.close()
     print(shots)  # noqa: T201 - where to look with pytest -s
 
 
 def quick_settings() -> list[str]:
-    return ["train.n_views=1", "train.epochs=1", "preprocess.input_size=96"]
+    return ["train.n_views=1", "train.epochs=6", "preprocess.input_size=96"]
 
 
 def use_and_roll_back(page: Any, base: str, checkpoints: Path, shots: Path) -> None:
