@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = Path("/usr/bin/chromium")
 PAGES = (
     "/",
+    "/explore",
     "/evaluate",
     "/finetune",
     "/models",
@@ -54,7 +55,7 @@ OpenPage = Callable[..., Any]
 
 
 @contextmanager
-def serve(checkpoints: Path) -> Iterator[str]:
+def serve(checkpoints: Path, *options: str) -> Iterator[str]:
     """A server of its own on a free port; ended by its process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -66,7 +67,7 @@ def serve(checkpoints: Path) -> Iterator[str]:
         "NEIGHBORDX_DEVICE": "cpu",
     }
     with subprocess.Popen(
-        [*command, f"--server.port={port}"],
+        [*command, f"--server.port={port}", *options],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -29,7 +29,7 @@ from core import dicom_export, phantom
 from core.image_io import encode_png
 
 pytestmark = pytest.mark.slow
-SCREENS = [(1440, "light"), (1440, "dark"), (800, "light"), (800, "dark")]
+SCREENS = [(1440, "light"), (800, "dark")]
 
 
 def click(page: Any, name: str) -> None:
@@ -139,22 +139,22 @@ def mixed_files(n: int) -> Iterator[tuple[str, bytes]]:
             yield f"{index}.png", encode_png(np.full((64, 64, 3), index, np.uint8))
 
 
-def test_fifty_mixed_files_and_the_memory_comes_back(
+def test_mixed_files_and_the_memory_comes_back(
     tiny_checkpoints: Path,
     open_page: OpenPage,  # noqa: F811
 ) -> None:
-    with serve(tiny_checkpoints) as address:
+    with serve(tiny_checkpoints, "--server.disconnectedSessionTTL=5") as address:
         port = int(address.rpartition(":")[2])
         page = open_page(address)
         upload(page, *list(mixed_files(5)))  # the libraries and the model are there
         page.context.close()
-        time.sleep(150)  # Streamlit keeps a session for two minutes after its page is closed
+        time.sleep(15)  # a session is kept for a while after its page is closed: the option above
         before = resident_bytes(port)
         page = open_page(address)
         page.get_by_test_id("stFileUploader").locator("input[type=file]").set_input_files(
             [
                 {"name": name, "mimeType": "application/octet-stream", "buffer": data}
-                for name, data in mixed_files(50)
+                for name, data in mixed_files(20)
             ]
         )
         page.get_by_text("Download all results (JSON)").wait_for(timeout=420_000)
@@ -163,11 +163,11 @@ def test_fifty_mixed_files_and_the_memory_comes_back(
         during = resident_bytes(port)
         rows = download(page, "(JSON)")
         page.context.close()
-        time.sleep(150)
+        time.sleep(15)
         after = resident_bytes(port)
     text = rows.decode()
-    assert text.count('"status"') == 50
-    assert text.count('"status": "rejected"') == 20
+    assert text.count('"status"') == 20
+    assert text.count('"status": "rejected"') == 8
     figures = f"{before / 2**20:.0f} -> {during / 2**20:.0f} -> {after / 2**20:.0f} MiB"
     print(figures)  # noqa: T201 - for the report
     assert after <= 1.10 * before, figures

@@ -50,9 +50,7 @@ def open_part(page: Any, name: str) -> None:
     settle(page)
 
 
-@pytest.mark.parametrize(
-    ("width", "scheme"), [(1440, "light"), (1440, "dark"), (800, "light"), (800, "dark")]
-)
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (800, "dark")])
 def test_every_part_fits_its_window(
     address: str,
     open_page: OpenPage,  # noqa: F811 - the fixture
