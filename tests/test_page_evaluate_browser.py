@@ -97,8 +97,9 @@ def test_a_job_runs_beside_the_page_and_its_answers_appear(
 ) -> None:
     page = open_page(address)
     page.get_by_text("New evaluation").click()
-    page.get_by_label("Folder or file with the images").fill(str(directory / ".demo-data"))
-    page.get_by_label("Folder or file with the images").press("Tab")
+    field = page.get_by_role("textbox", name="Folder or file with the images")
+    field.fill(str(directory / ".demo-data"))
+    field.press("Tab")
     settle(page)
     page.locator(".st-key-evaluate_split").get_by_role("combobox").click()
     page.get_by_role("option", name="validation").click()
