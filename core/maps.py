@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -147,7 +148,7 @@ def start_fit(checkpoints: Path, model_id: str, settings: MapSettings) -> None:
 
 def run_command(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Start ``python -m core ...`` beside the app; it outlives a page, not the machine."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "core", *arguments],
         cwd=Path(__file__).resolve().parents[1],
         env=dict(os.environ),
@@ -156,6 +157,9 @@ def run_command(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    # Reaps it when it ends, so that it does not stay behind as a zombie.
+    threading.Thread(target=process.wait, daemon=True).start()
+    return process
 
 
 def read_state(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) -> FitState:
