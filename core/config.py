@@ -309,7 +309,7 @@ def _convert(hint: Any, value: object, where: str) -> Any:
     return value
 
 
-# What the robust recipe changes; benchmarks/results/recipe.md says what each line gained.
+# What the robust recipe changes in the report's; README says how it was chosen.
 _ROBUST = (
     "embedder.hidden_dim=0",
     "objective.auxiliary_weight=1.0",
