@@ -10,7 +10,7 @@ import streamlit as st
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -64,6 +64,11 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
     yield
 
 
-_routes = [Route("/ready", ready)]
+def to_first_page(request: Request) -> RedirectResponse:
+    """Streamlit knows its default page by the bare address alone."""
+    return RedirectResponse(f"/?{request.url.query}" if request.url.query else "/")
+
+
+_routes = [Route("/ready", ready), Route("/diagnose", to_first_page)]
 _middleware = [Middleware(add_headers)]
 app = st.App(ROOT / "pages/_router.py", routes=_routes, middleware=_middleware, lifespan=lifespan)

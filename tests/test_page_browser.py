@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = Path("/usr/bin/chromium")
 PAGES = (
     "/",
+    "/diagnose",
     "/explore",
     "/evaluate",
     "/finetune",
@@ -221,6 +222,7 @@ def test_every_page_of_a_fresh_server_passes_the_router(
         with serve(tiny_checkpoints) as fresh:
             page = open_page(fresh + address)
             assert page.locator(".st-key-banner").inner_text().startswith("Research use")
+            assert page.get_by_text("Page not found").count() == 0
             page.context.close()
 
 
