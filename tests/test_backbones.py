@@ -114,6 +114,7 @@ def test_a_wrong_local_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:timm.layers.interpolate")  # resampling BEiT
 @pytest.mark.parametrize("name", OF_PRESETS)
 def test_every_backbone_loads_from_a_local_file(name: str, tmp_path: Path) -> None:
     """A timm state dict at its native size, saved and read back at the preset's size."""

@@ -283,6 +283,7 @@ def run_train(folder: Path, data: Path, *, n_kills: int) -> dict[str, object]:
             assert process.returncode == 0, errors.decode()[-2000:]
     metrics = json.loads((folder / "m" / "metrics.json").read_text(encoding="utf-8"))
     assert isinstance(metrics, dict)
+    assert metrics.pop("seconds")["fit"] > 0  # how long it took is not a figure of the model
     return metrics
 
 
