@@ -25,7 +25,13 @@ FEATURES = {
 
 def build_random(preset: str, *overrides: str) -> RunConfig:
     config = build_preset(preset).with_overrides(
-        ["embedder.tta=false", "train.n_images_per_class=2", "train.epochs=1", *overrides]
+        [
+            "embedder.tta=false",
+            "train.n_images_per_class=2",
+            "train.epochs=1",
+            "train.warmup_share=0.0",  # the rates are looked at before the first step
+            *overrides,
+        ]
     )
     embedder = dataclasses.replace(config.embedder, random_weights=True)
     return dataclasses.replace(config, embedder=embedder)
