@@ -1,11 +1,13 @@
 """Fixtures that several test modules share: small real models, no network, no stored weights."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from core import __main__ as cli
 from core import phantom
 from core.bundle import ModelBundle
 from core.config import RunConfig, Settings, build_preset
@@ -73,3 +75,24 @@ def tiny_ensemble(tiny_checkpoints: Path) -> Ensemble:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def checkpoints(tiny_checkpoints: Path) -> Path:
+    """Where ``run`` finds the models; a module whose commands change them brings a copy."""
+    return tiny_checkpoints
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> Callable[..., int]:
+    """Run a command on the tiny models; returns its exit code."""
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(checkpoints))
+    monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["core", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    return call

@@ -7,25 +7,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from core import __main__ as cli
 from core.image_io import decode
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tiny_checkpoints: Path):
-    """Run a command on the tiny model; returns its exit code."""
-    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tiny_checkpoints))
-    monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr("sys.argv", ["core", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0)
-
-    return call
 
 
 def test_predict_answers_good_files_and_names_the_bad_one(

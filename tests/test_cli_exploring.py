@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import __main__ as cli
-
 
 @pytest.fixture
 def home(tiny_checkpoints: Path, tmp_path: Path) -> Path:
@@ -20,18 +18,8 @@ def home(tiny_checkpoints: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, home: Path):
-    """Run a command; returns its exit code."""
-    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(home))
-    monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr("sys.argv", ["core", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0)
-
-    return call
+def checkpoints(home: Path) -> Path:
+    return home
 
 
 def test_findings_are_written_as_json_and_csv(run, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from core import __main__ as cli
 from core import registry
 
 
@@ -16,20 +15,6 @@ def checkpoints(tiny_checkpoints: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "ck"
     shutil.copytree(tiny_checkpoints, folder)
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, checkpoints: Path):
-    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(checkpoints))
-    monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr("sys.argv", ["core", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0)
-
-    return call
 
 
 def test_compare_activate_and_roll_back(
