@@ -7,7 +7,6 @@ activation can rest on it. "First" is the model in use, "second" the one that ma
 import csv
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from core.bundle import write_text
 from core.comparison import DeLong, McNemar, compare_aurocs, compare_calls
 from core.config import build_record
 from core.datasets import Dataset, load_record
@@ -229,9 +229,7 @@ def save_comparison(directory: Path, comparison: Comparison) -> Path:
     folder = directory / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{comparison.first}--{comparison.second}.json"
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(json.dumps(dataclasses.asdict(comparison)), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(dataclasses.asdict(comparison)))
     return path
 
 

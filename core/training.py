@@ -7,7 +7,6 @@ whole; killed at any moment, it is resumed from there.
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,14 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from core import evaluation, novelty, projection
-from core.bundle import BackboneInfo, BundleConfig, Contents, check_model_id, save_bundle
+from core.bundle import (
+    BackboneInfo,
+    BundleConfig,
+    Contents,
+    check_model_id,
+    save_bundle,
+    write_text,
+)
 from core.config import RunConfig, Settings
 from core.datasets import Dataset
 from core.embedder import Embedded, Embedder, Progress, build_embedder, join_embedded
@@ -168,9 +174,7 @@ def _check_same_run(
         "cache_trunk": cache_trunk,
     }
     if not path.is_file():
-        temporary = folder / ".run.json"
-        temporary.write_text(json.dumps(now, indent=2), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(now, indent=2))
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     different = [key for key, value in now.items() if before.get(key) != value]
