@@ -41,7 +41,7 @@ def test_systems_are_measured_and_compared_and_kept(
     def fail(*_args: object, **_options: object) -> None:
         raise AssertionError("nothing is trained twice")
 
-    monkeypatch.setattr("core.ablation.train", fail)
+    monkeypatch.setattr("core.ablation.runs.train", fail)
     again = run_ablation(phantom_folder, systems=["1", "6"], **options)
     assert again["runs"] == result["runs"]
     assert again["summary"] == result["summary"]
