@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import jobs, registry
 from core.config import Settings
+from pages import _thumbnails as thumbnails
 
 ROOT = Path(__file__).parent
 MIN_FREE_BYTES = 200 * 2**20
@@ -69,6 +70,10 @@ def to_first_page(request: Request) -> RedirectResponse:
     return RedirectResponse(f"/?{request.url.query}" if request.url.query else "/")
 
 
-_routes = [Route("/ready", ready), Route("/diagnose", to_first_page)]
+_routes = [
+    Route("/ready", ready),
+    Route("/diagnose", to_first_page),
+    Route(f"/{thumbnails.ADDRESS}/{{token}}/{{row:int}}", thumbnails.answer),
+]
 _middleware = [Middleware(add_headers)]
 app = st.App(ROOT / "pages/_router.py", routes=_routes, middleware=_middleware, lifespan=lifespan)

@@ -6,7 +6,8 @@ shape, hatching and words say the same).
 """
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -112,10 +113,7 @@ def build_map(
             "color": class_colour(name, class_names, diagnosis.disease_class),
         }
         for part, marker in ((mine[~has_voted], _QUIET), (mine[has_voted], _VOTED)):
-            part_keys = [keys[i] for i in part]
-            _add_points(
-                figure, gallery_xy[part], part_keys, name=label(name), marker=style | marker
-            )
+            _add_points(figure, gallery_xy, part, keys, name=label(name), marker=style | marker)
     _add_query(figure, diagnosis, name=_("this image"))
     figure.update_layout(**_MAP_LAYOUT)
     return figure
@@ -153,10 +151,10 @@ _MAP_LAYOUT = {
 }
 
 
-def find_row(keys: Sequence[str], shown: object) -> int | None:
-    """The gallery row behind a point's hover text; None for the star, a line or nothing."""
-    wanted = shown[0] if isinstance(shown, list | tuple) and shown else shown
-    return next((row for row, key in enumerate(keys) if html.escape(key) == wanted), None)
+def list_rows(points: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The gallery rows of selected points; a star or a line has none."""
+    rows = [point["customdata"] for point in points if "customdata" in point]
+    return [int(row[0] if isinstance(row, list | tuple) else row) for row in rows]
 
 
 def sample_rows(n_rows: int, *, always: Sequence[int]) -> NDArray[np.int64]:
@@ -195,6 +193,7 @@ def _add_lines(
 def _add_points(
     figure: go.Figure,
     xy: NDArray[np.float32],
+    rows: NDArray[np.int64],
     keys: Sequence[str],
     *,
     name: str,
@@ -203,14 +202,15 @@ def _add_points(
     """One class's points; those that voted carry an outline and stay out of the legend."""
     shown = html.escape(name)
     figure.add_scatter(
-        x=xy[:, 0],
-        y=xy[:, 1],
+        x=xy[rows, 0],
+        y=xy[rows, 1],
         mode="markers",
         name=shown,
         legendgroup=shown,
         showlegend="line" not in marker,
-        customdata=[html.escape(key) for key in keys],
-        hovertemplate="%{customdata}<br>" + shown + "<extra></extra>",
+        customdata=rows.tolist(),
+        text=[html.escape(keys[row]) for row in rows.tolist()],
+        hovertemplate="%{text}<br>" + shown + "<extra></extra>",
         marker=marker,
     )
 

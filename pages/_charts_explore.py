@@ -202,6 +202,7 @@ def build_free_map(
             z=xyz[mine, 2],
             mode="markers",
             name=html.escape(words(value) or "–"),
+            customdata=mine.tolist(),
             text=[html.escape(seen.keys[row]) for row in mine.tolist()],
             hovertemplate="%{text}<extra></extra>",
             marker={"size": 3, **marker},

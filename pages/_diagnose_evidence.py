@@ -12,6 +12,7 @@ from core.image_io import fit_square
 from pages import _charts as charts
 from pages import _shared as shared
 from pages._text import _, class_label, ngettext, percent, plain
+from pages._thumbnails import show_on_hover
 
 _N_CARDS = 16  # shown at once; the rest of a long ledger on request
 _ALL_KEY = "diagnose_all_neighbours"
@@ -248,16 +249,16 @@ def show_map(model: Model, diagnosis: Diagnosis) -> None:
             selection_mode="points",
             key="diagnose_map",
         )
+        show_on_hover(model, key="diagnose_map")
     with picked:
         _show_picked(model, event)
 
 
 def _show_picked(model: Model, event: Any) -> None:
     """The training image behind the point that was clicked."""
-    keys = [point.get("customdata") for point in event["selection"]["points"]]
-    row = charts.find_row(model.gallery.keys, keys[0] if keys else None)
-    if row is None:
-        st.caption(_("Click a point to see its image."))
+    row = next(iter(charts.list_rows(event["selection"]["points"])), len(model.gallery))
+    if row >= len(model.gallery):
+        st.caption(_("Point at an image to see it small; click it to keep it here."))
         return
     label = class_label(model.class_names[int(model.gallery.labels[row])])
     st.image(

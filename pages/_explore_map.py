@@ -16,8 +16,10 @@ from core.selection import Filter, apply_filter, find_in_box, find_in_polygon
 from pages import _charts_explore as charts
 from pages import _explore_data as data
 from pages import _shared as shared
+from pages._charts import list_rows
 from pages._explore_words import column_label, value_label
 from pages._text import _, plain
+from pages._thumbnails import show_on_hover
 
 _CONFIG = {
     "displaylogo": False,
@@ -231,6 +233,7 @@ def _draw(
     ):
         figure = charts.build_free_map(table, fitted.coordinates, rows=shown, **words)
         st.plotly_chart(figure, config=_CONFIG, key="explore_free_map")
+        show_on_hover(model, key="explore_free_map")
         _show_quality(fitted)
         return
     xy = _flatten(fitted, suffix="")
@@ -245,6 +248,7 @@ def _draw(
         on_select=lambda: _take_selection(table, xy, passes, colour_by),
         selection_mode=("points", "box", "lasso"),
     )
+    show_on_hover(model, key="explore_map")
     if len(shown) < int(passes.sum()):
         st.caption(
             _("{shown} of {n} images are drawn; a lasso takes all {n} into account.").format(
@@ -267,8 +271,7 @@ def _take_selection(
     for box in selection.get("box", []):
         (x0, x1), (y0, y1) = box["x"], box["y"]
         rows.append(find_in_box(xy, corner=(x0, y0), opposite=(x1, y1)))
-    points = [p["customdata"] for p in selection.get("points", []) if "customdata" in p]
-    points = [int(p[0] if isinstance(p, list) else p) for p in points]
+    points = list_rows(selection.get("points", []))
     if rows:
         found = np.unique(np.concatenate(rows))
         found = found[passes[found]]
@@ -325,4 +328,5 @@ def _draw_other(
         highlighted=picked,
     )
     st.plotly_chart(figure, config=_CONFIG, key="explore_other_map")
+    show_on_hover(other, key="explore_other_map")
     _show_quality(fitted)

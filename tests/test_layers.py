@@ -29,7 +29,16 @@ LAYERS = {
     3: {"audit", "embedder", "projection", "neighbourhood", "curation", "subgroups", "intervals"},
     4: {"explain", "readiness", "bundle", "trunk_cache", "external"},
     5: {"ensemble", "fitting", "starting_point", "faithfulness", "maps", "evidence", "attribution"},
-    6: {"registry", "inference", "training", "watching", "exploration", "estimate", "second_look"},
+    6: {
+        "registry",
+        "inference",
+        "training",
+        "watching",
+        "exploration",
+        "estimate",
+        "second_look",
+        "album",
+    },
     7: {
         "pdf_report",
         "ensemble_training",

@@ -1,0 +1,49 @@
+"""Small pictures of loaded models by an address that cannot be guessed, for maps to show.
+
+Owns the addresses alone: a page that shows a model gets one, and hands it to the browser. Nothing
+is copied and nothing is loaded: pictures come from models that are in memory anyway.
+"""
+
+import secrets
+import threading
+from collections import OrderedDict
+
+from core.ensemble import Model
+
+_MAX_MODELS = 8  # addresses remembered; the one used longest ago is forgotten first
+
+
+class Albums:
+    """Token -> model. Shared by every user of a server; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, Model] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def publish(self, model: Model) -> str:
+        """The token under which a model's pictures are found; the same model keeps its token."""
+        with self._lock:
+            known = (token for token, other in self._models.items() if other is model)
+            token = next(known, None) or secrets.token_urlsafe(16)
+            self._models[token] = model
+            self._models.move_to_end(token)
+            while len(self._models) > _MAX_MODELS:
+                self._models.popitem(last=False)
+        return token
+
+    def find(self, token: str, row: int) -> bytes | None:
+        """The encoded picture (PNG or JPEG, at most 256 px) of an album place; None where unknown.
+
+        Args:
+            token: of ``publish``.
+            row: album place, from 0.
+        """
+        with self._lock:
+            model = self._models.get(token)
+        if model is None or row < 0:
+            return None
+        try:
+            member, member_row = model.find_image(row)
+            return member.bundle.contents.thumbnails[member_row]
+        except IndexError:
+            return None

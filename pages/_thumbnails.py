@@ -1,0 +1,45 @@
+"""The training image at the pointer, on every map: its address on this server, and the script.
+
+Plotly cannot show a picture in a hover label, and pictures must not be sent with the figure: the
+script asks for the one under the pointer. A figure takes part when its points carry the gallery
+row as ``customdata``.
+"""
+
+from pathlib import Path
+
+import streamlit as st
+from starlette.requests import Request
+from starlette.responses import Response
+
+from core.album import Albums
+from core.ensemble import Model
+
+ADDRESS = "thumbnails"
+_SCRIPT = Path(__file__).parents[1] / "assets" / "thumbnails.js"
+_HEADERS = {"cache-control": "private, max-age=3600"}
+_PNG = b"\x89PNG"
+
+
+@st.cache_resource(show_spinner=False)
+def _albums() -> Albums:
+    return Albums()
+
+
+def show_on_hover(model: Model, *, key: str) -> None:
+    """Let the map drawn under ``key`` show a model's pictures at the pointer."""
+    token = _albums().publish(model)
+    st.html(
+        f'<span data-thumbnails-of="{key}" data-address="{ADDRESS}/{token}/"></span>'
+        f"<script>{_SCRIPT.read_text(encoding='utf-8')}</script>",
+        unsafe_allow_javascript=True,
+    )
+
+
+def answer(request: Request) -> Response:
+    """One picture; 404 for a token that this server did not give, or a row that is not there."""
+    row = int(request.path_params["row"])
+    data = _albums().find(request.path_params["token"], row)
+    if data is None:
+        return Response(status_code=404)
+    kind = "image/png" if data.startswith(_PNG) else "image/jpeg"
+    return Response(data, media_type=kind, headers=_HEADERS)
