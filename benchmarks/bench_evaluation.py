@@ -52,7 +52,9 @@ def main() -> None:
     clock("coverage", lambda: curves.compute_coverage(truth, probs))
     for column, values in kept.columns.items():
         if subgroups.can_split(values):
-            clock(f"by {column}", lambda v=values: subgroups.split_by(truth, probs, v))
+            clock(
+                f"by {column}", lambda v=values: subgroups.split_by(truth, probs, v, groups=groups)
+            )
     model = load_bundle(arguments.models, arguments.model, settings=Settings(n_threads=1))
     for member, rows in zip(model.members, kept.embeddings, strict=True):
         if not member.bundle.has_vote:

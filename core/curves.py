@@ -9,23 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from core.errors import DataError, ShapeError, check_shape
+from core.proportions import Share, measure_share
 
 _N_BINS = 10
-
-
-@dataclass(frozen=True)
-class Share:
-    """A proportion with its 95 % interval; ``share`` is None where there is nothing to count."""
-
-    n: int
-    n_hit: int
-    share: float | None
-    low: float = 0.0
-    high: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,17 +62,6 @@ class Coverage:
     accuracy: float | None  # of the answered; None where none is
 
 
-def compute_share(n_hit: int, n: int) -> Share:
-    """A proportion with Wilson's 95 % interval.
-
-    Reference: Wilson 1927, JASA 22, 209-212.
-    """
-    if n == 0:
-        return Share(0, 0, None)
-    interval = binomtest(n_hit, n).proportion_ci(0.95, method="wilson")
-    return Share(n, n_hit, n_hit / n, float(interval.low), float(interval.high))
-
-
 def compute_curves(is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating]) -> Curves:
     """ROC and precision-recall curve of (N,) probabilities, every threshold kept.
 
@@ -105,6 +83,7 @@ def compute_operating_point(
     *,
     threshold: float,
     prevalence: float,
+    groups: Sequence[str] | None = None,
 ) -> OperatingPoint:
     """Sensitivity, specificity, PPV and NPV at a threshold and a prevalence.
 
@@ -113,6 +92,7 @@ def compute_operating_point(
         p_disease: (N,) probability of disease.
         threshold: called disease where p > threshold, 0..1.
         prevalence: share of patients who have the disease where the model is to be used, 0..1.
+        groups: patient of each image, for the intervals.
 
     Raises:
         ShapeError: lengths differ, or threshold or prevalence out of range.
@@ -124,8 +104,8 @@ def compute_operating_point(
             f"threshold and prevalence: expected 0..1, got {threshold} and {prevalence}."
         )
     called = probs > threshold
-    sensitivity = compute_share(int((called & truth).sum()), int(truth.sum()))
-    specificity = compute_share(int((~called & ~truth).sum()), int((~truth).sum()))
+    sensitivity = measure_share(called, among=truth, groups=groups)
+    specificity = measure_share(~called, among=~truth, groups=groups)
     assert sensitivity.share is not None
     assert specificity.share is not None
     true_positive = sensitivity.share * prevalence
@@ -136,7 +116,7 @@ def compute_operating_point(
         threshold=threshold,
         sensitivity=sensitivity,
         specificity=specificity,
-        accuracy=compute_share(int((called == truth).sum()), len(truth)),
+        accuracy=measure_share(called == truth, groups=groups),
         prevalence=prevalence,
         ppv=_divide(true_positive, true_positive + false_positive),
         npv=_divide(true_negative, true_negative + false_negative),
@@ -178,10 +158,20 @@ def find_threshold(
 
 
 def compute_reliability(
-    is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating], *, n_bins: int = _N_BINS
+    is_disease: NDArray[np.bool_],
+    p_disease: NDArray[np.floating],
+    *,
+    groups: Sequence[str] | None = None,
+    n_bins: int = _N_BINS,
 ) -> tuple[Bin, ...]:
     """Observed share of disease against the probability said, in equal-width bins; empty ones left
     out.
+
+    Args:
+        is_disease: (N,) truth.
+        p_disease: (N,) probability of disease.
+        groups: patient of each image, for the intervals.
+        n_bins: over 0..1.
 
     Reference: DeGroot & Fienberg 1983, The Statistician 32, 12-22.
     """
@@ -193,7 +183,7 @@ def compute_reliability(
             low=index / n_bins,
             high=(index + 1) / n_bins,
             mean_p=float(probs[place == index].mean()),
-            observed=compute_share(int(truth[place == index].sum()), int((place == index).sum())),
+            observed=measure_share(truth, among=place == index, groups=groups),
         )
         for index in np.unique(place).tolist()
     )

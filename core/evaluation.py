@@ -25,6 +25,7 @@ from sklearn.metrics import (
 from sklearn.model_selection import StratifiedGroupKFold
 
 from core.errors import DataError, check_shape
+from core.proportions import find_clusters
 
 _N_BOOTSTRAP = 2000
 _N_ECE_BINS = 10
@@ -261,14 +262,6 @@ def _smoothed_logit(p_disease: NDArray[np.floating], k: int) -> NDArray[np.float
     smoothed = (probs * k + 0.5) / (k + 1.0) if k else np.clip(probs, _TINY, 1.0 - _TINY)
     values: NDArray[np.float64] = logit(smoothed)
     return values
-
-
-def find_clusters(groups: Sequence[str] | None, n: int) -> list[NDArray[np.int64]]:
-    """Rows of each patient; images without a patient stand alone."""
-    names = [g or f"\0{i}" for i, g in enumerate(groups)] if groups else [str(i) for i in range(n)]
-    _, inverse = np.unique(names, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(inverse))[:-1])
 
 
 def _bootstrap(

@@ -14,8 +14,9 @@ from scipy.stats import ks_2samp
 from sklearn.linear_model import LogisticRegression
 
 from core.errors import DataError, check_shape
-from core.evaluation import compute_ece, find_clusters, rank_auroc
+from core.evaluation import compute_ece, rank_auroc
 from core.intervals import Figure, compute_headlines
+from core.proportions import find_clusters
 
 _N_DRAWS = 100
 _TINY = 1e-6

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from core.evaluation import compute_ece, evaluate, find_clusters
+from core.evaluation import compute_ece, evaluate
+from core.proportions import find_clusters, measure_share
 
 _N_BOOTSTRAP = 1000
 Measure = Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
@@ -50,8 +51,6 @@ def _measure_brier(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> floa
 
 _MEASURES: dict[str, Measure] = {
     "balanced_accuracy": _measure_balanced,
-    "sensitivity": _measure_sensitivity,
-    "specificity": _measure_specificity,
     "average_precision": _measure_precision,
     "brier": _measure_brier,
     "ece": compute_ece,
@@ -73,6 +72,7 @@ def compute_headlines(
         p_disease: (N,) probability of disease.
         groups: patient of each image. Given, patients are resampled, not images.
         seed: of the bootstrap (1000 resamples, percentiles; those with one class are drawn again).
+            Sensitivity and specificity have the intervals of ``proportions.measure_share``.
 
     Raises:
         ShapeError, DataError: as ``evaluation.evaluate``.
@@ -86,6 +86,10 @@ def compute_headlines(
         Figure("accuracy", report.accuracy, *report.accuracy_ci95),
         Figure("auroc", report.auroc, *report.auroc_ci95),
     ]
+    called = probs > 0.5
+    for key, hits, chosen in (("sensitivity", called, truth), ("specificity", ~called, ~truth)):
+        share = measure_share(hits, among=chosen, groups=groups, seed=seed)
+        figures.append(Figure(key, share.share or 0.0, share.low, share.high))
     for key, measure in _MEASURES.items():
         low, high = np.percentile(drawn[key], [2.5, 97.5])
         figures.append(

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.curves import Share, compute_share
 from core.errors import ShapeError, check_shape
-from core.evaluation import find_clusters, rank_auroc
+from core.evaluation import rank_auroc
+from core.proportions import Share, count_patients, find_clusters, measure_share
 
-MIN_N = 30  # of images, or of either class for its own figure: below it a row is marked
+MIN_N = 30  # patients (or images) of either class: with fewer a row is marked
 MAX_GROUPS = 12
 _N_BOOTSTRAP = 1000
 
@@ -30,7 +30,7 @@ class Subgroup:
     specificity: Share
     auroc: float | None  # None where one class is missing
     auroc_ci95: tuple[float, float] | None
-    is_small: bool  # fewer than MIN_N images or patients
+    is_small: bool  # fewer than MIN_N patients of a class that it has
 
 
 def split_by(
@@ -49,7 +49,7 @@ def split_by(
         is_disease: (N,) truth.
         p_disease: (N,) probability of disease.
         values: (N,) what the column says of each image; empty text where it says nothing.
-        groups: patient of each image: the AUROC's interval resamples patients.
+        groups: patient of each image: every interval resamples patients.
         seed: of the bootstrap.
 
     Raises:
@@ -113,12 +113,12 @@ def _measure(
         value=name,
         n=len(truth),
         n_disease=int(truth.sum()),
-        accuracy=compute_share(int((called == truth).sum()), len(truth)),
-        sensitivity=compute_share(int((called & truth).sum()), int(truth.sum())),
-        specificity=compute_share(int((~called & ~truth).sum()), int((~truth).sum())),
+        accuracy=measure_share(called == truth, groups=groups, seed=seed),
+        sensitivity=measure_share(called, among=truth, groups=groups, seed=seed),
+        specificity=measure_share(~called, among=~truth, groups=groups, seed=seed),
         auroc=rank_auroc(truth, probs) if has_both else None,
         auroc_ci95=_bootstrap_auroc(truth, probs, clusters, seed=seed) if has_both else None,
-        is_small=len(clusters) < MIN_N,
+        is_small=any(0 < count_patients(groups, rows) < MIN_N for rows in (truth, ~truth)),
     )
 
 
@@ -129,7 +129,9 @@ def _bootstrap_auroc(
     *,
     seed: int,
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap over patients; None where no draw holds both classes."""
+    """Percentile bootstrap over patients; None where no draw holds both classes, or of one."""
+    if len(clusters) < 2:
+        return None
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(_N_BOOTSTRAP):

@@ -219,7 +219,7 @@ def show_subgroups(evaluation: Evaluation) -> None:
             evaluation.is_disease,
             evaluation.p_disease,
             columns[name],
-            groups=evaluation.groups if name != "group" else None,
+            groups=evaluation.groups,
         )
     except CoreError as error:
         st.warning(describe(error))
@@ -242,7 +242,8 @@ def show_subgroups(evaluation: Evaluation) -> None:
     if any(row.is_small for row in rows):
         st.warning(
             _(
-                "Groups of fewer than {n} images or patients are marked: their figures may be luck."
+                "Groups with fewer than {n} patients of either class (images, where patients are "
+                "not known) are marked: their figures may be luck."
             ).format(n=MIN_N),
             icon=":material/warning:",
         )

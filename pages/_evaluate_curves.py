@@ -63,7 +63,11 @@ def show_operating_point(evaluation: Evaluation) -> None:
             )
         )
     point = curves.compute_operating_point(
-        truth, probs, threshold=threshold, prevalence=prevalence / 100
+        truth,
+        probs,
+        threshold=threshold,
+        prevalence=prevalence / 100,
+        groups=evaluation.groups,
     )
     _show_point(point)
     drawn = curves.compute_curves(truth, probs)
@@ -123,7 +127,7 @@ def show_reliability(evaluation: Evaluation) -> None:
                 "dotted line both are equal. The small numbers count the images."
             ),
         )
-        bins = curves.compute_reliability(truth, probs)
+        bins = curves.compute_reliability(truth, probs, groups=evaluation.groups)
         st.plotly_chart(
             charts.build_reliability(bins, translate=_), config=_QUIET, key="evaluate_reliability"
         )

@@ -35,7 +35,10 @@ def choose_evaluation(model: ModelSummary) -> Summary | None:
     chosen = by_name[name]
     if not chosen.is_current:
         st.warning(
-            _("These figures are of an earlier version of this model. Run the evaluation again."),
+            _(
+                "These figures are of an earlier version of this model or of its gallery. Run the "
+                "evaluation again."
+            ),
             icon=":material/history:",
         )
     return chosen

@@ -14,7 +14,7 @@ from core.config import Settings
 from core.errors import CoreError
 from pages import _charts_evaluate as charts
 from pages._evaluate_answers import figure_label
-from pages._text import _, describe, plain
+from pages._text import _, describe, moment, plain
 
 _QUIET = {"displayModeBar": False}
 
@@ -33,9 +33,10 @@ def show_robustness(evaluation: Evaluation) -> None:
         "rotation": _("rotation"),
     }
     st.caption(
-        _("{n} images, half of either class where possible, damaged at three levels.").format(
-            n=study["n"]
-        )
+        _(
+            "{n} images, half of either class where possible, damaged at three levels. "
+            "Measured {when} UTC."
+        ).format(n=study["n"], when=moment(study["made"]["created"]))
     )
     st.plotly_chart(
         charts.build_robustness(study["rows"], names, translate=_),
@@ -81,7 +82,10 @@ def _say_strength(kind: str, strength: float) -> str:
 
 def _say_missing() -> None:
     st.info(
-        _("This study has not been made. Tick it under “New evaluation” and start."),
+        _(
+            "This study has not been made for these figures. Tick it under “New evaluation” and "
+            "start."
+        ),
         icon=":material/science:",
     )
 
@@ -96,7 +100,8 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
         text = _("{n} diseased images explained, {m} of them with a mask of the lesion.")
     else:
         text = _("{n} diseased images explained. Without lesion masks, place cannot be checked.")
-    st.caption(text.format(n=study["n"], m=study["n_masks"]))
+    when = _("Measured {when} UTC.").format(when=moment(study["made"]["created"]))
+    st.caption(text.format(n=study["n"], m=study["n_masks"]) + " " + when)
     st.dataframe(
         pd.DataFrame([_describe_method(row) for row in study["rows"]]),
         hide_index=True,

@@ -10,7 +10,6 @@ from core.curves import (
     compute_curves,
     compute_operating_point,
     compute_reliability,
-    compute_share,
     find_threshold,
 )
 from core.errors import DataError, ShapeError
@@ -30,15 +29,6 @@ def test_the_area_under_the_roc_points_is_the_auroc(answers: tuple[np.ndarray, .
     assert curves.recall[0] == 1.0
     assert curves.precision[0] == pytest.approx(truth.mean())  # everything called disease
     assert len(curves.thresholds) == len(curves.true_positive_rate)
-
-
-def test_wilson_by_its_formula() -> None:
-    share = compute_share(8, 10)
-    z, n, p = 1.959963985, 10, 0.8
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert (share.low, share.high) == pytest.approx((middle - half, middle + half), abs=1e-6)
-    assert compute_share(0, 0).share is None
 
 
 def test_an_operating_point_by_hand() -> None:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     -1: {"errors"},  # below everything: every module may raise
     0: {"config", "diagnosis"},
-    1: {"image_io", "transforms", "phantom", "selection", "corruptions"},
+    1: {"image_io", "transforms", "phantom", "selection", "corruptions", "proportions"},
     2: {
         "burned_in",
         "unpack",

@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.assessment.answering import read_columns, run_evaluation
 from core.assessment.readings import (
     Evaluation,
     list_evaluations,
     load_evaluation,
     load_study,
-    read_columns,
-    run_evaluation,
     save_evaluation,
     save_study,
 )
 from core.assessment.robustness import measure_robustness
 from core.config import Settings
+from core.curation import Change
+from core.curation.store import CurationStore, default_url
 from core.datasets import Dataset, read_dataset
 from core.ensemble import Ensemble
 from core.errors import CheckpointError
@@ -83,18 +84,55 @@ def test_a_saved_evaluation_comes_back_whole(directory: Path, evaluation: Evalua
     assert {"group"} == set(back.columns)
 
 
-def test_studies_stay_with_the_same_parameters_only(
-    directory: Path, evaluation: Evaluation
+@pytest.mark.parametrize("changed", ["weights_sha256", "gallery_id"])
+def test_studies_stay_with_the_same_parameters_and_gallery_only(
+    directory: Path, evaluation: Evaluation, changed: str
 ) -> None:
     save_evaluation(directory, evaluation)
     assert load_study(directory, evaluation, "robustness") is None
     save_study(directory, evaluation, "robustness", {"rows": []})
-    save_evaluation(directory, evaluation)
-    assert load_study(directory, evaluation, "robustness") == {"rows": []}
-    other = dataclasses.replace(evaluation, weights_sha256="other")
+    folder = save_evaluation(directory, evaluation)
+    study = load_study(directory, evaluation, "robustness")
+    assert study is not None
+    assert study["rows"] == []
+    assert study["made"]["gallery_id"] == evaluation.gallery_id
+    other = dataclasses.replace(evaluation, **{changed: "other"})
+    assert load_study(directory, other, "robustness") is None
+    (folder / "explanations.json").write_text("{", encoding="utf-8")  # damaged: not carried
     save_evaluation(directory, other)
-    assert load_study(directory, evaluation, "robustness") is None
+    assert not list(folder.glob("*ns.json"))
+    assert not (folder / "robustness.json").exists()
     assert not list_evaluations(directory, "demo")[0].is_current
+    save_evaluation(directory, evaluation)
+    assert load_study(directory, evaluation, "robustness") is None
+
+
+def test_a_corrected_gallery_makes_an_evaluation_old(
+    directory: Path, model: Ensemble, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    copy = tmp_path / "checkpoints"
+    shutil.copytree(directory, copy)
+    save_evaluation(copy, evaluation)
+    assert list_evaluations(copy, "demo")[0].is_current
+    lead = model.lead
+    store = CurationStore(default_url(copy))
+    given = {
+        key: lead.class_names[label]
+        for key, label in zip(
+            lead.contents.gallery.keys, lead.contents.gallery.labels.tolist(), strict=True
+        )
+    }
+    store.apply(
+        lead.config.data_id,
+        [Change(lead.contents.gallery.keys[0], "excluded", "yes")],
+        given_labels=given,
+        expected_version=0,
+    )
+    store.close()
+    assert not list_evaluations(copy, "demo")[0].is_current
+    again = load_bundle(copy, "demo", settings=Settings(device="cpu", checkpoints_dir=copy))
+    save_evaluation(copy, dataclasses.replace(evaluation, gallery_id=again.data_id))
+    assert list_evaluations(copy, "demo")[0].is_current
 
 
 def test_what_is_not_there_or_damaged_says_so(directory: Path, evaluation: Evaluation) -> None:

@@ -50,6 +50,29 @@ def test_patients_not_images_make_a_group_large() -> None:
     assert split_by(truth, probs, ["a"] * 60, groups=groups)[0].is_small
 
 
+def test_patients_not_images_set_the_width(rng: np.random.Generator) -> None:
+    """Copies of a patient's image make no figure of a group surer."""
+    truth = np.repeat(np.arange(100) % 2 == 0, 4)
+    said = np.clip(np.where(truth[::4], 0.7, 0.3) + rng.normal(0, 0.3, 100), 0, 1)
+    probs = np.repeat(said, 4)
+    groups = [f"p{i // 4}" for i in range(400)]
+    (naive,) = split_by(truth, probs, ["a"] * 400)
+    (known,) = split_by(truth, probs, ["a"] * 400, groups=groups)
+    (alone,) = split_by(truth[::4], probs[::4], ["a"] * 100)
+    for key in ("accuracy", "sensitivity", "specificity"):
+        wide, narrow, true = (getattr(row, key) for row in (known, naive, alone))
+        assert wide.share == narrow.share == true.share
+        assert wide.high - wide.low == pytest.approx(true.high - true.low, rel=0.2), key
+        assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low), key
+
+
+def test_a_class_of_few_patients_marks_the_group() -> None:
+    truth = np.array([True] * 5 + [False] * 95)
+    probs = np.where(truth, 0.9, 0.2)
+    assert split_by(truth, probs, ["a"] * 100)[0].is_small
+    assert not split_by(np.zeros(100, dtype=bool), probs, ["a"] * 100)[0].is_small
+
+
 def test_which_columns_make_subgroups() -> None:
     assert can_split(["a", "b", "a"])
     assert can_split([str(i / 7) for i in range(100)])

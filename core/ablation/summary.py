@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from core import evaluation
 from core.comparison import Interval, compare_aurocs, compare_calls, compute_interval
+from core.proportions import find_clusters
 
 
 def _gather(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -59,7 +60,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _measure_over_seeds(rows: Sequence[dict[str, Any]]) -> tuple[Interval, Interval]:
     probs = _stack(rows)
     truth = np.array(rows[0]["predictions"]["is_disease"], dtype=bool)
-    clusters = evaluation.find_clusters(rows[0]["predictions"]["groups"], len(truth))
+    clusters = find_clusters(rows[0]["predictions"]["groups"], len(truth))
 
     def accuracy(seeds: NDArray[np.int64], images: NDArray[np.int64]) -> float:
         return float(np.mean((probs[seeds][:, images] > 0.5) == truth[images]))
@@ -96,7 +97,7 @@ def compare_pairs(
 def _test_pair(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Any]:
     a, b = _stack(first), _stack(second)
     truth = np.array(first[0]["predictions"]["is_disease"], dtype=bool)
-    clusters = evaluation.find_clusters(first[0]["predictions"]["groups"], len(truth))
+    clusters = find_clusters(first[0]["predictions"]["groups"], len(truth))
 
     def gain(seeds: NDArray[np.int64], images: NDArray[np.int64]) -> float:
         right = [(p[seeds][:, images] > 0.5) == truth[images] for p in (a, b)]

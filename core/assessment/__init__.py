@@ -7,8 +7,9 @@ done: a stopped run loses only the part it was in.
 from collections.abc import Sequence
 from pathlib import Path
 
+from core.assessment.answering import run_evaluation
 from core.assessment.heatmap_study import has_masks, study_heatmaps
-from core.assessment.readings import Evaluation, run_evaluation, save_evaluation, save_study
+from core.assessment.readings import Evaluation, save_evaluation, save_study
 from core.assessment.robustness import measure_robustness
 from core.config import Settings
 from core.datasets import read_dataset

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from core import explain
 from core.attribution import explain_vote
 from core.bundle import Member
-from core.curves import compute_share
 from core.datasets import Dataset, Record, load_record
 from core.embedder import Embedded, embed_together
 from core.ensemble import Model
@@ -24,6 +23,7 @@ from core.errors import DataError, ImageError
 from core.faithfulness import compute_agreement, compute_energy, has_hit, measure
 from core.image_io import Image, load
 from core.inference import Progress
+from core.proportions import compute_share
 
 _METHODS = ("integrated", "grad-cam", "hirescam", "layercam")
 _BASELINE_PX = 9  # cells of the random maps: as coarse as the heatmaps

@@ -6,14 +6,12 @@ add to it (robustness, explanations). The bundle's own files are never touched. 
 page or a report shows is computed from here, without running the model again.
 """
 
-import csv
 import dataclasses
 import json
 import os
 import shutil
-import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,21 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.bundle import ModelBundle, check_model_id, read_bundle_config, read_json, write_text
-from core.datasets import Dataset, load_record
-from core.ensemble import Model
+from core.bundle import check_model_id, read_bundle_config, read_json, write_text
+from core.config import Settings
+from core.curation.store import open_store
 from core.errors import CheckpointError, CoreError
 from core.external import Answers
-from core.image_io import decode, encode_jpeg, thumbnail
-from core.inference import Progress, SplitReading, describe_reading, read_split
-from core.knn import search_k
-from core.registry import find_model, list_models
+from core.image_io import decode
+from core.registry import ModelSummary, find_model, list_models
 
 SCHEMA_VERSION = 1
 FOLDER = "evaluations"
-_THUMBNAIL_PX = 192
-_OWN_COLUMNS = {"file", "split", "label", "mask"}
-_N_NEAREST = 5
 _ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
 
 
@@ -53,7 +46,7 @@ class Summary:
     n: int
     accuracy: float
     auroc: float
-    is_current: bool  # made by the parameters that the model has now
+    is_current: bool  # made by the parameters and the gallery that the model has now
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +55,7 @@ class Evaluation:
 
     result: Mapping[str, Any]  # the ``evaluate`` JSON of DESIGN section 4
     weights_sha256: str
+    gallery_id: str  # the gallery that voted: training data and version of its corrections
     created: str  # ISO 8601, UTC
     seconds: float
     data_name: str
@@ -121,107 +115,6 @@ def name_evaluation(data_id: str, split: str) -> str:
     return f"{data_id}-{split}"
 
 
-def run_evaluation(
-    model: Model, dataset: Dataset, *, split: str, progress: Progress | None = None
-) -> Evaluation:
-    """Answer on every image of a split and gather what the figures need.
-
-    Raises:
-        DataError: as ``inference.evaluate``.
-    """
-    began = time.monotonic()
-    reading = read_split(model, dataset, split=split, progress=progress)
-    result = describe_reading(model, reading, data=dataset.data_id, split=split)
-    curves = {
-        member.bundle.model_id: _measure_k(member.bundle, reading, index)
-        for index, member in enumerate(model.members)
-        if member.bundle.has_vote
-    }
-    return Evaluation(
-        result=result,
-        weights_sha256=find_weights_sha256(model),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=time.monotonic() - began,
-        data_name=dataset.root.name,
-        data_root=str(dataset.root.resolve()),
-        disease_class=model.disease_class,
-        other_class=model.other_class,
-        is_synthetic=model.is_synthetic,
-        abstain_margin=model.abstain_margin,
-        keys=reading.keys,
-        groups=reading.groups,
-        columns=read_columns(dataset.root, reading.keys),
-        k_curves=curves,
-        k_validation={
-            m.bundle.model_id: tuple(m.bundle.metrics.get("k_search", ())) for m in model.members
-        },
-        is_disease=reading.truth,
-        p_disease=reading.p_disease,
-        member_p=reading.member_p,
-        is_novel=reading.is_novel,
-        percentile=reading.percentile
-        if reading.percentile is not None
-        else np.zeros(len(reading.keys)),
-        distance=_measure_distance(model, reading),
-        embeddings=reading.embeddings,
-        thumbnails=_draw_thumbnails(dataset, split, reading.keys),
-    )
-
-
-def find_weights_sha256(model: Model) -> str:
-    """Hash of the parameters behind a model's answers."""
-    if isinstance(model, ModelBundle):
-        return model.config.weights_sha256
-    return model.record.weights_sha256
-
-
-def _measure_k(
-    bundle: ModelBundle, reading: SplitReading, index: int
-) -> tuple[Mapping[str, float], ...]:
-    """Accuracy and AUROC on this split for every K: shown, never chosen by."""
-    disease = bundle.config.disease_index
-    labels = np.where(reading.truth, disease, 1 - disease).astype(np.int64)
-    found = search_k(
-        bundle.gallery,
-        reading.embeddings[index],
-        labels,
-        candidates=bundle.config.run.knn.k_candidates,
-        disease_index=disease,
-        excluded=[np.array(rows, dtype=np.int64) for rows in reading.barred[index]],
-    )
-    return tuple(dataclasses.asdict(score) for score in found.scores)
-
-
-def _measure_distance(model: Model, reading: SplitReading) -> NDArray[np.float64]:
-    index = [m.bundle for m in model.members].index(model.lead)
-    gallery = model.lead.gallery
-    barred = [np.array(rows, dtype=np.int64) for rows in reading.barred[index]]
-    nearest = gallery.search(reading.embeddings[index], _N_NEAREST, excluded=barred)[0]
-    mean: NDArray[np.float64] = nearest.mean(axis=1).astype(np.float64)
-    return mean
-
-
-def _draw_thumbnails(dataset: Dataset, split: str, keys: Sequence[str]) -> tuple[bytes, ...]:
-    records = {record.key: record for record in dataset.subset(split)}
-    return tuple(
-        encode_jpeg(thumbnail(load_record(records[key]).pixels, max_px=_THUMBNAIL_PX))
-        for key in keys
-    )
-
-
-def read_columns(root: Path, keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Columns of the data's manifest.csv that we do not use ourselves, in the order of the keys."""
-    path = root / "manifest.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        rows = {(row.get("file") or "").strip(): row for row in csv.DictReader(handle)}
-    names = [n for n in next(iter(rows.values()), {}) if n and n not in _OWN_COLUMNS]
-    return {
-        name: tuple((rows.get(key, {}).get(name) or "").strip() for key in keys) for name in names
-    }
-
-
 def save_evaluation(checkpoints_dir: Path, evaluation: Evaluation) -> Path:
     """Write an evaluation into its model's folder, replacing an earlier one of the same split.
 
@@ -252,20 +145,32 @@ def save_evaluation(checkpoints_dir: Path, evaluation: Evaluation) -> Path:
     write_text(temporary / "record.json", json.dumps(record, indent=1))
     old = final.with_name(f".old-{final.name}-{os.getpid()}")
     if final.exists():
-        _carry_studies(final, temporary, evaluation.weights_sha256)
+        _carry_studies(final, temporary, evaluation)
         final.rename(old)
     temporary.rename(final)
     shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def _carry_studies(old: Path, new: Path, weights_sha256: str) -> None:
-    """Studies of the same parameters on the same images stay true."""
-    if read_json(old / "record.json").get("weights_sha256") != weights_sha256:
-        return
+def _carry_studies(old: Path, new: Path, evaluation: Evaluation) -> None:
+    """Studies of the same parameters and gallery on the same images stay true; others go."""
     for path in old.glob("[a-z]*.json"):
-        if path.name != "record.json":
+        if path.name == "record.json":
+            continue
+        try:
+            is_true = _is_of(evaluation, read_json(path))
+        except CheckpointError:  # half-written or damaged: gone as well
+            continue
+        if is_true:
             shutil.copy2(path, new / path.name)
+
+
+def _is_of(evaluation: Evaluation, study: Mapping[str, Any]) -> bool:
+    made = study.get("made", {})
+    return (made.get("weights_sha256"), made.get("gallery_id")) == (
+        evaluation.weights_sha256,
+        evaluation.gallery_id,
+    )
 
 
 def load_evaluation(checkpoints_dir: Path, model_id: str, name: str) -> Evaluation:
@@ -306,6 +211,7 @@ def _build(record: dict[str, Any], arrays: dict[str, Any], *, model_id: str) -> 
         record[key] = tuple(record[key])
     for key in ("columns", "k_curves", "k_validation"):
         record[key] = {name: tuple(values) for name, values in record[key].items()}
+    record.setdefault("gallery_id", "")  # kept before galleries had versions
     # A copied or renamed model goes by its new name.
     record["result"] = {**record["result"], "model_id": model_id}
     return Evaluation(
@@ -326,23 +232,38 @@ def list_evaluations(checkpoints_dir: Path, model_id: str) -> list[Summary]:
     base = checkpoints_dir / model.model_id / FOLDER
     if not base.is_dir():
         return []
+    gallery_id = _find_gallery_id(checkpoints_dir, model)
     found = []
     for folder in base.iterdir():
         if folder.name.startswith(".") or not (folder / "record.json").is_file():
             continue
         try:
             record = read_json(folder / "record.json")
-            found.append(_summarise(folder.name, record, model.model_id, model.weights_sha256))
+            found.append(_summarise(folder.name, record, model, gallery_id))
         except (CoreError, KeyError):
             continue
     return sorted(found, key=lambda summary: summary.created, reverse=True)
 
 
-def _summarise(name: str, record: dict[str, Any], model_id: str, sha256: str) -> Summary:
+def _find_gallery_id(checkpoints_dir: Path, model: ModelSummary) -> str:
+    """What ``data_id`` of the loaded model would say, without loading it."""
+    settings = dataclasses.replace(Settings.from_env(), checkpoints_dir=checkpoints_dir)
+    store = open_store(settings)
+    try:
+        return "+".join(
+            f"{data_id}+g{version}" if (version := store.read_version(data_id)) else data_id
+            for data_id in model.data_id.split("+")
+        )
+    finally:
+        store.close()
+
+
+def _summarise(name: str, record: dict[str, Any], model: ModelSummary, gallery_id: str) -> Summary:
     result = record["result"]
+    made_with = record["weights_sha256"], record.get("gallery_id") or model.data_id
     return Summary(
         name=name,
-        model_id=model_id,
+        model_id=model.model_id,
         created=record["created"],
         data_id=result["data"],
         data_name=record["data_name"],
@@ -350,7 +271,7 @@ def _summarise(name: str, record: dict[str, Any], model_id: str, sha256: str) ->
         n=result["n"],
         accuracy=result["accuracy"],
         auroc=result["auroc"],
-        is_current=record["weights_sha256"] == sha256,
+        is_current=made_with == (model.weights_sha256, gallery_id),
     )
 
 
@@ -373,17 +294,34 @@ def find_data_root(checkpoints_dir: Path, model_id: str) -> str:
     return read_bundle_config(checkpoints_dir / member).data_root
 
 
-def save_study(checkpoints_dir: Path, evaluation: Evaluation, kind: str, value: object) -> None:
-    """Keep the outcome of a longer study (plain JSON values) beside its evaluation."""
+def save_study(
+    checkpoints_dir: Path, evaluation: Evaluation, kind: str, value: Mapping[str, Any]
+) -> None:
+    """Keep the outcome of a longer study (plain JSON values) beside its evaluation.
+
+    ``made`` is added: by which parameters, with which gallery, and when.
+    """
     folder = _find_folder(checkpoints_dir, evaluation.model_id, evaluation.name)
-    write_text(folder / f"{check_model_id(kind)}.json", json.dumps(value, indent=1))
+    made = {
+        "weights_sha256": evaluation.weights_sha256,
+        "gallery_id": evaluation.gallery_id,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_text(
+        folder / f"{check_model_id(kind)}.json", json.dumps({**value, "made": made}, indent=1)
+    )
 
 
 def load_study(checkpoints_dir: Path, evaluation: Evaluation, kind: str) -> dict[str, Any] | None:
-    """What ``save_study`` kept of this kind; None where the study was not made."""
+    """What ``save_study`` kept of this kind.
+
+    None where the study was not made, or by other parameters or another gallery than the
+    evaluation: figures of two models never stand side by side as one.
+    """
     folder = _find_folder(checkpoints_dir, evaluation.model_id, evaluation.name)
     path = folder / f"{check_model_id(kind)}.json"
-    return read_json(path) if path.is_file() else None
+    study = read_json(path) if path.is_file() else None
+    return study if study is not None and _is_of(evaluation, study) else None
 
 
 def _find_folder(checkpoints_dir: Path, model_id: str, name: str) -> Path:

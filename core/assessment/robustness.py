@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from core.corruptions import N_LEVELS, STRENGTHS, corrupt
-from core.curves import compute_share
 from core.datasets import Dataset, Record, load_record
 from core.ensemble import Model
 from core.errors import DataError, ImageError
 from core.evaluation import rank_auroc
 from core.inference import Progress, read_split
+from core.proportions import measure_share
 
 _N_IMAGES = 80
 
@@ -30,7 +30,7 @@ class Row:
     strength: float
     n: int
     accuracy: float
-    accuracy_ci95: tuple[float, float]  # Wilson
+    accuracy_ci95: tuple[float, float]  # over patients
     auroc: float
     n_unanswered: int  # unsure or not of the model's kind
     n_novel: int
@@ -112,8 +112,8 @@ def _damage(record: Record, kind: str, level: int, *, seed: int) -> Record:
 
 def _measure(model: Model, dataset: Dataset, split: str, *, kind: str, level: int) -> Row:
     reading = read_split(model, dataset, split=split)
-    right = int(((reading.p_disease > 0.5) == reading.truth).sum())
-    share = compute_share(right, len(reading.keys))
+    right = (reading.p_disease > 0.5) == reading.truth
+    share = measure_share(right, groups=reading.groups)
     assert share.share is not None
     unsure = np.abs(reading.p_disease - 0.5) < model.abstain_margin
     return Row(

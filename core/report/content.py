@@ -59,7 +59,11 @@ def build_report(checkpoints_dir: Path, model_id: str, name: str) -> Report:
         describe_training(members, checkpoints_dir),
         describe_methods(evaluation),
         count_images(evaluation),
-        show_performance(evaluation, headlines),
+        show_performance(
+            evaluation,
+            headlines,
+            is_internal=evaluation.result["data"] in {config.data_id for config in members},
+        ),
         show_subgroups(evaluation),
         show_robustness(checkpoints_dir, evaluation),
         build_explanations(readings.load_study(checkpoints_dir, evaluation, "explanations")),
@@ -98,17 +102,28 @@ def _summarise(evaluation: Evaluation, headlines: Sequence[Figure]) -> Section:
 
 
 def _list_items(sections: Sequence[Section]) -> Section:
-    covered = sorted({item for section in sections for item in section.items})
-    missing = [item for item in claim.ITEMS if item not in covered]
+    """Every item by name, with the section that answers it or what is left to the author."""
+    places = {item: section.title for section in sections for item in section.items}
+    n_in_part = sum(item in claim.IN_PART for item in places)
     return Section(
         "Checklist",
         (),
         (
-            Paragraph(f"{claim.NAME}. Covered here: {', '.join(str(i) for i in covered)}."),
-            Paragraph("For the author to add:"),
+            Paragraph(
+                f"{claim.NAME}: {len(places) - n_in_part} of {len(claim.ITEMS)} items are covered "
+                f"here, {n_in_part} in part, {len(claim.ITEMS) - len(places)} are for the author."
+            ),
             TableBlock(
-                ("item", "what it asks for"),
-                tuple((str(item), claim.ITEMS[item]) for item in missing),
+                ("item", "what it asks for", "where", "for the author to add"),
+                tuple(
+                    (
+                        str(item),
+                        name,
+                        places.get(item, "–"),
+                        claim.IN_PART.get(item, "") if item in places else "all of it",
+                    )
+                    for item, name in claim.ITEMS.items()
+                ),
             ),
         ),
     )

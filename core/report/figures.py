@@ -33,7 +33,7 @@ def draw_pr(curves: Curves, prevalence: float) -> bytes:
 
 
 def draw_reliability(bins: Sequence[Bin]) -> bytes:
-    """Observed share against the probability said, with Wilson intervals."""
+    """Observed share against the probability said, with 95 % intervals."""
     figure, axes = _start()
     axes.plot([0, 1], [0, 1], ":", color=_GREY)
     shares = [b.observed.share or 0.0 for b in bins]

@@ -23,7 +23,8 @@ def build_explanations(study: Mapping[str, Any] | None) -> Section:
     )
     blocks: list[Block] = [
         Paragraph(
-            f"{study['n']} diseased images explained, {study['n_masks']} with a lesion mask. "
+            f"Measured {study['made']['created']}: {study['n']} diseased images explained, "
+            f"{study['n_masks']} with a lesion mask. "
             "Pointing game: share whose brightest point lies on the lesion. Energy: share of the "
             "brightness on it. Deletion (low is true) and insertion (high is true): mean vote "
             "while the brightest areas go or come first."

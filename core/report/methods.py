@@ -129,6 +129,7 @@ def describe_training(members: Sequence[BundleConfig], checkpoints_dir: Path) ->
         )
     blocks: list[Block] = [
         TableBlock(("model", "recipe", "optimisation (AdamW, cosine)", "seed", "chosen"), (*rows,)),
+        *(Paragraph(_describe_views(config)) for config in members),
         Paragraph("K is the one with the best validation accuracy; nothing was chosen on test."),
     ]
     if len(members) > 1:
@@ -141,6 +142,21 @@ def describe_training(members: Sequence[BundleConfig], checkpoints_dir: Path) ->
     return Section("Training", (25, 26, 27) if len(members) > 1 else (25, 26), (*blocks,))
 
 
+def _describe_views(config: BundleConfig) -> str:
+    """How training images are varied, in words."""
+    run = config.run
+    how = run.preprocess
+    cut = f"{how.crop_scale_min:.0%} to {how.crop_scale_max:.0%}"
+    return (
+        f"{config.model_id}: {run.train.n_views} varied views of every training image beside the "
+        f"clean one: random crop of {cut} of the area, flips (horizontal {how.horizontal_flip:g}, "
+        f"vertical {how.vertical_flip:g}), rotation to ±{how.rotation_deg:g} degrees, brightness "
+        f"±{how.brightness:.0%}, contrast ±{how.contrast:.0%}, gamma {how.gamma:g}, blur "
+        f"{how.blur:g} px, noise {how.noise:g}, stretch {how.stretch:g}, shift {how.shift:g}. "
+        f"Dropout {run.embedder.dropout:g}."
+    )
+
+
 def describe_methods(evaluation: Evaluation) -> Section:
     has_groups = any(evaluation.groups)
     unit = "patients" if has_groups else "images (the data name no patients)"
@@ -150,8 +166,9 @@ def describe_methods(evaluation: Evaluation) -> Section:
         (
             Paragraph(
                 f"Called {evaluation.disease_class} where the probability exceeds 0.5. 95 % "
-                f"intervals: percentile bootstrap over {unit}; Wilson's for single proportions. "
-                "Calibration error over 10 bins of equal width."
+                f"intervals: percentile bootstrap over {unit}; single proportions have "
+                "Wilson's where every image stands for itself. Calibration error over 10 "
+                "bins of equal width."
             ),
         ),
     )

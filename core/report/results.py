@@ -48,7 +48,9 @@ def count_images(evaluation: Evaluation) -> Section:
     return Section("Numbers", (35,), (TableBlock(("", "n"), (*rows,)),))
 
 
-def show_performance(evaluation: Evaluation, headlines: Sequence[Figure]) -> Section:
+def show_performance(
+    evaluation: Evaluation, headlines: Sequence[Figure], *, is_internal: bool
+) -> Section:
     truth, probs = evaluation.is_disease, evaluation.p_disease
     curves = compute_curves(truth, probs)
     by_key = {figure.key: figure for figure in headlines}
@@ -68,8 +70,8 @@ def show_performance(evaluation: Evaluation, headlines: Sequence[Figure]) -> Sec
             "Precision and recall; dotted: the share of disease.",
         ),
         Picture(
-            figures.draw_reliability(compute_reliability(truth, probs)),
-            "Reliability: observed share against the probability said, Wilson intervals.",
+            figures.draw_reliability(compute_reliability(truth, probs, groups=evaluation.groups)),
+            "Reliability: observed share against the probability said, 95 % intervals.",
         ),
         Picture(
             figures.draw_coverage(coverage),
@@ -101,7 +103,8 @@ def show_performance(evaluation: Evaluation, headlines: Sequence[Figure]) -> Sec
                 f"{agreement['disagree']}."
             )
         )
-    return Section("Performance", (32, 37, 38), (*blocks, Pictures(pictures)))
+    where = 32 if is_internal else 33  # on the training data's own test split, or elsewhere
+    return Section("Performance", (where, 37, 38), (*blocks, Pictures(pictures)))
 
 
 def show_subgroups(evaluation: Evaluation) -> Section:
@@ -109,7 +112,9 @@ def show_subgroups(evaluation: Evaluation) -> Section:
     for name, values in evaluation.columns.items():
         if not can_split(values):
             continue
-        rows = split_by(evaluation.is_disease, evaluation.p_disease, values)
+        rows = split_by(
+            evaluation.is_disease, evaluation.p_disease, values, groups=evaluation.groups
+        )
         blocks.append(
             TableBlock(
                 (name, "n", "accuracy", "sensitivity", "specificity", ""),
@@ -154,9 +159,9 @@ def show_robustness(checkpoints_dir: Path, evaluation: Evaluation) -> Section:
         (30,),
         (
             Paragraph(
-                f"{study['n']} images, damaged at three levels: Gaussian blur (% of the "
-                "side), noise (% of full scale), darkening (gamma), JPEG (quality), "
-                "rotation (degrees)."
+                f"Measured {study['made']['created']}: {study['n']} images, damaged at three "
+                "levels: Gaussian blur (% of the side), noise (% of full scale), darkening "
+                "(gamma), JPEG (quality), rotation (degrees)."
             ),
             TableBlock(("damage", "level", "strength", "accuracy", "AUROC"), rows),
             Pictures((picture,)),

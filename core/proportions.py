@@ -1,0 +1,104 @@
+"""Counted shares with their intervals, and which images belong to one patient.
+
+Owns the interval of a proportion; arrays in, frozen records out. Images of one patient resemble
+each other: counted one by one they would promise more than they know.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from core.errors import ShapeError, check_shape
+
+_N_BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Share:
+    """A proportion with its 95 % interval; ``share`` is None where there is nothing to count."""
+
+    n: int
+    n_hit: int
+    share: float | None
+    low: float = 0.0
+    high: float = 1.0
+
+
+def find_clusters(groups: Sequence[str] | None, n: int) -> list[NDArray[np.int64]]:
+    """Rows of each patient; images without a patient stand alone."""
+    names = [g or f"\0{i}" for i, g in enumerate(groups)] if groups else [str(i) for i in range(n)]
+    _, inverse = np.unique(names, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(inverse))[:-1])
+
+
+def count_patients(groups: Sequence[str] | None, rows: NDArray[np.bool_]) -> int:
+    """Patients among the (N,) marked images; an image without a patient counts as one."""
+    if groups is None:
+        return int(rows.sum())
+    named = {groups[i] for i in np.flatnonzero(rows).tolist() if groups[i]}
+    return len(named) + sum(not groups[i] for i in np.flatnonzero(rows).tolist())
+
+
+def compute_share(n_hit: int, n: int) -> Share:
+    """A proportion of independent images with Wilson's 95 % interval.
+
+    Reference: Wilson 1927, JASA 22, 209-212.
+    """
+    if n == 0:
+        return Share(0, 0, None)
+    interval = binomtest(n_hit, n).proportion_ci(0.95, method="wilson")
+    return Share(n, n_hit, n_hit / n, float(interval.low), float(interval.high))
+
+
+def measure_share(
+    hits: NDArray[np.bool_],
+    *,
+    among: NDArray[np.bool_] | None = None,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Share:
+    """A proportion of images with its 95 % interval over patients.
+
+    Where every image is a patient of its own the interval is Wilson's. Else patients are
+    resampled (2000 times, percentiles). Where all images are hits, or none is, resampling shows no
+    spread: Wilson's interval is taken, with every patient counted once.
+
+    Args:
+        hits: (N,) whether each image counts.
+        among: (N,) the images that are asked about; None for all.
+        groups: (N,) patient of each image; empty text where unknown.
+        seed: of the resampling.
+
+    Returns:
+        The share of the images; its interval is 0..1 where all are of one patient.
+
+    Raises:
+        ShapeError: lengths differ.
+
+    Reference: Field & Welsh 2007, JRSS B 69(3), 369-390 (the cluster bootstrap).
+    """
+    if groups is not None and len(groups) != len(hits):
+        raise ShapeError(f"groups: expected {len(hits)}, got {len(groups)}.")
+    if among is not None:
+        check_shape("among", among, hits.shape)
+        groups = [groups[i] for i in np.flatnonzero(among).tolist()] if groups else None
+        hits = hits[among]
+    n, n_hit = len(hits), int(np.sum(hits))
+    clusters = find_clusters(groups, n) if n else []
+    if len(clusters) == n:
+        return compute_share(n_hit, n)
+    if len(clusters) == 1:
+        return Share(n, n_hit, n_hit / n)
+    if n_hit in (0, n):
+        alone = compute_share(len(clusters) if n_hit else 0, len(clusters))
+        return Share(n, n_hit, n_hit / n, alone.low, alone.high)
+    sizes = np.array([len(rows) for rows in clusters])
+    found = np.array([int(np.sum(hits[rows])) for rows in clusters])
+    even = np.full(len(clusters), 1 / len(clusters))
+    times = np.random.default_rng(seed).multinomial(len(clusters), even, size=_N_BOOTSTRAP)
+    low, high = np.percentile((times @ found) / (times @ sizes), [2.5, 97.5])
+    return Share(n, n_hit, n_hit / n, float(low), float(high))
