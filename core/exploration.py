@@ -92,6 +92,7 @@ def explore(
     predicted[np.isnan(p_disease)] = -1
     is_wrong = (predicted >= 0) & (predicted != gallery.labels)
     may_vote = gallery.may_vote if gallery.may_vote is not None else np.ones(len(gallery), bool)
+    is_guest = np.zeros(len(gallery), bool) if given.may_vote is None else ~given.may_vote
     own = next(v for m, v in zip(model.members, votes, strict=True) if m.bundle is lead)
     names = np.array([*lead.class_names, ""])
     columns: dict[str, NDArray[Any]] = {
@@ -101,7 +102,7 @@ def explore(
         "outcome": np.where(predicted < 0, "", np.where(is_wrong, "wrong", "right")),
         "confidence": np.maximum(p_disease, 1.0 - p_disease),
         "purity": own.purity.astype(np.float64),
-        "vote": np.where(may_vote, "votes", "set aside"),
+        "vote": np.where(is_guest, "looks on", np.where(may_vote, "votes", "set aside")),
         "corrected": np.where(gallery.labels == given.labels, "as trained", "relabelled"),
     }
     return Exploration(

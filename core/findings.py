@@ -16,6 +16,7 @@ from core.embedder import embed_together
 from core.ensemble import Model
 from core.exploration import Exploration
 from core.image_io import Image
+from core.knn import Gallery
 from core.label_errors import judge_held_out, score_labels
 from core.neighbourhood import NeighbourTable, find_mixed_regions, rank_rows
 
@@ -48,11 +49,11 @@ def find_suspects(model: Model, seen: Exploration) -> Finding:
     opinion = np.full((len(seen), len(seen.class_names)), np.nan)
     opinion[:, seen.disease_index] = seen.p_disease
     opinion[:, 1 - seen.disease_index] = 1.0 - seen.p_disease
-    held_out = judge_held_out(
-        bundle.contents.novelty.descriptors,
-        seen.labels,
-        bundle.gallery.groups,
-        n_classes=len(seen.class_names),
+    descriptors = bundle.contents.novelty.descriptors
+    n = len(descriptors)  # guests from other splits have none: the vote alone judges them
+    held_out = np.full(opinion.shape, np.nan, dtype=np.float32)
+    held_out[:n] = judge_held_out(
+        descriptors, seen.labels[:n], bundle.gallery.groups[:n], n_classes=len(seen.class_names)
     )
     scores = score_labels(opinion, held_out, seen.labels).astype(np.float64)
     return _rank(np.where(scores > _SUSPECT, scores, np.nan), largest_first=True)
@@ -61,7 +62,7 @@ def find_suspects(model: Model, seen: Exploration) -> Finding:
 def find_duplicates(model: Model) -> Finding:
     """Groups of images that show the same, by content or by picture; the score is the group's size.
 
-    Groups that carry different labels come first, then the larger ones.
+    Groups that carry different labels come first, then those across splits, then the larger ones.
     """
     bundle = model.lead
     gallery = bundle.gallery
@@ -75,13 +76,17 @@ def find_duplicates(model: Model) -> Finding:
         rows = np.flatnonzero(same_file == number)
         if len(np.unique(near[rows])) > 1:
             groups.append(rows)
-    return _join_groups([rows for rows in groups if len(rows) > 1], gallery.labels)
+    return _join_groups([rows for rows in groups if len(rows) > 1], gallery)
 
 
-def _join_groups(groups: Sequence[NDArray[np.int64]], labels: NDArray[np.int64]) -> Finding:
-    ordered = sorted(
-        groups, key=lambda rows: (len(np.unique(labels[rows])) < 2, -len(rows), int(rows[0]))
-    )
+def _join_groups(groups: Sequence[NDArray[np.int64]], gallery: Gallery) -> Finding:
+    splits = np.array(gallery.splits)
+
+    def rank(rows: NDArray[np.int64]) -> tuple[bool, bool, int, int]:
+        one_label = len(np.unique(gallery.labels[rows])) < 2
+        return one_label, len(np.unique(splits[rows])) < 2, -len(rows), int(rows[0])
+
+    ordered = sorted(groups, key=rank)
     empty = np.empty(0, dtype=np.int64)
     return Finding(
         np.concatenate([empty, *ordered]),
@@ -95,7 +100,7 @@ def find_outliers(model: Model, *, n: int = 100) -> Finding:
     bundle = model.lead
     points = bundle.contents.novelty.descriptors
     if len(points) > _MAX_WIDE:
-        points = bundle.gallery.embeddings
+        points = bundle.gallery.embeddings[: len(points)]
     points = np.ascontiguousarray(points)
     squared, _ = faiss.knn(points, points, min(_N_NEAREST + 1, len(points)))
     distances = np.sqrt(np.maximum(squared[:, 1:], 0.0)).mean(axis=1)

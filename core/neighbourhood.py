@@ -14,11 +14,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from core.errors import check_shape
-from core.knn import Gallery, vote
+from core.knn import Gallery, split_parts, vote
 
 Progress = Callable[[float, str], None]
 _BLOCK = 2000  # rows searched at once: progress, and bounded memory
 _MIN_REGION = 4  # images; fewer are no region
+_SAME = 1e-3  # distance of the same picture embedded twice, at most; different ones lie farther
 _LINKS = 5  # nearest images that tie a region together
 
 
@@ -55,25 +56,60 @@ def find_neighbours(
     Returns:
         Per part (P, N, M); fewer than M are padded where a row has fewer relatives left.
     """
-    gallery = replace(gallery, may_vote=None)
-    n = len(gallery)
-    m = max(1, min(n_neighbours, n - 1))
-    rows = np.full((gallery.n_parts, n, m), -1, dtype=np.int64)
-    distances = np.full((gallery.n_parts, n, m), np.inf, dtype=np.float32)
     barred = [
         np.array(sorted({row, *gallery.find_related(sha256=sha, group=group)}), dtype=np.int64)
         for row, (sha, group) in enumerate(zip(gallery.sha256, gallery.groups, strict=True))
     ]
-    n_barred = np.array([len(b) for b in barred])
+    m = max(1, min(n_neighbours, len(gallery) - 1))
+    return _search(gallery, gallery.embeddings, m, barred=barred, progress=progress)
+
+
+def find_neighbours_of(
+    gallery: Gallery, embeddings: NDArray[np.float32], n_neighbours: int, *, groups: Sequence[str]
+) -> NeighbourTable:
+    """Search the nearest gallery rows of images that are not in the gallery.
+
+    Args:
+        gallery: all of it is searched, whoever may vote now.
+        embeddings: (Q, D) of these images.
+        n_neighbours: M.
+        groups: (Q,) patient of each, empty where unknown.
+
+    Returns:
+        Per part (P, Q, M). Copies of an image (nearer than 0.001) and its patient's images are not
+        among its neighbours.
+    """
+    barred = []
+    for embedding, group in zip(embeddings, groups, strict=True):
+        copies = np.linalg.norm(gallery.embeddings - embedding, axis=1) < _SAME
+        related = gallery.find_related(sha256="", group=group)
+        barred.append(np.union1d(np.flatnonzero(copies), np.array([*related], dtype=np.int64)))
+    return _search(gallery, embeddings, n_neighbours, barred=barred)
+
+
+def _search(
+    gallery: Gallery,
+    queries: NDArray[np.float32],
+    m: int,
+    *,
+    barred: Sequence[NDArray[np.int64]],
+    progress: Progress | None = None,
+) -> NeighbourTable:
+    gallery = replace(gallery, may_vote=None)
+    n = len(queries)
+    query_parts = split_parts(queries, gallery.n_parts)
+    rows = np.full((gallery.n_parts, n, m), -1, dtype=np.int64)
+    distances = np.full((gallery.n_parts, n, m), np.inf, dtype=np.float32)
+    n_barred = np.array([len(b) for b in barred], dtype=np.int64)
     # One patient with very many images must not widen the search of all the others.
     order = np.argsort(n_barred, kind="stable")
     blocks = [order[start : start + _BLOCK] for start in range(0, n, _BLOCK)]
     for number, block in enumerate(blocks):
-        block = block[n_barred[block] < n]
+        block = block[n_barred[block] < len(gallery)]
         for p, part in enumerate(gallery.parts):
             if not len(block):
                 continue
-            found = part.search(part.embeddings[block], m, excluded=[barred[i] for i in block])
+            found = part.search(query_parts[p][block], m, excluded=[barred[i] for i in block])
             width = found[0].shape[1]
             distances[p, block, :width], rows[p, block, :width] = found
         if progress:

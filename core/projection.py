@@ -31,8 +31,8 @@ class Projection:
     cache_key: str  # of the embeddings and settings it was fitted with
 
     def place(self, gallery: Gallery, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the (Q, 2) map positions of (Q, D) embeddings."""
-        check_shape("gallery_xy", self.gallery_xy, (len(gallery), 2))
+        """Return the (Q, 2) map positions of (Q, D) embeddings; (Q, 3) on a map in space."""
+        check_shape("gallery_xy", self.gallery_xy, (len(gallery), None))
         distances, rows = gallery.search(queries, _N_ANCHORS)
         shares = compute_shares(distances)
         xy: NDArray[np.float32] = (self.gallery_xy[rows] * shares[:, :, None]).sum(1)

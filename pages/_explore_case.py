@@ -71,6 +71,9 @@ def _show_picture(model: Model, table: Exploration, row: int) -> None:
             lines.append(_("Nobody is left to vote on it."))
         if table.is_wrong[row]:
             lines.append(":red[:material/warning: " + _("The others outvote its label.") + "]")
+        split = str(table.columns["split"][row])
+        if split != "train":
+            lines.append(f":violet-badge[{value_label(split)}] {value_label('looks on')}")
         purity = float(table.columns["purity"][row])
         if not np.isnan(purity):
             lines.append(
@@ -106,19 +109,25 @@ def _show_corrections(model: Model, tables: Tables, table: Exploration, row: int
     key = table.keys[row]
     with st.expander(_("Correct it"), icon=":material/edit:", expanded=True):
         names = list(table.class_names)
+        is_guest = table.columns["split"][row] != "train"
         new = st.radio(
             _("Label"), names, index=int(table.labels[row]), key=f"explore_label_{row}",
-            format_func=class_label, horizontal=True,
+            format_func=class_label, horizontal=True, disabled=is_guest,
+            help=_("Labels of other splits are corrected in the data themselves.")
+            if is_guest else None,
         )  # fmt: skip
         aside = st.checkbox(
-            _("Keep it out of the vote"), value=key in state.excluded, key=f"explore_aside_{row}"
+            _("Keep it out of the vote"),
+            value=is_guest or key in state.excluded,
+            key=f"explore_aside_{row}",
+            disabled=is_guest,
         )
         note = st.text_input(
             _("Note"), value=state.notes.get(key, ""), key=f"explore_note_{row}", max_chars=500
         )
         changes = [
             Change(key, "label", new),
-            Change(key, "excluded", "yes" if aside else ""),
+            Change(key, "excluded", "yes" if aside and not is_guest else ""),
             Change(key, "note", note),
         ]
         given = table.class_names[table.given_labels[row]]

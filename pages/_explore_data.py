@@ -3,12 +3,14 @@
 Computes nothing: it remembers what core gave.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from core import exploration, findings, maps
+from core import exploration, findings, maps, wider_gallery
+from core.assessment.readings import Summary
 from core.config import Settings
 from core.ensemble import Model
 from core.exploration import Exploration, ManifestStatus
@@ -23,8 +25,9 @@ MAX_AT_ONCE = 5000  # images; a larger gallery's neighbours are searched in a pr
 
 
 def identity(model: Model) -> tuple[str, str]:
-    """What a cached result belongs to: the model, its data and the gallery's version."""
-    return model.model_id, f"{model.created} {model.data_id}"
+    """What a cached result belongs to: the model, its data, the gallery's version, the guests."""
+    shown = f"{len(model.gallery)} {model.gallery.keys[-1]}"
+    return model.model_id, f"{model.created} {model.data_id} {shown}"
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -42,6 +45,33 @@ def require_tables(model: Model) -> tuple[NeighbourTable, ...]:
         _wait_for_tables(model)
     with st.spinner(_("Comparing the training images with each other …")):
         return _tables(model, model.model_id, model.created)
+
+
+def list_guests(model: Model) -> list[Summary]:
+    """Kept evaluations whose images can be shown beside the gallery."""
+    return wider_gallery.list_guests(Settings.from_env().checkpoints_dir, model)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _wide(
+    _model: Model,
+    _tables: tuple[NeighbourTable, ...],
+    key: tuple[str, str],  # noqa: ARG001 - cache key
+    evaluations: tuple[tuple[str, str], ...],
+) -> tuple[Model, tuple[NeighbourTable, ...]]:
+    checkpoints = Settings.from_env().checkpoints_dir
+    names = [name for name, _created in evaluations]
+    wide = wider_gallery.widen(_model, wider_gallery.load_guests(checkpoints, _model, names))
+    return wide, wider_gallery.widen_tables(_model, wide, _tables)
+
+
+def widen(
+    model: Model, tables: tuple[NeighbourTable, ...], guests: list[Summary]
+) -> tuple[Model, tuple[NeighbourTable, ...]]:
+    """The model and its tables with the images of some evaluations beside its gallery."""
+    if not guests:
+        return model, tables
+    return _wide(model, tables, identity(model), tuple((g.name, g.created) for g in guests))
 
 
 @st.fragment(run_every=3)
@@ -95,6 +125,23 @@ def read_map(model: Model, settings: MapSettings) -> FittedMap | None:
     return found
 
 
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _wide_map(
+    _model: Model,
+    _wide: Model,
+    _fitted: FittedMap,
+    key: tuple[str, str],  # noqa: ARG001 - cache key
+    settings: MapSettings,  # noqa: ARG001 - cache key
+) -> FittedMap:
+    places = wider_gallery.widen_map(_model, _wide, _fitted.coordinates)
+    return dataclasses.replace(_fitted, coordinates=places)
+
+
+def widen_map(model: Model, wide: Model, fitted: FittedMap) -> FittedMap:
+    """The map with places for the guests; its figures are those of the gallery."""
+    return _wide_map(model, wide, fitted, identity(wide), fitted.settings)
+
+
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _finding(
     _model: Model,
@@ -127,10 +174,11 @@ def neighbours_of(model: Model, tables: tuple[NeighbourTable, ...], row: int) ->
     return exploration.list_neighbours(model, tables, row)[0].tolist()
 
 
-def forget_other_model(model: Model) -> None:
+def forget_other_rows(model: Model) -> None:
     """Rows mean something else in another gallery: drop what was selected and opened there."""
-    if st.session_state.get("explore_model") != model.model_id:
-        st.session_state["explore_model"] = model.model_id
+    shown = (model.model_id, len(model.gallery), model.gallery.keys[-1])
+    if st.session_state.get("explore_shown") != shown:
+        st.session_state["explore_shown"] = shown
         for key in (shared.SELECTED_KEY, shared.OPENED_KEY, "explore_query"):
             st.session_state.pop(key, None)
 

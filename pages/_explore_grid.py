@@ -134,7 +134,9 @@ def _show_card(model: Model, table: Exploration, found: Finding, place: int, *, 
             lines.append(_("doubt {s}").format(s=f"{found.scores[place]:.2f}"))
         elif kind in ("outliers", "similar"):
             lines.append(_("distance {d}").format(d=f"{found.scores[place]:.3f}"))
-        if not table.may_vote[row]:
+        if (split := str(table.columns["split"][row])) != "train":
+            lines.append(f":violet-badge[{value_label(split)}]")
+        elif not table.may_vote[row]:
             lines.append(value_label("set aside"))
         st.markdown("  \n".join(f":small[{line}]" for line in lines))
         st.checkbox(_("Mark"), key=f"{shared.MARKED_KEY}_{kind}_{row}")
@@ -160,6 +162,16 @@ def _show_bulk(
                 n=len(marked)
             )
         )
+        trained = [row for row in marked if table.columns["split"][row] == "train"]
+        if len(trained) < len(marked):
+            st.caption(
+                _(
+                    "Only training images can be corrected here; labels of other splits are "
+                    "corrected in the data themselves."
+                )
+            )
+        if not trained:
+            return
         actions = [*(f"label:{name}" for name in table.class_names), "aside", "back"]
         chosen = st.segmented_control(
             _("What to do with them"), actions, key=f"explore_bulk_{kind}", format_func=_action
@@ -168,7 +180,7 @@ def _show_bulk(
             return
         state = model.lead.curation
         wanted = []
-        for row in marked:
+        for row in trained:
             key, given = table.keys[row], table.class_names[table.given_labels[row]]
             change = _plan(key, chosen)
             if state.read(key, change.field, given_label=given) != change.new:

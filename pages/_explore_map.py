@@ -1,4 +1,4 @@
-"""Explore page: filters, and the map with its figures. A lasso becomes rows in ``select``."""
+"""Explore page: the map with its figures. A lasso becomes rows in ``select``."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from core.ensemble import Model
 from core.exploration import Exploration
 from core.maps import FittedMap
 from core.projection import MapSettings, turn
-from core.selection import Filter, apply_filter, find_in_box, find_in_polygon
+from core.selection import find_in_box, find_in_polygon
 from pages import _charts_explore as charts
 from pages import _explore_data as data
 from pages import _shared as shared
@@ -31,99 +31,33 @@ _CONFIG = {
 _METHODS = ("umap", "pca")
 
 
-def show_filters(model: Model, table: Exploration) -> NDArray[np.bool_]:
-    """Draw the filters; return which rows pass."""
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        part = st.text_input(
-            _("Search by file name"), key="explore_search", placeholder="…", width=260
-        )
-        with st.popover(_("Filter"), icon=":material/filter_alt:"):
-            wanted = _draw_filter(model, table, part)
-    passes = apply_filter(wanted, table.keys, table.columns)
-    if not passes.all():
-        st.caption(
-            _("{n} of {total} images pass the filter.").format(
-                n=int(passes.sum()), total=len(table)
-            )
-        )
-    return passes
-
-
-def _draw_filter(model: Model, table: Exploration, part: str) -> Filter:
-    scope = model.lead.config.data_id
-    store = shared.curation_store()
-    saved = store.read_filters(scope)
-    if saved:
-        st.selectbox(
-            _("Saved filters"),
-            list(saved),
-            index=None,
-            key="explore_saved",
-            placeholder=_("choose one"),
-            on_change=lambda: _take_saved(saved),
-        )
-    allowed: dict[str, tuple[str, ...]] = {}
-    ranges: dict[str, tuple[float, float]] = {}
-    for name, values in table.columns.items():
-        key = f"explore_filter_{name}"
-        if np.issubdtype(values.dtype, np.number):
-            low, high = float(np.nanmin(values)), float(np.nanmax(values))
-            if low < high:
-                chosen = st.slider(column_label(name), low, high, (low, high), key=key)
-                if chosen != (low, high):
-                    ranges[name] = chosen
-            continue
-        options = sorted(set(values.tolist()))
-        if 1 < len(options) <= 50:
-            picked = st.multiselect(
-                column_label(name), options, key=key, format_func=value_label,
-                placeholder=_("all"),
-            )  # fmt: skip
-            if picked:
-                allowed[name] = tuple(picked)
-    wanted = Filter(part, allowed, ranges)
-    name = st.text_input(_("Save this filter as"), key="explore_filter_name", max_chars=100)
-    if st.button(_("Save filter"), key="explore_filter_save", disabled=not name.strip()):
-        store.save_filter(scope, name, wanted)
-        st.rerun()
-    return wanted
-
-
-def _take_saved(saved: dict[str, Filter]) -> None:
-    wanted = saved.get(st.session_state.get("explore_saved") or "")
-    if wanted is None:
-        return
-    for key in [k for k in st.session_state if str(k).startswith("explore_filter_")]:
-        del st.session_state[key]
-    st.session_state["explore_search"] = wanted.name_part
-    for name, values in wanted.allowed.items():
-        st.session_state[f"explore_filter_{name}"] = list(values)
-    for name, limits in wanted.ranges.items():
-        st.session_state[f"explore_filter_{name}"] = limits
-
-
 def show_map(
     model: Model,
+    wide: Model,
     tables: Any,
     table: Exploration,
     passes: NDArray[np.bool_],
     *,
     highlighted: NDArray[np.int64],
 ) -> None:
-    """Controls, the map, how far it may be believed, and a second model beside it."""
+    """Controls, the map, how far it may be believed, and a second model beside it.
+
+    ``model`` is what the maps belong to; ``wide``, ``tables`` and ``table`` have the guests too.
+    """
     settings, other = _choose_settings(model, list(table.columns))
     colour_by = st.session_state["explore_colour"]
     fitted = data.read_map(model, settings)
     if fitted is None:
         _offer_fit(model, settings)
         return
+    fitted = data.widen_map(model, wide, fitted)
     if other is None:
-        _draw(model, tables, table, fitted, passes, colour_by=colour_by, highlighted=highlighted)
+        _draw(wide, tables, table, fitted, passes, colour_by=colour_by, highlighted=highlighted)
         return
     left, right = st.columns(2)
     with left:
         st.caption(plain(model.model_id))
-        _draw(model, tables, table, fitted, passes, colour_by=colour_by, highlighted=highlighted)
+        _draw(wide, tables, table, fitted, passes, colour_by=colour_by, highlighted=highlighted)
     with right:
         st.caption(plain(other.model_id))
         _draw_other(other, table, settings, highlighted, colour_by=colour_by)

@@ -21,7 +21,10 @@ VALUES = {
     "set aside": N_("set aside"),
     "as trained": N_("as trained"),
     "relabelled": N_("relabelled"),
+    "looks on": N_("another split: never votes"),
     "train": N_("training"),
+    "val": N_("validation"),
+    "test": N_("test"),
     "": N_("unknown"),
 }
 LISTS = {

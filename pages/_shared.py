@@ -78,6 +78,7 @@ OPENED_KEY = "explore_opened"  # row of the image on view
 MARKED_KEY = "explore_marked"  # prefix, one checkbox per card
 LIST_KEY = "explore_list"  # which list the grid shows
 AUTHOR_KEY = "explore_author"
+GUESTS_KEY = "explore_guests"  # prefix, one widget per model: evaluations whose images are shown
 
 
 # Page state of the Evaluate page.

@@ -48,7 +48,7 @@ LAYERS = {
         "model_comparison",
         "assessment",
     },
-    8: {"demo", "jobs", "activation", "report"},
+    8: {"demo", "jobs", "activation", "report", "wider_gallery"},
     9: {"cli"},
     10: {"__main__"},
 }

@@ -95,6 +95,8 @@ class GalleryState:
             if key in row_of:
                 labels[row_of[key]] = class_names.index(name)
         may_vote = np.array([key not in self.excluded for key in gallery.keys], dtype=bool)
+        if gallery.may_vote is not None:
+            may_vote &= gallery.may_vote
         for label, name in enumerate(class_names):
             if not (may_vote & (labels == label)).any():
                 raise DataError(

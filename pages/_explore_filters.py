@@ -1,0 +1,123 @@
+"""Explore page: which images are shown. Other splits beside the gallery, search, filters."""
+
+import numpy as np
+import streamlit as st
+from numpy.typing import NDArray
+
+from core.assessment.readings import Summary
+from core.ensemble import Model
+from core.exploration import Exploration
+from core.selection import Filter, apply_filter
+from pages import _explore_data as data
+from pages import _shared as shared
+from pages._explore_words import column_label, value_label
+from pages._text import _, ngettext
+
+
+def choose_guests(model: Model) -> list[Summary]:
+    """Which kept evaluations lend their images; they are shown and never vote."""
+    listed = {summary.name: summary for summary in data.list_guests(model)}
+
+    def say(name: str) -> str:
+        split, n = value_label(listed[name].split), listed[name].n
+        return ngettext("{split} ({n} image)", "{split} ({n} images)", n).format(split=split, n=n)
+
+    if not listed:
+        st.caption(
+            _(
+                "The map holds the training images: only they vote. Evaluate this model on another "
+                "split of its data (page Evaluate), and its images can be shown here too."
+            )
+        )
+        return []
+    chosen = st.pills(
+        _("Show beside the training images"),
+        list(listed),
+        selection_mode="multi",
+        key=f"{shared.GUESTS_KEY}_{model.model_id}",
+        format_func=say,
+        help=_(
+            "Images of another split, from a kept evaluation. They never vote. With them shown, "
+            "the map can be coloured by split, and duplicates across splits are found."
+        ),
+    )
+    if any(listed[name].split == "test" for name in chosen):
+        st.caption(
+            ":material/warning: "
+            + _(
+                "Test images are on view. Corrections made because of them would make the test "
+                "figures too good."
+            )
+        )
+    return [listed[name] for name in chosen]
+
+
+def show_filters(model: Model, table: Exploration) -> NDArray[np.bool_]:
+    """Draw the filters; return which rows pass."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        part = st.text_input(
+            _("Search by file name"), key="explore_search", placeholder="…", width=260
+        )
+        with st.popover(_("Filter"), icon=":material/filter_alt:"):
+            wanted = _draw_filter(model, table, part)
+    passes = apply_filter(wanted, table.keys, table.columns)
+    if not passes.all():
+        st.caption(
+            _("{n} of {total} images pass the filter.").format(
+                n=int(passes.sum()), total=len(table)
+            )
+        )
+    return passes
+
+
+def _draw_filter(model: Model, table: Exploration, part: str) -> Filter:
+    scope = model.lead.config.data_id
+    store = shared.curation_store()
+    saved = store.read_filters(scope)
+    if saved:
+        st.selectbox(
+            _("Saved filters"),
+            list(saved),
+            index=None,
+            key="explore_saved",
+            placeholder=_("choose one"),
+            on_change=lambda: _take_saved(saved),
+        )
+    allowed: dict[str, tuple[str, ...]] = {}
+    ranges: dict[str, tuple[float, float]] = {}
+    for name, values in table.columns.items():
+        key = f"explore_filter_{name}"
+        if np.issubdtype(values.dtype, np.number):
+            low, high = float(np.nanmin(values)), float(np.nanmax(values))
+            if low < high:
+                chosen = st.slider(column_label(name), low, high, (low, high), key=key)
+                if chosen != (low, high):
+                    ranges[name] = chosen
+            continue
+        options = sorted(set(values.tolist()))
+        if 1 < len(options) <= 50:
+            picked = st.multiselect(
+                column_label(name), options, key=key, format_func=value_label,
+                placeholder=_("all"),
+            )  # fmt: skip
+            if picked:
+                allowed[name] = tuple(picked)
+    wanted = Filter(part, allowed, ranges)
+    name = st.text_input(_("Save this filter as"), key="explore_filter_name", max_chars=100)
+    if st.button(_("Save filter"), key="explore_filter_save", disabled=not name.strip()):
+        store.save_filter(scope, name, wanted)
+        st.rerun()
+    return wanted
+
+
+def _take_saved(saved: dict[str, Filter]) -> None:
+    wanted = saved.get(st.session_state.get("explore_saved") or "")
+    if wanted is None:
+        return
+    for key in [k for k in st.session_state if str(k).startswith("explore_filter_")]:
+        del st.session_state[key]
+    st.session_state["explore_search"] = wanted.name_part
+    for name, values in wanted.allowed.items():
+        st.session_state[f"explore_filter_{name}"] = list(values)
+    for name, limits in wanted.ranges.items():
+        st.session_state[f"explore_filter_{name}"] = limits
