@@ -17,10 +17,11 @@ from pages._charts import LINE_COLOUR, QUERY_COLOUR, class_colour, class_symbol
 
 MAX_POINTS = 4000
 _MAX_TRACES = 12
-_PALETTE = (
-    *("#3f86d6", "#e07b00", "#8b7bd8", "#c25f8e", "#5fa8a0", "#a07a4a", "#6f7f95"),
-    *("#b3a13c", "#4a6fb0", "#b56b4c", "#7a5c99", "#8a8f99"),
+_PALETTE = (  # none is the colour of a class
+    *("#8b7bd8", "#c25f8e", "#5fa8a0", "#a07a4a", "#6f7f95", "#b3a13c"),
+    *("#7a5c99", "#4f9d69", "#b56b4c", "#9db0c9", "#c99ab5", "#8a8f99"),
 )
+_SYMBOLS = ("circle", "square", "triangle-up", "cross", "star-triangle-up", "hexagon")
 Translate = Callable[[str], str]
 
 
@@ -97,7 +98,10 @@ def _style(
         return {"color": QUERY_COLOUR, "symbol": "x"}
     if value in ("right", "as trained", "votes"):
         return {"color": "#8a8f99", "symbol": "circle"}
-    return {"color": _PALETTE[number % len(_PALETTE)], "symbol": "circle"}
+    return {
+        "color": _PALETTE[number % len(_PALETTE)],
+        "symbol": _SYMBOLS[number % len(_SYMBOLS)],
+    }
 
 
 def _add_group(

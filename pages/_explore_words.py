@@ -45,7 +45,10 @@ EXPLANATIONS = {
         "Two opinions that did not see the label doubt it: the vote of the others, and a simple "
         "classifier on the untrained features. Look before you correct."
     ),
-    "duplicates": N_("Groups that show the same picture. Those with different labels come first."),
+    "duplicates": N_(
+        "Groups that show the same picture. Those with different labels come first, then those "
+        "across splits."
+    ),
     "outliers": N_("Least like all the others, seen by the untrained backbones."),
     "mixed": N_("Regions where neither class rules among the neighbours."),
     "history": N_("Every change to the gallery; any version can be made current again."),

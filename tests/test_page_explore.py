@@ -129,6 +129,8 @@ def test_the_map_is_svg_with_one_group_a_value_and_lines_to_neighbours(table: Ex
     assert sorted(row for rows in groups.values() for row in rows) == list(range(len(table)))
     lines = next(t for t in figure.data if t.mode == "lines")
     assert list(lines.x) == [4.0, 10.0, None, 4.0, 14.0, None]
+    splits = draw(table, colour_by="split").data[0].marker
+    assert splits.color not in {t.marker.color for t in figure.data if t.customdata is not None}
     numbers = draw(table, colour_by="purity")
     assert numbers.data[0].marker.colorbar.title.text == "purity"
 
