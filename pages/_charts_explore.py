@@ -21,7 +21,7 @@ _PALETTE = (  # none is the colour of a class
     *("#8b7bd8", "#c25f8e", "#5fa8a0", "#a07a4a", "#6f7f95", "#b3a13c"),
     *("#7a5c99", "#4f9d69", "#b56b4c", "#9db0c9", "#c99ab5", "#8a8f99"),
 )
-_SYMBOLS = ("circle", "square", "triangle-up", "cross", "star-triangle-up", "hexagon")
+_SYMBOLS = ("circle", "square", "cross")  # those that a 3-D figure has too
 Translate = Callable[[str], str]
 
 

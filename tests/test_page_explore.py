@@ -1,5 +1,6 @@
 """The Explore page without a browser: lists, opening, correcting, undo; and its pure figures."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -133,6 +134,18 @@ def test_the_map_is_svg_with_one_group_a_value_and_lines_to_neighbours(table: Ex
     assert splits.color not in {t.marker.color for t in figure.data if t.customdata is not None}
     numbers = draw(table, colour_by="purity")
     assert numbers.data[0].marker.colorbar.title.text == "purity"
+
+
+def test_the_free_map_knows_every_symbol_and_its_rows(table: Exploration) -> None:
+    site = np.array([f"site {i % 9}" for i in range(len(table))])
+    seen = dataclasses.replace(table, columns={**table.columns, "site": site})
+    xyz = np.zeros((len(table), 3), np.float32)
+    rows = np.arange(len(table))
+    figure = charts.build_free_map(
+        seen, xyz, rows=rows, colour_by="site", words=str, disease_class="disease"
+    )
+    assert sorted(row for t in figure.data for row in t.customdata) == rows.tolist()
+    assert len({(t.marker.color, t.marker.symbol) for t in figure.data}) == 9
 
 
 def test_a_large_gallery_is_sampled_with_what_must_be_there() -> None:
