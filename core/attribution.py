@@ -75,9 +75,9 @@ def integrate_vote(
     """What every place of every view adds to the log-odds of a class; arguments as above.
 
     Returns:
-        backbone name -> (V, h, w) float32, signed, each view turned upright. The sum over all of
-        them is the log-odds of the image less those of the image without places, but for the
-        error of the sum over ``n_steps``.
+        backbone name -> (V, h, w) float32, signed, each view turned upright. Without exposure
+        views, of which there is no map, the sum over all of them is the log-odds of the image less
+        those of the image without places, but for the error of the sum over ``n_steps``.
     """
     wholes = [a.to(embedder.device).float().clone() for a in activations]
     rows = [[torch.from_numpy(n).to(embedder.device) for n in part] for part in neighbours]

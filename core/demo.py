@@ -50,7 +50,9 @@ def build_demo(
         size=size,
         progress=map_progress(progress, 0.0, _DRAW_SHARE),
     )
-    config = config or build_preset("offline").with_overrides(["train.n_views=3"])
+    config = config or build_preset("offline").with_overrides(
+        ["train.n_views=3", "embedder.exposure_views=0"]  # phantoms are all exposed alike
+    )
     dataset = read_dataset(data, val_fraction=config.train.val_fraction, seed=config.train.seed)
     return train_ensemble(
         dataset,

@@ -172,7 +172,7 @@ def _extrapolate(
     per_image, per_step, per_embedded, load_s = seconds
     config = embedder.config
     n_train, n_val = len(dataset.subset("train")), len(dataset.subset("val"))
-    n_clean = 4 if config.embedder.tta else 1
+    n_clean = config.embedder.n_test_views
     val_share = n_clean / (n_clean + config.train.n_views)
     n_equal = n_train + n_val * val_share  # images with all views
     labels = [record.label for record in dataset.subset("train")]

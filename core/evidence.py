@@ -101,7 +101,8 @@ def measure_views(
         n_classes: of the gallery's labels.
 
     Returns:
-        One probability per view, in the order of ``transforms.VIEWS``, calibrated as the whole is.
+        One probability per view, in the order of ``transforms.build_test_views``, calibrated as
+        the whole is.
         Members with fewer views leave the others out.
     """
     by_member = []

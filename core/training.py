@@ -394,7 +394,7 @@ Research use, not a diagnosis.
 - Validation, {report["n"]} images: accuracy {report["accuracy"]:.3f} (95 % CI {low:.3f} to
   {high:.3f}), AUROC {report["auroc"]:.3f}, {vote}
 - {config.run.train.epochs} epochs, seed {config.run.train.seed}; gallery and queries embedded with
-  {4 if config.run.embedder.tta else 1} views, trunks in {config.precision}
+  {config.run.embedder.n_test_views} views, trunks in {config.precision}
 
 Backbones, frozen but for their last stages:
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own idiom
 
-from core.config import PreprocessConfig
+from core.config import PreprocessConfig, RunConfig
 from core.errors import ShapeError
 
 VIEWS = ("original", "horizontal flip", "vertical flip", "rotation by 90 degrees")
+_EXPOSURE_SEED = 7  # of the exposure views: the same draws for every image and every model
 _BILINEAR = F.InterpolationMode.BILINEAR
 
 
@@ -121,17 +122,51 @@ def build_views(batch: Tensor, *, tta: bool) -> Tensor:
     return torch.stack([batch, batch.flip(-1), batch.flip(-2), torch.rot90(batch, 1, (-2, -1))])
 
 
+def build_test_views(images: Sequence[NDArray[np.uint8]], config: RunConfig) -> Tensor:
+    """Every view of some images that is embedded: those of VIEWS, then the exposure views.
+
+    An exposure view is a training view whose crop, exposure, blur and noise are the same for
+    every image: it lets a query meet the gallery at other exposures too.
+
+    Args:
+        images: each (H, W, 3) uint8 RGB, any H and W.
+        config: ``embedder`` says how many views, ``preprocess`` the size and the ranges.
+
+    Returns:
+        (V, B, 3, S, S) float32 in [0, 1], V = config.embedder.n_test_views.
+
+    Raises:
+        ShapeError: an image is not (H, W, 3), or there is none.
+    """
+    embedder, preprocess = config.embedder, config.preprocess
+    views = build_views(build_batch(images, size=preprocess.input_size), tta=embedder.tta)
+    n_extra = embedder.n_test_views - len(views)
+    if not n_extra:
+        return views
+    extra = [
+        torch.stack(
+            [
+                augment(i, config=preprocess, rng=np.random.default_rng([_EXPOSURE_SEED, index]))
+                for i in images
+            ]
+        )
+        for index in range(n_extra)
+    ]
+    return torch.cat([views, torch.stack(extra)])
+
+
 def undo_views(maps: Tensor) -> Tensor:
     """Bring one map per view back to the geometry of the original.
 
     Args:
-        maps: (V, h, w) in the order of VIEWS, V = 4 or 1, h == w when V = 4.
+        maps: (V, h, w) in the order of VIEWS, V = 1 or at least 4, h == w when V > 1. What
+            follows the fourth are exposure views; they show a part of the image and are left out.
 
     Returns:
-        (V, h, w), every map upright.
+        (1 or 4, h, w), every map upright.
     """
-    if maps.ndim != 3 or maps.shape[0] not in (1, len(VIEWS)):
-        raise ShapeError(f"maps: expected (1 or 4, h, w), got {tuple(maps.shape)}.")
+    if maps.ndim != 3 or 1 < maps.shape[0] < len(VIEWS):
+        raise ShapeError(f"maps: expected (1 or at least 4, h, w), got {tuple(maps.shape)}.")
     if maps.shape[0] == 1:
         return maps
     return torch.stack(

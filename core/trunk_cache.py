@@ -24,7 +24,7 @@ from core.datasets import Record, load_record
 from core.embedder import Embedder, Progress
 from core.errors import DataError, ImageError
 from core.image_io import Image, encode_jpeg, thumbnail
-from core.transforms import augment, build_batch, build_views
+from core.transforms import augment, build_batch, build_test_views
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class TrunkCache:
         self.records = tuple(records)
         self.is_stored = is_stored
         config = embedder.config
-        self.n_clean = 4 if config.embedder.tta else 1
+        self.n_clean = config.embedder.n_test_views
         self.n_augmented = config.train.n_views
         # Augmented views are stored for training rows only.
         is_train = [record.split == "train" for record in records]
@@ -213,8 +213,7 @@ class TrunkCache:
         return [output.clone() for output in self.embedder.run_trunks(batch)]
 
     def _draw_clean(self, image: Image) -> Tensor:
-        size = self.embedder.config.preprocess.input_size
-        return build_views(build_batch([image.pixels], size=size), tta=self.n_clean > 1)[:, 0]
+        return build_test_views([image.pixels], self.embedder.config)[:, 0]
 
     def _draw(self, image: Image, *, row: int, view: int) -> Tensor:
         """One training view (3, S, S): 0 is the clean one; same row and view, same picture."""

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from core.config import PreprocessConfig
+from core.config import PreprocessConfig, build_preset
 from core.errors import ShapeError
-from core.transforms import augment, build_batch, build_views, merge_views, undo_views
+from core.transforms import (
+    augment,
+    build_batch,
+    build_test_views,
+    build_views,
+    merge_views,
+    undo_views,
+)
 
 
 def picture(rng: np.random.Generator, height: int = 40, width: int = 30) -> np.ndarray:
@@ -90,10 +97,27 @@ def test_wrong_shapes_are_refused() -> None:
         build_batch([np.zeros((4, 4), dtype=np.uint8)], size=32)
     with pytest.raises(ShapeError, match=r"\(B, C, S, S\)"):
         build_views(torch.zeros(1, 3, 4, 5), tta=True)
-    with pytest.raises(ShapeError, match="1 or 4"):
+    with pytest.raises(ShapeError, match="1 or at least 4"):
         undo_views(torch.zeros(2, 4, 4))
     with pytest.raises(ShapeError, match=r"\(V, B, D\)"):
         merge_views(torch.zeros(2, 4))
+
+
+def test_exposure_views_follow_the_four_and_are_drawn_alike_for_every_image() -> None:
+    config = build_preset("offline").with_overrides(["preprocess.input_size=32"])
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    views = build_test_views([image, image], config)
+    assert views.shape == (8, 2, 3, 32, 32)
+    torch.testing.assert_close(views[:, 0], views[:, 1])
+    torch.testing.assert_close(views[:4], build_views(build_batch([image] * 2, size=32), tta=True))
+    assert all(not torch.allclose(views[0], view) for view in views[4:])
+    alone = config.with_overrides(["embedder.tta=false"])
+    assert build_test_views([image], alone).shape == (1, 1, 3, 32, 32)
+
+
+def test_maps_of_exposure_views_are_left_out() -> None:
+    maps = torch.rand(8, 5, 5)
+    torch.testing.assert_close(undo_views(maps), undo_views(maps[:4]))
 
 
 def test_a_stretched_and_shifted_view_shows_the_image_on_black() -> None:

@@ -203,7 +203,7 @@ def _run_system(bench: _Bench, system: System, *, seed: int) -> dict[str, Any]:
             members = [f"system-{key}-seed-{seed}" for key in system.members]
             build_ensemble(directory, name, members, min_val_accuracy=0.0)
         else:
-            shape = f"{config.preset}-{config.preprocess.input_size}-{config.embedder.tta}"
+            shape = f"{config.preset}-{config.preprocess.input_size}-{config.embedder.n_test_views}"
             train(
                 dataset,
                 config,
