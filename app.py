@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core import jobs, registry
+from core import data_zip, jobs, registry
 from core.config import Settings
 from pages import _thumbnails as thumbnails
 
@@ -61,6 +61,7 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if (directory := Settings.from_env().checkpoints_dir).is_dir():
         registry.clean_leftovers(directory)
+        data_zip.clean_uploads(directory)
         jobs.settle(directory)
     yield
 

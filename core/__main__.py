@@ -35,6 +35,7 @@ NAMED: dict[str, Callable[..., None]] = {
     "import": models.import_file,
     "delete": models.delete,
     "unpack": models.unpack,
+    "delete-data": models.delete_data,
     "estimate": models.estimate,
 }
 GROUPS = {"jobs": jobs.COMMANDS}

@@ -41,11 +41,12 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The findings; ``problems`` says them in sentences, most serious first."""
+    """What was found; ``core.readiness`` weighs it and says it in sentences."""
 
     data_id: str
     n_images: int
     counts: dict[str, dict[str, int]]  # split -> class -> images
+    readable: dict[str, dict[str, int]]  # the same, without those that cannot be read
     width_range: tuple[int, int, int]  # least, median, most
     height_range: tuple[int, int, int]
     formats: dict[str, int]
@@ -53,7 +54,6 @@ class AuditReport:
     exact_duplicates: tuple[Duplicates, ...]
     near_duplicates: tuple[Duplicates, ...]
     groups_across_splits: tuple[str, ...]
-    problems: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -86,29 +86,54 @@ def audit(dataset: Dataset, *, progress: Callable[[float, str], None] | None = N
     Reference: Zauner 2010 (pHash).
     """
     seen, unreadable = _look(dataset.records, progress)
-    exact = _find_exact(seen)
-    near = _find_near(seen)
-    counts = {
-        split: {
-            name: sum(r.label == label for r in dataset.subset(split))
-            for label, name in enumerate(dataset.class_names)
-        }
-        for split in sorted({record.split for record in dataset.records})
-    }
-    shared = _find_shared_groups(dataset.records)
     return AuditReport(
         data_id=dataset.data_id,
         n_images=len(dataset.records),
-        counts=counts,
+        counts=count(dataset),
+        readable=count(dataset, without=[key for key, _reason in unreadable]),
         width_range=_range([item.size[0] for item in seen]),
         height_range=_range([item.size[1] for item in seen]),
         formats=dict(Counter(item.format for item in seen)),
         unreadable=tuple(unreadable),
+        exact_duplicates=_find_exact(seen),
+        near_duplicates=_find_near(seen),
+        groups_across_splits=_find_shared_groups(dataset.records),
+    )
+
+
+def restate(report: AuditReport, dataset: Dataset) -> AuditReport:
+    """The report for another split of the same images; nothing is read again.
+
+    Args:
+        report: of the images under any split.
+        dataset: the same images under the other one.
+    """
+    records = {record.key: record for record in dataset.records}
+    exact, near = (
+        tuple(_describe([records[key] for key in group.keys]) for group in groups)
+        for groups in (report.exact_duplicates, report.near_duplicates)
+    )
+    return dataclasses.replace(
+        report,
+        data_id=dataset.data_id,
+        counts=count(dataset),
+        readable=count(dataset, without=[key for key, _reason in report.unreadable]),
         exact_duplicates=exact,
         near_duplicates=near,
-        groups_across_splits=shared,
-        problems=tuple(_say_problems(counts, unreadable, exact, near, shared)),
+        groups_across_splits=_find_shared_groups(dataset.records),
     )
+
+
+def count(dataset: Dataset, *, without: Sequence[str] = ()) -> dict[str, dict[str, int]]:
+    """Images by split and class, those with the keys of ``without`` left out."""
+    left_out = set(without)
+    return {
+        split: {
+            name: sum(r.label == label and r.key not in left_out for r in dataset.subset(split))
+            for label, name in enumerate(dataset.class_names)
+        }
+        for split in sorted({record.split for record in dataset.records})
+    }
 
 
 def _look(
@@ -257,49 +282,3 @@ def _find_shared_groups(records: Iterable[Record]) -> tuple[str, ...]:
 
 def _range(values: Sequence[int]) -> tuple[int, int, int]:
     return (min(values), int(np.median(values)), max(values)) if values else (0, 0, 0)
-
-
-def _say_problems(
-    counts: dict[str, dict[str, int]],
-    unreadable: Sequence[tuple[str, str]],
-    exact: Sequence[Duplicates],
-    near: Sequence[Duplicates],
-    shared: Sequence[str],
-) -> Iterable[str]:
-    for word, groups in (("exact", exact), ("near", near)):
-        labels = [g for g in groups if g.across_labels]
-        if labels:
-            yield (
-                f"{len(labels)} groups of {word} duplicates carry different labels, first "
-                f"{labels[0].keys[0]} and {labels[0].keys[1]}: look at them, at most one label "
-                "is right."
-            )
-        splits = [g for g in groups if g.across_splits]
-        if splits:
-            yield (
-                f"{len(splits)} groups of {word} duplicates lie in more than one split, first "
-                f"{splits[0].keys[0]} and {splits[0].keys[1]}: test figures will be too good."
-            )
-    if unreadable:
-        key, reason = unreadable[0]
-        yield f"{len(unreadable)} files cannot be read, first {key}: {reason}"
-    if shared:
-        yield (
-            f"{len(shared)} patient names occur in more than one split, first {shared[0]}: if they "
-            "are the same patients, test figures will be too good."
-        )
-    for word, groups in (("exact", exact), ("near", near)):
-        n = sum(len(group.keys) for group in groups)
-        if n:
-            yield f"{n} images are {word} duplicates in {len(groups)} groups."
-    for split, by_class in counts.items():
-        least, most = min(by_class.values()), max(by_class.values())
-        if most > 5 * max(1, least):
-            yield (
-                f"the classes of {split} are unbalanced, {least} against {most}: read the "
-                "balanced accuracy."
-            )
-        if least < 30:
-            yield (
-                f"the smaller class of {split} has only {least} images: figures will be uncertain."
-            )

@@ -20,6 +20,7 @@ _TESTS_ONLY = "embedder.random_weights"
 PRECISIONS = ("auto", "float32", "bfloat16")
 OBJECTIVES = ("triplet", "cross-entropy", "metric-ensemble")
 RECIPES = ("robust", "report")
+MEMBERS = {"triplet": "triplet", "metric": "metric-ensemble"}  # of an ensemble: suffix, objective
 K_RULES = ("best", "one-standard-error")
 
 

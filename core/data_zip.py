@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn
 
+import psutil
+
 from core.config import Settings
 from core.errors import DataError
 
@@ -62,6 +64,33 @@ def find_data(settings: Settings) -> dict[str, Path]:
         if not path.name.startswith(".") and (path.is_dir() or path.suffix == ".npz"):
             found[path.name] = path.resolve()
     return found
+
+
+def find_upload(checkpoints_dir: Path, name: str) -> Path:
+    """The folder of an upload, matched against the listing.
+
+    Raises:
+        DataError: there is no such upload.
+    """
+    uploads = uploads_dir(checkpoints_dir)
+    known = [p for p in uploads.iterdir() if p.is_dir()] if uploads.is_dir() else []
+    for folder in known:
+        if folder.name == name and not name.startswith("."):
+            return folder
+    listed = ", ".join(sorted(p.name for p in known if not p.name.startswith("."))) or "none"
+    raise DataError(
+        f"there is no uploaded data {name!r}; there are: {listed}.",
+        code="data.no_upload",
+        params={"name": name},
+    )
+
+
+def clean_uploads(checkpoints_dir: Path) -> None:
+    """Remove what an unpacking or a deletion that was cut off left behind; call it at start."""
+    for folder in uploads_dir(checkpoints_dir).glob(".*"):
+        owner = re.fullmatch(r"\.unpacking-.*-(\d+)", folder.name)
+        if folder.name.startswith(".deleted-") or (owner and not psutil.pid_exists(int(owner[1]))):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def store(

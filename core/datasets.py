@@ -86,6 +86,26 @@ def read_dataset(
     Raises:
         DataError: missing, empty, not exactly two classes, too few images, a bad manifest.
     """
+    splits = read_splits(root, seeds=[seed], disease_class=disease_class, val_fraction=val_fraction)
+    return splits[seed]
+
+
+def read_splits(
+    root: Path,
+    *,
+    seeds: Sequence[int],
+    disease_class: str | None = None,
+    val_fraction: float = 0.15,
+) -> dict[int, Dataset]:
+    """The same images under several seeds of the validation split, read once.
+
+    Args:
+        root: as for ``read_dataset``, as the other arguments are.
+        seeds: of the splits; data that came with a validation split are the same for all.
+
+    Raises:
+        DataError: as ``read_dataset``.
+    """
     root = Path(root)
     if not root.exists():
         raise DataError(f"there is no data at {root}; check the path.", code="data.missing")
@@ -109,10 +129,21 @@ def read_dataset(
         )
         for item in found
     )
-    if not any(record.split == "val" for record in records):
-        records = _split_validation(records, fraction=val_fraction, seed=seed, names=names)
-    _check_counts(records, names)
-    return Dataset(root, names, disease_index, records, _compute_data_id(records, names))
+    has_val = any(record.split == "val" for record in records)
+    found_splits: dict[int, Dataset] = {}
+    for seed in dict.fromkeys(seeds):
+        if has_val and found_splits:
+            found_splits[seed] = next(iter(found_splits.values()))
+            continue
+        mine = (
+            records
+            if has_val
+            else _split_validation(records, fraction=val_fraction, seed=seed, names=names)
+        )
+        _check_counts(mine, names)
+        data_id = _compute_data_id(mine, names)
+        found_splits[seed] = Dataset(root, names, disease_index, mine, data_id)
+    return found_splits
 
 
 def load_record(record: Record) -> Image:

@@ -294,6 +294,27 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@dataclass(frozen=True)
+class GpuMemory:
+    """Memory of a GPU, bytes."""
+
+    name: str
+    peak_bytes: int  # most that this process ever reserved on it
+    free_bytes: int  # free now, with what this process holds
+
+
+def read_gpu_memory(device: torch.device) -> GpuMemory | None:
+    """What a CUDA device has and this process took; None for every other device."""
+    if device.type != "cuda":
+        return None
+    free, _total = torch.cuda.mem_get_info(device)
+    return GpuMemory(
+        name=torch.cuda.get_device_name(device),
+        peak_bytes=int(torch.cuda.max_memory_reserved(device)),
+        free_bytes=int(free + torch.cuda.memory_reserved(device)),
+    )
+
+
 def choose_precision(name: str, device: torch.device) -> str:
     """Resolve "auto": bfloat16 where the device computes in it natively, float32 elsewhere."""
     if name != "auto":

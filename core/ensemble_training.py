@@ -4,18 +4,31 @@ Owns the pair and its shared trunk cache; every step is one of training's or ens
 """
 
 import dataclasses
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from core.bundle import check_model_id
-from core.config import RunConfig, Settings
+from core.config import MEMBERS, RunConfig, Settings
 from core.datasets import Dataset
-from core.embedder import Progress
+from core.embedder import Embedder, Progress
 from core.ensemble import build_ensemble
 from core.errors import CheckpointError
+from core.fitting import Watch
 from core.training import train
+from core.trunk_cache import TrunkCache
 
-OBJECTIVE_OF = {"triplet": "triplet", "metric": "metric-ensemble"}  # member's suffix: objective
+WatchMember = Callable[[str, Embedder, TrunkCache], Watch]  # the member's name first
+
+
+def name_members(name: str) -> list[str]:
+    """The models that an ensemble of this name is trained from.
+
+    Raises:
+        ConfigError: the name, or a member's, is not one that a model can have.
+    """
+    return [check_model_id(f"{check_model_id(name)}-{suffix}") for suffix in MEMBERS]
 
 
 def train_ensemble(
@@ -25,8 +38,10 @@ def train_ensemble(
     name: str,
     settings: Settings,
     resume: bool = False,
+    cache_trunk: bool = True,
     is_synthetic: bool = False,
     progress: Progress | None = None,
+    watch: WatchMember | None = None,
 ) -> Path:
     """Train ``NAME-triplet`` and ``NAME-metric`` and write their ensemble ``NAME``.
 
@@ -36,8 +51,10 @@ def train_ensemble(
         name: of the ensemble; must be free.
         settings: where checkpoints go, device, threads.
         resume: go on with an interrupted run; finished members are kept.
+        cache_trunk: keep trunk activations on disk while training.
         is_synthetic: marks models of the drawn demo images.
         progress: told the share done and a sentence.
+        watch: makes the watcher of the fitting of the member it is told.
 
     Returns:
         The ensemble's folder.
@@ -48,7 +65,7 @@ def train_ensemble(
         CoreError: what training raises.
     """
     directory = settings.checkpoints_dir
-    members = [f"{check_model_id(name)}-{suffix}" for suffix in OBJECTIVE_OF]
+    members = name_members(name)
     taken = [one for one in (name, *members) if (directory / one).exists()]
     if name in taken or (taken and not resume):
         raise CheckpointError(
@@ -57,7 +74,7 @@ def train_ensemble(
             params={"model_id": taken[0]},
         )
     cache = directory / ".runs" / f"{name}-cache"
-    for index, (member, objective) in enumerate(zip(members, OBJECTIVE_OF.values(), strict=True)):
+    for index, (member, objective) in enumerate(zip(members, MEMBERS.values(), strict=True)):
         if member in taken:
             continue
         own = dataclasses.replace(
@@ -69,9 +86,11 @@ def train_ensemble(
             name=member,
             settings=settings,
             resume=resume,
+            cache_trunk=cache_trunk,
             cache_folder=cache,
             is_synthetic=is_synthetic,
             progress=map_progress(progress, index / len(members), 1.0 / len(members)),
+            watch=functools.partial(watch, member) if watch else None,
         )
     shutil.rmtree(cache, ignore_errors=True)
     gate = config.ensemble.min_val_accuracy

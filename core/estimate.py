@@ -1,9 +1,11 @@
 """What a training run will cost on this machine, from a short trial of the very same steps.
 
 Owns the extrapolation: seconds per image through the trunks, per step, per image embedded at the
-end; bytes per stored view. It runs in a process of its own, so that its peak of memory is honest.
+end, for the map; bytes per stored view. It runs in a process of its own, so that its peak of memory
+is honest. How far it is off: ``benchmarks/bench_estimate.py``.
 """
 
+import os
 import shutil
 import tempfile
 import time
@@ -14,22 +16,25 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from core.config import RunConfig, Settings
+from core import projection
+from core.config import MEMBERS, RunConfig, Settings
 from core.datasets import Dataset, Record
-from core.embedder import Embedder, Progress, build_embedder
+from core.embedder import Embedder, Progress, build_embedder, read_gpu_memory
 from core.errors import DataError
 from core.fitting import draw_steps, fit
 from core.trunk_cache import TrunkCache
 
 _N_IMAGES = 16  # of each class at most
 _FEW_STEPS, _MORE_STEPS = 2, 8
-_MAP_S = 15.0  # compiling and fitting the map; grows little with the images
+_N_MAPPED = 1000  # images at most in the trial's map
+_MAP_POWER = 1.6  # time of a larger map: 1.2 s for 1000 images, 11.5 s for 4000 on one core
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Costs of the whole run. Seconds, bytes; what the machine has beside what is needed."""
 
+    start_s: float
     trunk_s: float
     fit_s: float
     finish_s: float
@@ -40,21 +45,29 @@ class Estimate:
     disk_bytes: int
     disk_free_bytes: int
     device: str
+    gpu_name: str = ""  # empty: no GPU is used
+    gpu_bytes: int = 0  # peak of the trial on it
+    gpu_free_bytes: int = 0  # for this run, with what the trial held itself
 
     @property
     def total_s(self) -> float:
         """All stages together."""
-        return self.trunk_s + self.fit_s + self.finish_s
+        return self.start_s + self.trunk_s + self.fit_s + self.finish_s
 
     @property
     def has_disk(self) -> bool:
-        """Whether the trunk cache fits on the disk."""
+        """Whether what the run writes fits on the disk."""
         return self.disk_bytes < self.disk_free_bytes
 
     @property
     def has_memory(self) -> bool:
         """Whether the peak fits into the memory that is free now."""
         return self.memory_bytes < self.memory_free_bytes
+
+    @property
+    def has_gpu_memory(self) -> bool:
+        """Whether the peak fits into what is free on the GPU now; true without one."""
+        return self.gpu_bytes < self.gpu_free_bytes or not self.gpu_name
 
 
 def run_trial(
@@ -63,6 +76,8 @@ def run_trial(
     *,
     settings: Settings,
     cache_trunk: bool = True,
+    is_ensemble: bool = False,
+    process_s: float = 0.0,
     progress: Progress | None = None,
 ) -> Estimate:
     """Run a few images and steps of a run and extrapolate.
@@ -72,6 +87,8 @@ def run_trial(
         config: the recipe.
         settings: device and threads; the disk of its checkpoints folder is used.
         cache_trunk: as the run will have it.
+        is_ensemble: the run trains two models on the same trunks, and their vote.
+        process_s: seconds this process took to start; the run's will take as long.
         progress: told the share of the trial done.
 
     Raises:
@@ -80,30 +97,60 @@ def run_trial(
     """
     say = progress or (lambda _done, _text: None)
     say(0.05, "loading the backbones")
-    embedder = build_embedder(config, settings)
+    began = time.monotonic()
+    names = list(MEMBERS.values()) if is_ensemble else [config.objective.name]
+    embedders = [
+        build_embedder(replace(config, objective=replace(config.objective, name=name)), settings)
+        for name in names
+    ]
+    load_s = time.monotonic() - began
     records = _choose(dataset)
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".trial-", dir=settings.checkpoints_dir) as name:
+    with tempfile.TemporaryDirectory(
+        prefix=".trial-", suffix=f"-{os.getpid()}", dir=settings.checkpoints_dir
+    ) as name:
         folder = Path(name)
         say(0.2, "running the trunks on a few images")
+        cache = TrunkCache(folder / "cache", embedders[0], records, is_stored=cache_trunk)
         began = time.monotonic()
-        cache = TrunkCache(folder / "cache", embedder, records, is_stored=cache_trunk)
-        opened = time.monotonic()
         cache.build()
-        per_image = (time.monotonic() - opened) / len(records)
+        per_image = (time.monotonic() - began) / len(records)
         n_bytes = sum(path.stat().st_size for path in (folder / "cache").glob("*.bin"))
-        say(0.6, "training a few steps")
-        per_step = _time_steps(embedder, cache, folder)
-        say(0.9, "embedding a few images")
-        per_embedded = _time_embedding(embedder, cache)
-        load_s = opened - began
-        return _extrapolate(
-            dataset,
-            embedder,
-            seconds=(per_image, per_step, per_embedded, load_s),
-            bytes_per_image=n_bytes / len(records),
-            directory=settings.checkpoints_dir,
-        )
+        say(0.5, "training a few steps")
+        per_step = [
+            _time_steps(one, cache, folder / one.config.objective.name) for one in embedders
+        ]
+        # The run's checkpoint is written beside the one it replaces; a member's stays as its model.
+        kept = max(path.stat().st_size for path in folder.rglob("last.ckpt"))
+        n_kept = 2 * kept + (len(embedders) - 1) * kept // 3
+        say(0.75, "embedding a few images")
+        per_embedded = [_time_embedding(one, cache) for one in embedders]
+        say(0.85, "drawing a map")
+        map_s = _time_map(len(dataset.subset("train")))
+    n_train, n_val = len(dataset.subset("train")), len(dataset.subset("val"))
+    n_clean = config.embedder.n_test_views
+    # Validation images have the clean views only; n_equal: images with all views.
+    n_equal = n_train + n_val * n_clean / (n_clean + config.train.n_views)
+    labels = [record.label for record in dataset.subset("train")]
+    n_steps = _count_steps(config, labels)
+    device = embedders[0].device
+    gpu = read_gpu_memory(device)
+    return Estimate(
+        start_s=process_s + load_s,
+        trunk_s=per_image * n_equal,
+        fit_s=sum(per_step) * n_steps,
+        finish_s=sum(per_embedded) * (n_train + n_val) + map_s,
+        n_images=n_train + n_val,
+        n_steps=n_steps * len(embedders),
+        memory_bytes=_peak_memory(),
+        memory_free_bytes=int(psutil.virtual_memory().available),
+        disk_bytes=int(n_bytes / len(records) * n_equal) + n_kept,
+        disk_free_bytes=shutil.disk_usage(settings.checkpoints_dir).free,
+        device=str(device),
+        gpu_name=gpu.name if gpu else "",
+        gpu_bytes=gpu.peak_bytes if gpu else 0,
+        gpu_free_bytes=gpu.free_bytes if gpu else 0,
+    )
 
 
 def _choose(dataset: Dataset) -> list[Record]:
@@ -131,7 +178,7 @@ def _time_steps(embedder: Embedder, cache: TrunkCache, folder: Path) -> float:
         train = replace(embedder.config.train, epochs=n_epochs, n_images_per_class=per_class)
         short = replace(embedder, config=replace(embedder.config, train=train))
         place = folder / f"fit-{index}"
-        place.mkdir()
+        place.mkdir(parents=True)
         began = time.monotonic()
         fit(short, cache, place, log=lambda _text: None)
         took.append((time.monotonic() - began, _count_steps(short.config, labels)))
@@ -160,35 +207,18 @@ def _time_embedding(embedder: Embedder, cache: TrunkCache) -> float:
     return (time.monotonic() - began) / len(rows)
 
 
-def _extrapolate(
-    dataset: Dataset,
-    embedder: Embedder,
-    *,
-    seconds: tuple[float, float, float, float],
-    bytes_per_image: float,
-    directory: Path,
-) -> Estimate:
-    """From one image and one step to all of them. Validation images have the clean views only."""
-    per_image, per_step, per_embedded, load_s = seconds
-    config = embedder.config
-    n_train, n_val = len(dataset.subset("train")), len(dataset.subset("val"))
-    n_clean = config.embedder.n_test_views
-    val_share = n_clean / (n_clean + config.train.n_views)
-    n_equal = n_train + n_val * val_share  # images with all views
-    labels = [record.label for record in dataset.subset("train")]
-    n_steps = _count_steps(config, labels)
-    return Estimate(
-        trunk_s=per_image * n_equal + load_s,
-        fit_s=per_step * n_steps,
-        finish_s=per_embedded * (n_train + n_val) + _MAP_S,
-        n_images=n_train + n_val,
-        n_steps=n_steps,
-        memory_bytes=_peak_memory(),
-        memory_free_bytes=int(psutil.virtual_memory().available),
-        disk_bytes=int(bytes_per_image * n_equal),
-        disk_free_bytes=shutil.disk_usage(directory).free,
-        device=str(embedder.device),
-    )
+def _time_map(n: int) -> float:
+    """Seconds for the map of so many images: compiling, then fitting random directions."""
+    rng = np.random.default_rng(0)
+    n_tried = min(n, _N_MAPPED)
+    points = rng.normal(size=(n_tried, 128)).astype(np.float32)
+    took = []
+    for count in (min(n_tried, 2 * _N_IMAGES), n_tried):
+        began = time.monotonic()
+        projection.fit(points[:count], seed=0)
+        took.append(time.monotonic() - began)
+    compile_s, fit_s = took
+    return float(compile_s + fit_s * (n / n_tried) ** _MAP_POWER)
 
 
 def _peak_memory() -> int:

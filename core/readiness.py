@@ -1,18 +1,23 @@
 """May training start on this data? The audit's findings, weighed.
 
-Owns which finding stops training and which only warns. Each has a code and numbers, so that pages
-can say it in their language, and the keys of the images to look at.
+Owns which finding stops training and which only warns, for pages and commands alike. Each has a
+code and numbers, so that pages can say it in their language, and the keys of the images to look at.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from gettext import ngettext
+from typing import Any, Literal
 
-from core.audit import AuditReport, Duplicates
+from core.audit import AuditReport, Duplicates, count
+from core.datasets import Dataset
+from core.errors import DataError
 
 _MIN_TRAIN = 8  # per class: fewer cannot fill a batch of both classes with different images
 _MIN_VAL = 2
-_FEW = 30
+FEW = 30  # images of a class: below it an interval is wide
 _UNBALANCED = 5
+_SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -26,39 +31,106 @@ class Finding:
     keys: tuple[tuple[str, ...], ...] = ()
 
 
+def read_finding(raw: Mapping[str, Any]) -> Finding:
+    """Rebuild a finding from its JSON."""
+    return Finding(**{**raw, "keys": tuple(tuple(group) for group in raw["keys"])})
+
+
 def judge(report: AuditReport) -> tuple[Finding, ...]:
     """Weigh an audit, what stops training first."""
-    found = [*_judge_counts(report), *_judge_duplicates(report), *_judge_rest(report)]
+    found = [
+        *_judge_counts(report.readable),
+        *_judge_duplicates(report),
+        *_judge_rest(report),
+    ]
+    return _sort(found)
+
+
+def judge_counts(dataset: Dataset) -> tuple[Finding, ...]:
+    """Weigh the numbers of images alone: quick, no image is read."""
+    return _sort(_judge_counts(count(dataset)))
+
+
+def combine(judged: Iterable[Sequence[Finding]]) -> tuple[Finding, ...]:
+    """The findings of several splits of one data set as one list: of each kind the worst.
+
+    Args:
+        judged: per seed of the validation split what ``judge`` found.
+    """
+    worst: dict[tuple[object, ...], Finding] = {}
+    for finding in (one for findings in judged for one in findings):
+        params = finding.params
+        is_count = finding.code in ("too_few", "few")
+        # Too few and few are degrees of one thing.
+        kind = "count" if is_count else finding.code
+        place = (kind, params.get("split"), params.get("class_name"))
+        before = worst.get(place)
+        if before is None or _rank(finding) > _rank(before):
+            worst[place] = finding
+    return _sort(worst.values())
+
+
+def _rank(finding: Finding) -> float:
+    params = finding.params
+    if finding.code in ("too_few", "few"):
+        return -float(params["n"])
+    if finding.code == "unbalanced":
+        return float(params["b"]) / max(1.0, float(params["a"]))
+    return float(params.get("n", 0))
+
+
+def _sort(found: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: finding.severity != "blocker"))
 
 
-def _judge_counts(report: AuditReport) -> list[Finding]:
-    bad = {key for key, _ in report.unreadable}
+def require_ready(findings: Sequence[Finding]) -> None:
+    """Refuse data that cannot be trained on.
+
+    Raises:
+        DataError: something stops training; the message says all of it.
+    """
+    reasons = [finding.message for finding in findings if finding.severity == "blocker"]
+    if reasons:
+        raise DataError(
+            f"training cannot start. {' '.join(reasons)}",
+            code="data.not_ready",
+            params={"reasons": " ".join(reasons)},
+        )
+
+
+def _judge_counts(readable: Mapping[str, Mapping[str, int]]) -> list[Finding]:
     found = []
-    for split, counts in report.counts.items():
+    for split, counts in readable.items():
         needed = {"train": _MIN_TRAIN, "val": _MIN_VAL}.get(split, 1)
         for name, n in counts.items():
-            # a key of an unreadable file names its class folder
-            readable = n - sum(f"/{name}/" in f"/{key}" and split in key for key in bad)
             params: dict[str, str | int] = {
-                "class_name": name, "split": split, "n": readable, "needed": needed,
+                "class_name": name, "split": split, "n": n, "needed": needed,
             }  # fmt: skip
-            if readable < needed and split != "test":
-                text = f"class {name!r} has {readable} readable images in {split}; {needed} needed."
-                found.append(Finding("too_few", "blocker", text, params))
-            elif readable < _FEW:
-                text = f"class {name!r} has only {readable} images in {split}: expect rough figures"
-                found.append(Finding("few", "warning", text, params))
+            if n < needed and split != "test":
+                found.append(_say_count("too_few", "blocker", params))
+            elif n < FEW:
+                found.append(_say_count("few", "warning", params))
         least, most = min(counts.values()), max(counts.values())
         if most > _UNBALANCED * max(1, least):
-            text = f"the classes of {split} are unbalanced, {least} against {most}."
-            found.append(
-                Finding("unbalanced", "warning", text, {"split": split, "a": least, "b": most})
-            )
-    if "test" not in report.counts:
-        text = "there is no test split: the finished model has validation figures only."
+            params = {"split": split, "a": least, "b": most}
+            text = f"The classes of the {_SPLITS[split]} images are unbalanced: {least} to {most}."
+            found.append(Finding("unbalanced", "warning", text, params))
+    if "test" not in readable:
+        text = "There are no test images: figures will be those of validation only."
         found.append(Finding("no_test", "warning", text, {}))
     return found
+
+
+def _say_count(
+    code: str, severity: Literal["blocker", "warning"], params: dict[str, str | int]
+) -> Finding:
+    n, kind = int(params["n"]), _SPLITS[str(params["split"])]
+    images = ngettext(f"{kind} image", f"{kind} images", n)
+    sentence = {
+        "too_few": f"has {n} readable {images}; {params['needed']} are needed.",
+        "few": f"has only {n} {images}: figures will be rough.",
+    }[code]
+    return Finding(code, severity, f"Class “{params['class_name']}” {sentence}", params)
 
 
 def _judge_duplicates(report: AuditReport) -> list[Finding]:
@@ -74,34 +146,42 @@ def _judge_duplicates(report: AuditReport) -> list[Finding]:
     return found
 
 
-def _say_duplicates(kind: str, code: str, groups: list[Duplicates]) -> Finding:
+def _say_duplicates(kind: str, code: str, groups: Sequence[Duplicates]) -> Finding:
+    n = len(groups)
+    sort = {"exact": "identical", "near": "nearly identical"}[kind]
+    group = ngettext(f"{n} group of {sort} images", f"{n} groups of {sort} images", n)
+    carry, lie = ngettext("carries", "carry", n), ngettext("lies", "lie", n)
+    labels_end = "at most one of them is right." if kind == "exact" else "look at them."
     sentence = {
-        "labels": "carry different labels: at most one of them is right.",
-        "leak": "lie in more than one split: figures will be too good.",
-        "repeats": "show the same.",
+        "labels": f"{group} {carry} different labels: {labels_end}",
+        "leak": f"{group} {lie} in more than one split: figures will be too good.",
+        "repeats": f"{group}.",
     }[code]
-    return Finding(
-        f"{kind}_{code}",
-        "warning",
-        f"{len(groups)} groups of {kind} duplicates {sentence}",
-        {"n": len(groups)},
-        tuple(group.keys for group in groups),
-    )
+    keys = tuple(one.keys for one in groups)
+    return Finding(f"{kind}_{code}", "warning", sentence, {"n": n}, keys)
 
 
 def _judge_rest(report: AuditReport) -> list[Finding]:
     found = []
     if report.unreadable:
-        text = f"{len(report.unreadable)} files cannot be read and will be left out."
-        params: dict[str, str | int] = {
-            "n": len(report.unreadable), "key": report.unreadable[0][0],
-            "reason": report.unreadable[0][1],
-        }  # fmt: skip
-        found.append(Finding("unreadable", "warning", text, params))
+        n = len(report.unreadable)
+        key, reason = report.unreadable[0]
+        text = ngettext(
+            "{n} file cannot be read and will be left out: {key}: {reason}",
+            "{n} files cannot be read and will be left out, first {key}: {reason}",
+            n,
+        )
+        params: dict[str, str | int] = {"n": n, "key": key, "reason": reason}
+        found.append(Finding("unreadable", "warning", text.format(**params), params))
     if report.groups_across_splits:
         n = len(report.groups_across_splits)
-        text = f"{n} patient names occur in more than one split: figures may be too good."
-        found.append(
-            Finding("patients", "warning", text, {"n": n, "name": report.groups_across_splits[0]})
+        text = ngettext(
+            "{n} patient name occurs in more than one split, {name}: if it is the same patient, "
+            "figures will be too good.",
+            "{n} patient names occur in more than one split, first {name}: if they are the same "
+            "patients, figures will be too good.",
+            n,
         )
+        params = {"n": n, "name": report.groups_across_splits[0]}
+        found.append(Finding("patients", "warning", text.format(**params), params))
     return found

@@ -25,7 +25,7 @@ from core.errors import CheckpointError, CoreError
 
 _ACTIVE_FILE = "active"
 _DEMO_ID = "demo"
-_LEFTOVER = re.compile(r"\.(writing|deleted|importing)(-.*)?-(?P<pid>\d+)")
+_LEFTOVER = re.compile(r"\.(writing|deleted|importing|trial)(-.*)?-(?P<pid>\d+)")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""Fine-tune page, first part: which data, and what the check of it found, with pictures."""
+"""Fine-tune page, first part: which data, and the check of it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,39 +9,16 @@ import streamlit as st
 
 from core import jobs
 from core.config import Settings
-from core.data_zip import find_data, store
+from core.data_zip import find_data, store, uploads_dir
 from core.errors import CoreError
+from core.jobs.uploads import delete_upload, list_models_of, list_users
+from core.readiness import Finding, combine, read_finding
 from pages import _shared as shared
+from pages._finetune_findings import SPLITS, show_findings, show_pictures
 from pages._jobs_view import show_short_job
-from pages._text import N_, _, class_label, describe, describe_error, ngettext, plain
+from pages._text import _, class_label, describe, describe_error, plain
 
-_FINDINGS = {
-    "too_few": N_("Class “{class_name}” has {n} readable images in {split}; {needed} are needed."),
-    "few": N_("Class “{class_name}” has only {n} images in {split}: figures will be rough."),
-    "unbalanced": N_("The classes of {split} are unbalanced: {a} against {b}."),
-    "no_test": N_("There is no test split: the model will have validation figures only."),
-    "exact_labels": N_(
-        "{n} groups of identical images carry different labels: at most one of them is right."
-    ),
-    "near_labels": N_(
-        "{n} groups of nearly identical images carry different labels: look at them."
-    ),
-    "exact_leak": N_(
-        "{n} groups of identical images lie in more than one split: figures will be too good."
-    ),
-    "near_leak": N_(
-        "{n} groups of nearly identical images lie in more than one split: figures will be too "
-        "good."
-    ),
-    "exact_repeats": N_("{n} groups of identical images."),
-    "near_repeats": N_("{n} groups of nearly identical images."),
-    "unreadable": N_("{n} files cannot be read and will be left out, first {key}: {reason}"),
-    "patients": N_(
-        "{n} patient names occur in more than one split, first {name}: if they are the same "
-        "patients, figures will be too good."
-    ),
-}
-_N_GROUPS = 6
+SEEDS = tuple(range(10))  # of the validation split and the adapter; the check looks at all
 _SOURCES = ("folder", "zip")
 
 
@@ -67,7 +45,8 @@ def choose_data(settings: Settings) -> Path | None:
         return None
     if st.session_state.get(shared.FT_FOLDER_KEY) not in places:
         st.session_state.pop(shared.FT_FOLDER_KEY, None)
-    chosen = st.selectbox(
+    left, right = st.columns([4, 1], vertical_alignment="bottom")
+    chosen = left.selectbox(
         _("Data"),
         list(places),
         index=None,
@@ -75,7 +54,43 @@ def choose_data(settings: Settings) -> Path | None:
         key=shared.FT_FOLDER_KEY,
         help=_("One subfolder per class, or train, val and test with one subfolder per class."),
     )
-    return places[chosen] if chosen else None
+    if chosen is None:
+        return None
+    uploads = uploads_dir(settings.checkpoints_dir)
+    is_upload = places[chosen].is_relative_to(uploads)
+    if is_upload and right.button(
+        _("Delete this upload"), icon=":material/delete:", key="finetune_delete_data"
+    ):
+        st.dialog(_("Please confirm"))(_confirm_deletion)(chosen, settings)
+    return places[chosen]
+
+
+def _confirm_deletion(name: str, settings: Settings) -> None:
+    directory = settings.checkpoints_dir
+    users = list_users(directory, name)
+    if any(job.is_open for job in users):
+        titles = ", ".join(job.title for job in users if job.is_open)
+        st.error(
+            _("A job needs these images: {titles}. Wait for it or cancel it first.").format(
+                titles=plain(titles)
+            ),
+            icon=":material/block:",
+        )
+        return
+    st.markdown(_("Delete the uploaded images of **{name}** for good?").format(name=plain(name)))
+    models = list_models_of(directory, name)
+    if models:
+        st.markdown(
+            _(
+                "Trained on them: {models}. These models go on working and keep small pictures of "
+                "the training images, but cannot show them at full size any more."
+            ).format(models=plain(", ".join(models)))
+        )
+    st.markdown(_("Checks, measurements and comparisons made of them are deleted too."))
+    if st.button(_("Delete for good"), type="primary", key="finetune_delete_yes"):
+        with shared.show_errors():
+            delete_upload(directory, name)
+        st.rerun()
 
 
 def _take_zip(settings: Settings) -> None:
@@ -108,7 +123,18 @@ def _take_zip(settings: Settings) -> None:
 
 def audit_params(data: Path, disease_class: str | None) -> dict[str, Any]:
     """What identifies one check of one data set."""
-    return {"data": str(data.resolve()), "disease_class": disease_class}
+    return {"data": str(data.resolve()), "disease_class": disease_class, "seeds": list(SEEDS)}
+
+
+def chosen_seeds() -> list[int]:
+    """The seeds that the recipe below asks for."""
+    return sorted(st.session_state.get(shared.FT_SEEDS_KEY) or [SEEDS[0]])
+
+
+def read_findings(result: dict[str, Any], seeds: Sequence[int]) -> tuple[Finding, ...]:
+    """What a check found for the validation splits of these seeds."""
+    found = result["findings"]
+    return combine([read_finding(raw) for raw in found[str(seed)]] for seed in seeds)
 
 
 def show_audit(data: Path) -> dict[str, Any] | None:
@@ -168,12 +194,21 @@ def _show_failure(data: Path, job: jobs.Job) -> None:
 
 
 def _show_result(result: dict[str, Any], folder: Path) -> None:
-    report = result["report"]
+    seeds = chosen_seeds()
     left, right = st.columns([2, 3], gap="large")
     with left:
         st.markdown("#### " + _("Images by class"))
-        table = pd.DataFrame(report["counts"]).rename(index=class_label)
+        counts = result["counts"]
+        table = pd.DataFrame(counts[str(seeds[0])]).rename(
+            index=class_label, columns={name: _(words) for name, words in SPLITS.items()}
+        )
         st.dataframe(table, alt=_("Number of images by class and split"), width="stretch")
+        if len({str(counts[str(seed)]) for seed in seeds}) > 1:
+            st.caption(
+                _("With seed {seed}; each seed sets other images apart for validation.").format(
+                    seed=seeds[0]
+                )
+            )
         st.markdown(
             _("Disease is **{name}**.").format(name=plain(class_label(result["disease_class"])))
         )
@@ -181,51 +216,5 @@ def _show_result(result: dict[str, Any], folder: Path) -> None:
         st.markdown("#### " + _("What the images look like"))
         for name, keys in result["samples"].items():
             st.caption(plain(class_label(name)))
-            _show_pictures(keys, result, folder, with_label=False)
-    blockers = [f for f in result["findings"] if f["severity"] == "blocker"]
-    if blockers:
-        st.error(
-            _("**Training cannot start.**")
-            + "\n\n"
-            + "\n".join(f"- {_say(finding)}" for finding in blockers),
-            icon=":material/block:",
-        )
-    elif not result["findings"]:
-        st.success(_("Nothing suspicious was found."), icon=":material/check:")
-    for finding in result["findings"]:
-        if finding["severity"] == "warning":
-            _show_warning(finding, result, folder)
-
-
-def _say(finding: dict[str, Any]) -> str:
-    params = {key: plain(str(value)) for key, value in finding["params"].items()}
-    template = _FINDINGS[finding["code"]]
-    return _(template).format(**params)
-
-
-def _show_warning(finding: dict[str, Any], result: dict[str, Any], folder: Path) -> None:
-    groups = [g for g in finding["keys"] if any(key in result["pictures"] for key in g)]
-    if not groups:
-        st.warning(_say(finding), icon=":material/warning:")
-        return
-    with st.expander(_say(finding), icon=":material/warning:"):
-        for group in groups[:_N_GROUPS]:
-            _show_pictures(group, result, folder, with_label=True)
-        n_more = len(finding["keys"]) - _N_GROUPS
-        if n_more > 0:
-            st.caption(ngettext("{n} more group", "{n} more groups", n_more).format(n=n_more))
-
-
-def _show_pictures(
-    keys: list[str], result: dict[str, Any], folder: Path, *, with_label: bool
-) -> None:
-    shown = [key for key in keys if key in result["pictures"]][:6]
-    for column, key in zip(st.columns(6), shown, strict=False):
-        with column:
-            st.image(
-                str(folder / result["pictures"][key]),
-                width="stretch",
-                alt=_("Image {name}").format(name=key),
-            )
-            if with_label:
-                st.caption(f"{plain(result['labels'][key])}  \n{plain(key.rsplit('/', 1)[-1])}")
+            show_pictures(keys, result, folder, with_label=False)
+    show_findings(read_findings(result, seeds), result, folder)

@@ -1,6 +1,5 @@
 """Fine-tune page, second part: the recipe, what it will cost here, and the start."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,12 @@ import streamlit as st
 
 from core import jobs
 from core.bundle import check_model_id
-from core.config import OBJECTIVES, PRESETS, Settings, build_preset
-from core.errors import CoreError
+from core.config import OBJECTIVES, PRESETS, RECIPES, Settings, build_preset
+from core.ensemble_training import name_members
+from core.errors import ConfigError, CoreError
 from core.jobs.work import build_config
 from pages import _shared as shared
+from pages._finetune_data import SEEDS, read_findings
 from pages._jobs_view import show_short_job
 from pages._text import N_, _, describe, describe_error, plain
 
@@ -27,9 +28,15 @@ _OBJECTIVE_WORDS = {
     "metric-ensemble": N_("Metric ensemble: three votes in one model, slower"),
     "cross-entropy": N_("Cross-entropy: a plain classifier, no vote"),
 }
+_RECIPE_WORDS = {
+    "robust": N_("robust: holds up better on images of other devices (recommended)"),
+    "report": N_("report: as the report that this method comes from trained it"),
+}
 _NON_COMMERCIAL = {"convnextv2-beit"}
 _MAX_SEEDS = 5
 _ORDER = ("offline", *(name for name in PRESETS if name != "offline"))
+# Fields of their own, or part of what the check above looked at.
+_ELSEWHERE = ("train.seed", "train.epochs", "train.val_fraction", "objective.name")
 _EXAMPLE = "train.adapter_lr=0.001\ntrain.tail_lr=0.0001\ntrain.n_views=6"
 
 
@@ -38,61 +45,100 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
     st.markdown("#### " + _("Recipe"))
     left, right = st.columns(2, gap="large")
     with left:
-        preset = st.selectbox(
-            _("Preset"),
-            _ORDER,
-            format_func=lambda name: _(_PRESET_WORDS[name]),
-            key=shared.FT_PRESET_KEY,
-        )
-        objective = st.radio(
-            _("What it is trained for"),
-            list(OBJECTIVES),
-            format_func=lambda name: _(_OBJECTIVE_WORDS[name]),
-            key=shared.FT_OBJECTIVE_KEY,
-        )
-    with right:
         name = st.text_input(
             _("Name of the new model"),
             key=shared.FT_NAME_KEY,
             max_chars=60,
             placeholder=_("letters, digits, dots, dashes"),
         )
+        preset = st.selectbox(
+            _("Preset"),
+            _ORDER,
+            format_func=lambda name: _(_PRESET_WORDS[name]),
+            key=shared.FT_PRESET_KEY,
+            help=_("Which pretrained networks the model stands on, and how large they are."),
+        )
+        recipe = st.selectbox(
+            _("How it is trained"),
+            RECIPES,
+            format_func=lambda name: _(_RECIPE_WORDS[name]),
+            key=shared.FT_RECIPE_KEY,
+        )
+        is_ensemble, objective = _choose_objective()
+    with right:
         epochs = st.number_input(
             _("Epochs: how often every image is shown"),
             min_value=1,
             max_value=1000,
-            value=build_preset(preset).train.epochs,
-            key=f"{shared.FT_EPOCHS_KEY}_{preset}",
+            value=build_preset(preset, recipe=recipe).train.epochs,
+            key=f"{shared.FT_EPOCHS_KEY}_{preset}_{recipe}",
         )
-        seeds = st.number_input(
-            _("Models to train, each with another random seed"),
-            min_value=1,
-            max_value=_MAX_SEEDS,
-            value=1,
+        seeds = st.multiselect(
+            _("Random seeds, one training for each"),
+            SEEDS,
+            default=[SEEDS[0]],
+            max_selections=_MAX_SEEDS,
             key=shared.FT_SEEDS_KEY,
-            help=_("Their figures tell how much is luck. They run one after another."),
+            help=_(
+                "A seed fixes every random draw, also which images are set apart for validation. "
+                "Several seeds tell how much of a figure is luck; they run one after another."
+            ),
         )
+        overrides = [f"train.epochs={int(epochs)}", *_choose_more()]
     if preset in _NON_COMMERCIAL:
         st.warning(
             _("The pretrained weights of ConvNeXtV2 are CC BY-NC 4.0: no commercial use."),
             icon=":material/copyright:",
         )
-    overrides = [f"train.epochs={int(epochs)}", *_choose_more()]
     params = {
         "data": str(data.resolve()),
         "disease_class": audit["disease_class"],
         "preset": preset,
+        "recipe": recipe,
         "objective": objective,
+        "is_ensemble": is_ensemble,
         "overrides": overrides,
         "cache_trunk": bool(st.session_state.get(shared.FT_CACHE_KEY, True)),
         "is_synthetic": ".demo-data" in data.parts,
     }
     try:
+        _check_overrides(overrides[1:])
         build_config(params)
     except CoreError as error:
         st.error(plain(describe(error)), icon=":material/error:")
         return None
-    return {**params, "name": name.strip(), "n_seeds": int(seeds)}
+    return {**params, "name": name.strip(), "seeds": sorted(seeds)}
+
+
+def _choose_objective() -> tuple[bool, str]:
+    is_ensemble = st.toggle(
+        _("Train two models that vote together"),
+        key=shared.FT_ENSEMBLE_KEY,
+        help=_(
+            "One with the triplet objective, one with the metric ensemble; the images are read "
+            "once for both. Usually the better choice; training takes longer."
+        ),
+    )
+    objective = st.radio(
+        _("What it is trained for"),
+        list(OBJECTIVES),
+        format_func=lambda name: _(_OBJECTIVE_WORDS[name]),
+        disabled=is_ensemble,
+        key=shared.FT_OBJECTIVE_KEY,
+    )
+    return is_ensemble, OBJECTIVES[0] if is_ensemble else objective
+
+
+def _check_overrides(lines: list[str]) -> None:
+    for line in lines:
+        key = line.partition("=")[0].strip()
+        if key in _ELSEWHERE:
+            raise ConfigError(
+                f"{key} is not set here: seeds, epochs and objective have fields of their own, and "
+                "the check above belongs to the usual validation split.",
+                code="config.elsewhere",
+                params={"key": key},
+            )
 
 
 def _choose_more() -> list[str]:
@@ -111,7 +157,7 @@ def _choose_more() -> list[str]:
 
 
 def _trial_params(params: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in params.items() if key not in ("name", "n_seeds")}
+    return {key: value for key, value in params.items() if key not in ("name", "seeds")}
 
 
 def show_estimate(params: dict[str, Any]) -> None:
@@ -138,7 +184,7 @@ def show_estimate(params: dict[str, Any]) -> None:
             help=_("Runs a few images and steps for real, usually under a minute."),
         )
         return
-    _show_costs(jobs.read_result(settings.checkpoints_dir, job.job_id), params["n_seeds"])
+    _show_costs(jobs.read_result(settings.checkpoints_dir, job.job_id), len(params["seeds"]))
 
 
 def _start_trial(params: dict[str, Any], settings: Settings) -> None:
@@ -147,16 +193,19 @@ def _start_trial(params: dict[str, Any], settings: Settings) -> None:
 
 
 def _show_costs(found: dict[str, Any], n_seeds: int) -> None:
-    columns = st.columns(3)
-    columns[0].metric(_("Time"), _say_minutes(found["total_s"] * n_seeds))
+    columns = st.columns(4)
+    columns[0].metric(_("Time"), _say_minutes(found["total_s"] * max(1, n_seeds)))
     columns[1].metric(_("Memory"), _say_size(found["memory_bytes"]))
-    columns[2].metric(_("Disk, while it trains"), _say_size(found["disk_bytes"]))
+    columns[2].metric(_("Memory of the graphics card"), _say_gpu(found))
+    columns[3].metric(_("Disk, while it trains"), _say_size(found["disk_bytes"]))
     st.caption(
         _(
-            "Measured here on {device}: reading the images {read}, training {fit}, finishing "
-            "{finish}. Other work on this machine makes it slower."
+            "Measured here on {device}, for one training: starting {start}, reading the images "
+            "{read}, training {fit}, finishing {finish}. Other work on this machine makes it "
+            "slower."
         ).format(
-            device=found["device"],
+            device=found["gpu_name"] or found["device"],
+            start=_say_minutes(found["start_s"]),
             read=_say_minutes(found["trunk_s"]),
             fit=_say_minutes(found["fit_s"]),
             finish=_say_minutes(found["finish_s"]),
@@ -177,6 +226,20 @@ def _show_costs(found: dict[str, Any], n_seeds: int) -> None:
             icon=":material/memory:",
         )
 
+    if not found["has_gpu_memory"]:
+        st.warning(
+            _("Only {free} of the graphics card's memory are free now.").format(
+                free=_say_size(found["gpu_free_bytes"])
+            ),
+            icon=":material/memory:",
+        )
+
+
+def _say_gpu(found: dict[str, Any]) -> str:
+    if found["gpu_name"]:
+        return _say_size(found["gpu_bytes"])
+    return _("shared with memory") if found["device"] == "mps" else _("no GPU")
+
 
 def _say_minutes(seconds: float) -> str:
     if seconds < 90:
@@ -192,29 +255,54 @@ def _say_size(n_bytes: float) -> str:
 
 def show_start(params: dict[str, Any], audit: dict[str, Any]) -> None:
     """The button; says why it cannot be pressed."""
-    is_blocked = any(f["severity"] == "blocker" for f in audit["findings"])
-    has_name = bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}", params["name"]))
-    n = params["n_seeds"]
+    obstacle = _find_obstacle(params, audit)
+    n = len(params["seeds"])
     if st.button(
-        _("Start training") if n == 1 else _("Start training {n} models").format(n=n),
+        _("Start training") if n < 2 else _("Start training {n} models").format(n=n),
         type="primary",
         icon=":material/model_training:",
-        disabled=is_blocked or not has_name,
+        disabled=bool(obstacle),
         key="finetune_start",
     ):
         _start_training(params)
         st.rerun()
-    if is_blocked:
-        st.caption(_("The check of the data says why training cannot start."))
-    elif not has_name:
-        st.caption(_("Give the new model a name: letters, digits, dots, dashes."))
+    if obstacle:
+        st.caption(obstacle)
+
+
+def _find_obstacle(params: dict[str, Any], audit: dict[str, Any]) -> str:
+    """Why training cannot start, in a sentence; empty when it can."""
+    if any(f.severity == "blocker" for f in read_findings(audit, params["seeds"])):
+        return _("The check of the data says why training cannot start.")
+    if not params["seeds"]:
+        return _("Choose at least one seed.")
+    if not params["name"]:
+        return _("Give the new model a name: letters, digits, dots, dashes.")
+    directory = Settings.from_env().checkpoints_dir
+    try:
+        wanted = [check_model_id(name) for name in _names(params).values()]
+        if params["is_ensemble"]:
+            wanted += [member for name in wanted for member in name_members(name)]
+    except CoreError:
+        return _("Give the new model a name: letters, digits, dots, dashes.")
+    taken = next((name for name in wanted if (directory / name).exists()), None)
+    if taken is not None:
+        return _("A model called “{model_id}” exists. Choose another name.").format(
+            model_id=plain(taken)
+        )
+    return ""
+
+
+def _names(params: dict[str, Any]) -> dict[int, str]:
+    """Seed -> the name of its model."""
+    name, seeds = params["name"], params["seeds"]
+    return {seed: name if len(seeds) == 1 else f"{name}-s{seed}" for seed in seeds}
 
 
 def _start_training(params: dict[str, Any]) -> None:
     settings = Settings.from_env()
-    for seed in range(params["n_seeds"]):
-        name = params["name"] if params["n_seeds"] == 1 else f"{params['name']}-s{seed}"
-        wanted = {**_trial_params(params), "name": check_model_id(name), "seed": seed}
+    for index, (seed, name) in enumerate(_names(params).items()):
+        wanted = {**_trial_params(params), "name": name, "seed": seed}
         job = jobs.start("train", wanted, title=name, settings=settings)
-        if seed == 0:
+        if index == 0:
             st.session_state[shared.FT_JOB_KEY] = job.job_id

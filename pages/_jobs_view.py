@@ -33,6 +33,7 @@ _STAGES = {
     "running the trunks on a few images": N_("Reading a few images"),
     "training a few steps": N_("Training a few steps"),
     "embedding a few images": N_("Finishing"),
+    "drawing a map": N_("Drawing the map"),
 }
 
 
@@ -139,6 +140,11 @@ def _show_run(job: jobs.Job) -> None:
     records = read_metrics(folder)
     st.markdown("#### " + _("Training of {name}").format(name=plain(job.title)))
     if records:
+        if member := records[-1].get("member"):
+            words = _("Now the member {name} of the ensemble.")
+            if not job.is_open:
+                words = _("Curves of its last member, {name}.")
+            st.caption(words.format(name=plain(member)))
         _show_figures(records)
         _show_curves(records)
     elif job.is_open:

@@ -80,6 +80,8 @@ ERRORS: dict[str, str] = {
     ),
     "data.missing": N_("The data is not there. Check the folder, then resume."),
     "data.too_few": N_("A class has too few images. Add images and start again."),
+    "data.not_ready": N_("Training cannot start with this data."),
+    "data.no_upload": N_("There is no uploaded data “{name}”."),
     "data.disk": N_("The disk has too little room for this training. Free some space."),
     "job.disk": N_(
         "The disk is full ({free_mb} MB are free). Free some space, then resume: training goes on "
@@ -97,6 +99,7 @@ ERRORS: dict[str, str] = {
         "checkpoint."
     ),
     "job.name_taken": N_("The name “{name}” is taken. Choose another name."),
+    "job.data_in_use": N_("“{title}” needs the data. Wait for it or cancel it first."),
     "job.open": N_("The job has not ended. Cancel it first."),
     "gate.reason": N_("The gate does not pass. Give a reason; it is written down."),
     "archive.refused": N_("The file is not taken: {reason}."),
@@ -104,6 +107,9 @@ ERRORS: dict[str, str] = {
     "checkpoint.in_use": N_("Model “{model_id}” is a member of {users}. Delete that first."),
     "checkpoint.active": N_("Model “{model_id}” is in use. Use another one first."),
     "checkpoint.no_previous": N_("There is no earlier model to go back to."),
+    "config.elsewhere": N_(
+        "{key} is not set here: it has a field of its own, or belongs to the check above."
+    ),
     "config.gate": N_(
         "Model “{model_id}” is too weak for the vote: a weak member adds noise. Leave it out."
     ),

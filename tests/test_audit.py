@@ -8,9 +8,10 @@ import pytest
 from PIL import Image as PILImage
 
 from core import phantom
-from core.audit import audit, find_repeats
-from core.datasets import read_dataset
+from core.audit import audit, find_repeats, restate
+from core.datasets import read_dataset, read_splits
 from core.phantom import write_dataset
+from core.readiness import judge
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_clean_data_have_only_their_size_against_them(eyes: Path) -> None:
     assert report.formats == {"PNG": 32}
     assert not report.exact_duplicates
     assert not report.near_duplicates
-    assert all("uncertain" in problem for problem in report.problems)
+    assert {finding.code for finding in judge(report)} == {"few"}
 
 
 def test_planted_faults_are_found(eyes: Path) -> None:
@@ -45,9 +46,28 @@ def test_planted_faults_are_found(eyes: Path) -> None:
     near = [d for d in report.near_duplicates if d.across_labels]
     assert near[0].keys == ("train/disease/relabelled.jpg", "train/normal/eye00002.png")
     assert [key for key, _ in report.unreadable] == ["train/disease/broken.png"]
-    told = " ".join(report.problems)
+    n_all, n_readable = (
+        sum(split["disease"] for split in counts.values())
+        for counts in (report.counts, report.readable)
+    )
+    assert n_readable == n_all - 1
+    told = " ".join(finding.message for finding in judge(report))
     for words in ("different labels", "more than one split", "cannot be read"):
         assert words in told
+
+
+def test_another_split_is_stated_without_reading_again(eyes: Path) -> None:
+    source = eyes / "train" / "normal" / "eye00000.png"
+    shutil.copy(source, eyes / "train" / "normal" / "twin.png")
+    splits = read_splits(eyes, seeds=range(6), val_fraction=0.25)
+    report = audit(splits[0])
+    for dataset in splits.values():
+        assert restate(report, dataset) == audit(dataset)
+    pair = {"train/normal/eye00000.png", "train/normal/twin.png"}
+    apart = [len({r.split for r in s.records if r.key in pair}) == 2 for s in splits.values()]
+    stated = [restate(report, s).exact_duplicates[0].across_splits for s in splits.values()]
+    assert stated == apart
+    assert len(set(apart)) == 2  # the seed decides whether it is a leak
 
 
 def test_the_report_is_plain_json(eyes: Path) -> None:

@@ -3,18 +3,25 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
+from test_readiness import report
 
 from core import jobs
-from core.audit import AuditReport, Duplicates
+from core.audit import Duplicates
+from core.image_io import encode_jpeg
 from core.jobs import state
 from core.jobs.state import Job
+from core.jobs.work import build_config
 from core.readiness import judge
 from pages import _shared as shared
 from pages._charts_jobs import build_growing_map, build_k_curve, build_lines, build_validation
+from pages._finetune_data import SEEDS, audit_params
+from pages._finetune_findings import say
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,13 +60,6 @@ def put_job(checkpoints: Path, kind: str, params: dict, status: str, result: dic
     return folder
 
 
-def report(**changes: object) -> AuditReport:
-    counts = {"train": {"normal": 40, "disease": 40}, "val": {"normal": 30, "disease": 30},
-              "test": {"normal": 30, "disease": 30}}  # fmt: skip
-    base = AuditReport("id", 200, counts, (1, 1, 1), (1, 1, 1), {}, (), (), (), (), ())
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
-
-
 def test_the_first_view_offers_the_folders_of_the_server(app: AppTest) -> None:
     assert not app.exception
     assert app.selectbox(key=shared.FT_FOLDER_KEY).options == ["data"]
@@ -78,13 +78,20 @@ def test_without_data_the_page_says_where_to_put_it(
 
 
 def choose(app: AppTest, phantom_folder: Path, findings: list, tmp_path: Path) -> AppTest:
-    params = {"data": str(phantom_folder.resolve()), "disease_class": None}
+    params = audit_params(phantom_folder, None)
+    found = [dataclasses.asdict(f) for f in findings]
+    keys = [key for f in findings for group in f.keys for key in group]
     result = {
         "report": report().to_json(), "class_names": ["normal", "disease"],
-        "disease_class": "disease", "findings": [dataclasses.asdict(f) for f in findings],
-        "samples": {"normal": [], "disease": []}, "pictures": {}, "labels": {},
+        "counts": {str(seed): report().counts for seed in SEEDS},
+        "disease_class": "disease", "findings": {str(seed): found for seed in SEEDS},
+        "samples": {"normal": [], "disease": []},
+        "pictures": {key: "0000.jpg" for key in keys},
+        "labels": {key: ["val", "disease"] for key in keys},
     }  # fmt: skip
-    put_job(tmp_path / "ck", "audit", params, "done", json.loads(json.dumps(result)))
+    folder = put_job(tmp_path / "ck", "audit", params, "done", json.loads(json.dumps(result)))
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "0000.jpg").write_bytes(encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
     app.selectbox(key=shared.FT_FOLDER_KEY).select("data").run()
     return app
 
@@ -104,14 +111,22 @@ def test_good_data_and_a_name_let_training_start(
     assert "Nothing suspicious was found" in words(app)
     assert app.button(key="finetune_start").disabled
     app.text_input(key=shared.FT_NAME_KEY).input("eyes").run()
-    app.number_input(key=shared.FT_SEEDS_KEY).set_value(2).run()
+    app.multiselect(key=shared.FT_SEEDS_KEY).set_value([0, 7]).run()
+    app.selectbox(key=shared.FT_RECIPE_KEY).select("report").run()
+    app.toggle(key=shared.FT_ENSEMBLE_KEY).set_value(True).run()
+    assert app.radio(key=shared.FT_OBJECTIVE_KEY).disabled
     app.text_area(key=shared.FT_MORE_KEY).input("train.n_views=2\n").run()
     app.button(key="finetune_start").click().run()
     assert not app.exception
     assert [(k, p["name"], p["seed"]) for k, p in asked] == [
-        ("train", "eyes-s0", 0), ("train", "eyes-s1", 1),
+        ("train", "eyes-s0", 0), ("train", "eyes-s7", 7),
     ]  # fmt: skip
-    assert asked[0][1]["overrides"] == ["train.epochs=6", "train.n_views=2"]
+    wanted = asked[0][1]
+    assert wanted["overrides"] == ["train.epochs=20", "train.n_views=2"]
+    assert (wanted["recipe"], wanted["is_ensemble"]) == ("report", True)
+    assert build_config(wanted).recipe == "report"
+    app.text_area(key=shared.FT_MORE_KEY).input("train.seed=3").run()
+    assert "train\\.seed is not set here" in words(app) or "fields of their own" in words(app)
     app.text_area(key=shared.FT_MORE_KEY).input("train.n_views=0").run()
     assert "must be 1..64, got 0" in words(app)
 
@@ -120,13 +135,96 @@ def test_data_that_cannot_be_trained_on_is_said_plainly(
     app: AppTest, phantom_folder: Path, tmp_path: Path
 ) -> None:
     counts = {"train": {"normal": 40, "disease": 3}, "val": {"normal": 30, "disease": 30}}
-    choose(app, phantom_folder, list(judge(report(counts=counts))), tmp_path)
+    choose(app, phantom_folder, list(judge(report(readable=counts))), tmp_path)
     shown = words(app)
     assert "Training cannot start" in shown
-    assert "Class “disease” has 3 readable images in train; 8 are needed." in shown
-    assert "There is no test split" in shown
+    assert "Class “disease” has 3 readable training images; 8 are needed." in shown
+    assert "There are no test images" in shown
     app.text_input(key=shared.FT_NAME_KEY).input("eyes").run()
     assert app.button(key="finetune_start").disabled
+
+
+def test_warnings_share_one_box_and_their_pictures_one_fold(
+    app: AppTest, phantom_folder: Path, tmp_path: Path
+) -> None:
+    few = {"train": {"normal": 40, "disease": 40}, "val": {"normal": 9, "disease": 8},
+           "test": {"normal": 12, "disease": 1}}  # fmt: skip
+    twins = (Duplicates(("train/a.png", "val/b.png"), across_splits=True, across_labels=False),)
+    found = list(judge(report(readable=few, exact_duplicates=twins)))
+    choose(app, phantom_folder, found, tmp_path)
+    assert not app.exception
+    (box,) = app.warning
+    assert "9 validation of “normal”, 8 validation of “disease”, 12 test of" in box.value
+    assert "1 group of identical images lies in more than one split" in box.value
+    assert [fold.label for fold in app.expander].count("Look at these images") == 1
+
+
+def test_a_page_says_in_english_what_core_says() -> None:
+    few = {"train": {"normal": 7, "disease": 50}, "val": {"normal": 1, "disease": 29}}
+    for n in (1, 2):
+        groups = tuple(
+            Duplicates((f"a{i}", f"b{i}"), across_splits=leak, across_labels=labels)
+            for leak, labels in ((True, False), (False, True), (False, False))
+            for i in range(n)
+        )
+        findings = judge(
+            report(
+                readable=few,
+                exact_duplicates=groups,
+                near_duplicates=groups,
+                unreadable=(("x.png", "no"),) * n,
+                groups_across_splits=("p1", "p2")[:n],
+            )
+        )
+        assert len({f.code for f in findings}) == 12
+        for finding in findings:
+            assert say(finding, clean=str) == finding.message
+
+
+def test_an_upload_that_a_job_needs_is_not_deleted(
+    tmp_path: Path, phantom_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = tmp_path / "ck"
+    upload = checkpoints / ".data" / "eyes-1"
+    shutil.copytree(phantom_folder, upload)
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(checkpoints))
+    monkeypatch.setenv("NEIGHBORDX_DATA", str(tmp_path / "none"))
+    app = AppTest.from_file(str(ROOT / "pages" / "finetune.py"), default_timeout=120)
+    app.run()
+    app.selectbox(key=shared.FT_FOLDER_KEY).select("eyes-1").run()
+    put_job(checkpoints, "train", {"name": "eyes", "data": str(upload)}, "running")
+    app.button(key="finetune_delete_data").click().run()
+    assert "A job needs these images: eyes" in words(app)
+    assert "finetune_delete_yes" not in [button.key for button in app.button]
+
+
+def test_what_a_training_will_take_is_shown_with_and_without_a_graphics_card(
+    app: AppTest, phantom_folder: Path, tmp_path: Path
+) -> None:
+    choose(app, phantom_folder, [], tmp_path)
+    app.text_input(key=shared.FT_NAME_KEY).input("eyes").run()
+    wanted = {
+        "data": str(phantom_folder.resolve()), "disease_class": "disease", "preset": "offline",
+        "recipe": "robust", "objective": "triplet", "is_ensemble": False,
+        "overrides": ["train.epochs=6"], "cache_trunk": True, "is_synthetic": False,
+    }  # fmt: skip
+    cost = {
+        "total_s": 600, "start_s": 10, "trunk_s": 400, "fit_s": 150, "finish_s": 40,
+        "memory_bytes": 2e9, "memory_free_bytes": 9e9, "disk_bytes": 3e8, "disk_free_bytes": 9e9,
+        "device": "cpu", "gpu_name": "", "gpu_bytes": 0, "gpu_free_bytes": 0, "has_disk": True,
+        "has_memory": True, "has_gpu_memory": True,
+    }  # fmt: skip
+    put_job(tmp_path / "ck", "trial", wanted, "done", cost)
+    app.run()
+    assert {m.label: m.value for m in app.metric} == {
+        "Time": "10 min", "Memory": "2.0 GB", "Memory of the graphics card": "no GPU",
+        "Disk, while it trains": "300 MB",
+    }  # fmt: skip
+    gpu = {"device": "cuda:0", "gpu_name": "Card", "gpu_bytes": 5e9, "gpu_free_bytes": 4e9}
+    put_job(tmp_path / "ck", "trial", wanted, "done", {**cost, **gpu, "has_gpu_memory": False})
+    app.run()
+    assert "5.0 GB" in [m.value for m in app.metric]
+    assert "Only 4.0 GB of the graphics card's memory are free now." in words(app)
 
 
 def test_jobs_of_everybody_are_listed_with_how_they_ended(app: AppTest, tmp_path: Path) -> None:
@@ -141,26 +239,6 @@ def test_jobs_of_everybody_are_listed_with_how_they_ended(app: AppTest, tmp_path
     labels = [button.label for button in app.button]
     assert labels.count("Cancel") == 2
     assert labels.count("Resume") == 2
-
-
-def test_the_weighing_of_an_audit_by_hand() -> None:
-    assert judge(report()) == ()
-    twice = Duplicates(("a", "b"), across_splits=True, across_labels=True)
-    plain = Duplicates(("c", "d"), across_splits=False, across_labels=False)
-    found = judge(
-        report(
-            exact_duplicates=(twice,), near_duplicates=(plain,), groups_across_splits=("p1",),
-            unreadable=(("train/normal/x.png", "no"),),
-        )
-    )  # fmt: skip
-    assert [f.code for f in found] == [
-        "exact_labels", "exact_leak", "near_repeats", "unreadable", "patients",
-    ]  # fmt: skip
-    assert {f.severity for f in found} == {"warning"}
-    few = {"train": {"normal": 7, "disease": 90}, "val": {"normal": 1, "disease": 40},
-           "test": {"normal": 0, "disease": 40}}  # fmt: skip
-    blockers = [f for f in judge(report(counts=few)) if f.severity == "blocker"]
-    assert [(f.params["split"], f.params["n"]) for f in blockers] == [("train", 7), ("val", 1)]
 
 
 def test_the_curves_show_what_was_measured() -> None:

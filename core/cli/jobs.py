@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from core import jobs as queue
+from core.cli.gate import Check, check_data
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
@@ -20,6 +21,7 @@ from core.cli.terminal import (
     show_progress,
     write_json,
 )
+from core.config import RECIPES
 from core.errors import JobError
 from core.jobs import metrics
 
@@ -32,6 +34,8 @@ def train(
     name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
     preset: Annotated[str, typer.Option(help="As for `train`.")] = "offline",
     objective: Annotated[str, typer.Option(help="As for `train`.")] = "triplet",
+    recipe: Annotated[str, typer.Option(help="As for `train`.")] = RECIPES[0],
+    is_ensemble: Annotated[bool, typer.Option("--ensemble", help="As for `train`.")] = False,
     seed: Annotated[int, typer.Option(help="Fixes every random draw.")] = 0,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
@@ -39,25 +43,39 @@ def train(
     cache_trunk: Annotated[
         bool, typer.Option("--cache-trunk/--no-cache-trunk", help="Keep trunk activations on disk.")
     ] = True,
+    has_look: Check = True,
     disease_class: DiseaseClass = None,
     wait: Wait = False,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Queue a fine-tuning run; it goes on when this terminal is closed."""
+    """Check the data and queue a fine-tuning run; it goes on when this terminal is closed."""
     from core.bundle import check_model_id
+    from core.datasets import read_dataset
+    from core.ensemble_training import name_members
     from core.jobs.work import build_config
 
     params = {
         "data": str(data.resolve()),
         "name": check_model_id(name),
         "preset": preset,
+        "recipe": recipe,
         "objective": objective,
+        "is_ensemble": is_ensemble,
         "seed": seed,
         "overrides": list(overrides or []),
         "cache_trunk": cache_trunk,
         "disease_class": disease_class,
     }
-    build_config(params)  # refuse a wrong recipe now, not when its turn comes
+    config = build_config(params)  # refuse a wrong recipe now, not when its turn comes
+    if is_ensemble:
+        name_members(name)
+    dataset = read_dataset(
+        data,
+        disease_class=disease_class,
+        val_fraction=config.train.val_fraction,
+        seed=config.train.seed,
+    )
+    check_data(dataset, has_look=has_look)
     _start("train", params, title=name, wait=wait, checkpoints=checkpoints)
 
 

@@ -1,9 +1,12 @@
 """Commands that look and change nothing: audit, models."""
 
 import dataclasses
+from typing import Annotated
 
+import typer
 from rich.table import Table
 
+from core.cli.gate import print_findings
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
@@ -16,24 +19,35 @@ from core.cli.terminal import (
 )
 
 
-def audit(data: Data, json_file: JsonFile = None, disease_class: DiseaseClass = None) -> None:
+def audit(
+    data: Data,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Of the validation split, repeatable.")
+    ] = None,
+    json_file: JsonFile = None,
+    disease_class: DiseaseClass = None,
+) -> None:
     """Check a data folder: unreadable files, duplicates, leaks between splits, counts, sizes."""
     from core.audit import audit as run_audit
-    from core.datasets import read_dataset
+    from core.audit import restate
+    from core.datasets import read_splits
+    from core.readiness import combine, judge
 
-    dataset = read_dataset(data, disease_class=disease_class)
+    splits = read_splits(data, seeds=seeds or [0], disease_class=disease_class)
+    dataset = next(iter(splits.values()))
     with show_progress("audit") as report:
         result = run_audit(dataset, progress=report)
-    write_json(json_file, result.to_json())
+    findings = combine(judge(restate(result, mine)) for mine in splits.values())
+    told = {"findings": [dataclasses.asdict(finding) for finding in findings]}
+    write_json(json_file, {**result.to_json(), **told})
     table = Table("split", "class", "images", title=f"{data} ({dataset.data_id})")
     for split, counts in result.counts.items():
         for class_name, n in counts.items():
             table.add_row(split, class_name, str(n))
     CONSOLE.print(table)
-    for problem in result.problems:
-        CONSOLE.print(f"- {problem}", highlight=False, markup=False)
-    if not result.problems:
-        CONSOLE.print("No problem found.")
+    print_findings(findings)
+    if not findings:
+        CONSOLE.print("Nothing suspicious was found.")
 
 
 def models(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 from rich.table import Table
 
@@ -20,6 +22,7 @@ from core.cli.terminal import (
     show_progress,
     write_json,
 )
+from core.config import RECIPES
 from core.errors import ConfigError
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is written down.")]
@@ -169,10 +172,29 @@ def unpack(
     typer.echo(str(folder))
 
 
+def delete_data(
+    name: Annotated[str, typer.Argument(help="Name of an uploaded data set, as the app shows it.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Delete an uploaded data set, with what was measured on it; refused while a job needs it."""
+    from core.data_zip import find_upload
+    from core.jobs.uploads import delete_upload
+
+    directory = read_settings(checkpoints).checkpoints_dir
+    find_upload(directory, name)
+    if not yes and not typer.confirm(f"Delete the uploaded images of {name} for good?"):
+        raise ConfigError("nothing was deleted.")
+    delete_upload(directory, name)
+    typer.echo(f"{name} is gone.")
+
+
 def estimate(
     data: Data,
     preset: Annotated[str, typer.Option(help="As for `train`.")] = "offline",
     objective: Annotated[str, typer.Option(help="As for `train`.")] = "triplet",
+    recipe: Annotated[str, typer.Option(help="As for `train`.")] = RECIPES[0],
+    is_ensemble: Annotated[bool, typer.Option("--ensemble", help="As for `train`.")] = False,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
     ] = None,
@@ -187,7 +209,12 @@ def estimate(
     from core.jobs.work import build_config
 
     config = build_config(
-        {"preset": preset, "objective": objective, "overrides": list(overrides or [])}
+        {
+            "preset": preset,
+            "recipe": recipe,
+            "objective": objective,
+            "overrides": list(overrides or []),
+        }
     )
     dataset = read_dataset(
         data,
@@ -197,7 +224,14 @@ def estimate(
     )
     quiet_lightning()
     with show_progress("estimate") as report:
-        found = run_trial(dataset, config, settings=read_settings(checkpoints), progress=report)
+        found = run_trial(
+            dataset,
+            config,
+            settings=read_settings(checkpoints),
+            is_ensemble=is_ensemble,
+            process_s=time.time() - psutil.Process().create_time(),
+            progress=report,
+        )
     value = {**dataclasses.asdict(found), "total_s": found.total_s}
     write_json(json_file, value)
     typer.echo(json.dumps(value, indent=2))

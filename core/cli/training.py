@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from core.cli.gate import Check, check_data
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
@@ -45,10 +46,11 @@ def train(
     cache_trunk: Annotated[
         bool, typer.Option("--cache-trunk/--no-cache-trunk", help="Keep trunk activations on disk.")
     ] = True,
+    has_look: Check = True,
     disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Fine-tune a model on a data folder."""
+    """Fine-tune a model on a data folder, after checking the data."""
     from core.datasets import read_dataset
     from core.ensemble_training import train_ensemble
     from core.training import train as run_training
@@ -66,11 +68,19 @@ def train(
         val_fraction=config.train.val_fraction,
         seed=config.train.seed,
     )
+    is_resumed = resume and (settings.checkpoints_dir / ".runs" / name).is_dir()
+    check_data(dataset, has_look=has_look and not is_resumed)
     quiet_lightning()
     with show_progress("train") as report:
         if is_ensemble:
             folder = train_ensemble(
-                dataset, config, name=name, settings=settings, resume=resume, progress=report
+                dataset,
+                config,
+                name=name,
+                settings=settings,
+                resume=resume,
+                cache_trunk=cache_trunk,
+                progress=report,
             )
         else:
             folder = run_training(

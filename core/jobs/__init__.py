@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core.config import Settings
+from core.config import MEMBERS, Settings
 from core.errors import JobError
 from core.jobs import ending, state
 from core.jobs.state import Job
@@ -179,28 +179,39 @@ def delete(checkpoints_dir: Path, job_id: str) -> None:
         doomed = directory / f".deleted-{job_id}"
         folder.rename(doomed)
     if job.kind == "train" and job.status != "done":
-        shutil.rmtree(checkpoints_dir / ".runs" / str(job.params["name"]), ignore_errors=True)
+        for name in (*_list_models(job), f"{job.params['name']}-cache"):
+            shutil.rmtree(checkpoints_dir / ".runs" / name, ignore_errors=True)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def _list_models(job: Job) -> list[str]:
+    """The models that a train job makes, itself or on its way."""
+    name = str(job.params["name"])
+    return [name, *(f"{name}-{m}" for m in MEMBERS if job.params.get("is_ensemble"))]
+
+
 def _check_name(checkpoints_dir: Path, directory: Path, job: Job) -> None:
-    name = job.params.get("name")
-    if job.kind != "train" or name is None:
+    if job.kind != "train" or job.params.get("name") is None:
         return
+    mine = _list_models(job)
     others = [state.read_job(f) for f in state.list_folders(directory) if f.name != job.job_id]
-    rival = next((o for o in others if o.is_open and o.params.get("name") == name), None)
-    if rival is not None:
-        raise JobError(
-            f"job {rival.job_id} is already making a model called {name!r}; choose another name.",
-            code="job.name_taken",
-            params={"name": name},
-        )
-    if (checkpoints_dir / str(name)).exists() and job.n_spawns == 0:
-        raise JobError(
-            f"model {name!r} exists; choose another name or delete it first.",
-            code="job.name_taken",
-            params={"name": name},
-        )
+    for rival in others:
+        if rival.kind != "train" or not rival.is_open:
+            continue
+        for name in set(mine) & set(_list_models(rival)):
+            raise JobError(
+                f"job {rival.job_id} is already making a model called {name!r}; choose another "
+                "name.",
+                code="job.name_taken",
+                params={"name": name},
+            )
+    for name in mine:
+        if (checkpoints_dir / name).exists() and job.n_spawns == 0:
+            raise JobError(
+                f"model {name!r} exists; choose another name or delete it first.",
+                code="job.name_taken",
+                params={"name": name},
+            )
 
 
 def _settle_all(directory: Path) -> None:

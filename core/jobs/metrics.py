@@ -18,9 +18,16 @@ _FOLDER = "tensorboard"
 class MetricsWriter:
     """Takes the records of ``core.watching``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, member: str = "") -> None:
+        """Open the files.
+
+        Args:
+            folder: of the job.
+            member: the model that is trained, where a job trains several.
+        """
+        self._member = member
         self._path = folder / _FILE
-        self._board = SummaryWriter(str(folder / _FOLDER), write_to_disk=True)
+        self._board = SummaryWriter(str(folder / _FOLDER / member), write_to_disk=True)
 
     def __enter__(self) -> Self:
         return self
@@ -35,6 +42,7 @@ class MetricsWriter:
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Append one record."""
+        record = {**record, "member": self._member}
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")
         step = int(record["step"])
@@ -50,18 +58,25 @@ class MetricsWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a job's folder in order of their steps; none yet gives an empty list."""
+    """The records of the model trained last in a job's folder, in order of their steps.
+
+    None yet gives an empty list.
+    """
     try:
         lines = (folder / _FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     by_step: dict[float, dict[str, Any]] = {}
+    member = ""
     for line in lines:
         try:
             record = json.loads(line)
-            by_step[float(record["step"])] = record
+            step = float(record["step"])
         except (ValueError, KeyError, TypeError):
             continue
+        if record.get("member", "") != member:
+            member, by_step = record["member"], {}
+        by_step[step] = record
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from core.datasets import Dataset, load_record
 from core.errors import ImageError
@@ -15,7 +16,7 @@ _N_IN_GROUP = 4
 
 def save_pictures(
     dataset: Dataset, findings: Sequence[Finding], folder: Path
-) -> dict[str, dict[str, str] | dict[str, list[str]]]:
+) -> dict[str, dict[str, Any]]:
     """Write thumbnails of the images a person should look at.
 
     Args:
@@ -25,7 +26,7 @@ def save_pictures(
 
     Returns:
         ``samples``: class -> keys of a few of its images; ``pictures``: key -> file in the folder;
-        ``labels``: key -> its split and class.
+        ``labels``: key -> its split and class, of the first seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     records = {record.key: record for record in dataset.records}
@@ -46,6 +47,6 @@ def save_pictures(
         pictures[key] = f"{len(pictures):04d}.jpg"
         (folder / pictures[key]).write_bytes(encode_jpeg(thumbnail(pixels)))
     labels = {
-        key: f"{records[key].split} / {dataset.class_names[records[key].label]}" for key in pictures
+        key: [records[key].split, dataset.class_names[records[key].label]] for key in pictures
     }
     return {"samples": samples, "pictures": pictures, "labels": labels}

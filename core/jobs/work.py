@@ -4,7 +4,9 @@ Owns the step from a job's parameters to a call into core. It ends when its supe
 Parameters are plain JSON; each function says which it takes.
 """
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -13,7 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.config import RunConfig, Settings, TrainConfig, build_preset
+import psutil
+
+from core.config import RECIPES, RunConfig, Settings, TrainConfig, build_preset
 from core.jobs import ending, state
 
 logger = logging.getLogger(__name__)
@@ -54,7 +58,7 @@ class Work:
 
 
 def build_config(params: Mapping[str, Any]) -> RunConfig:
-    """The recipe of a train or trial job: preset, objective, seed, overrides.
+    """The recipe of a train or trial job: preset, recipe, objective, seed, overrides.
 
     Raises:
         ConfigError: unknown or out of range.
@@ -62,36 +66,44 @@ def build_config(params: Mapping[str, Any]) -> RunConfig:
     chosen = [f"objective.name={params.get('objective', 'triplet')}"]
     chosen.append(f"train.seed={params.get('seed', 0)}")
     overrides = [*chosen, *params.get("overrides", [])]
-    return build_preset(params.get("preset", "offline")).with_overrides(overrides)
+    recipe = params.get("recipe", RECIPES[0])
+    return build_preset(params.get("preset", "offline"), recipe=recipe).with_overrides(overrides)
 
 
 def _train(work: Work) -> dict[str, Any]:
-    """Fine-tune. Takes data, name, preset, objective, seed, overrides, disease_class,
-    cache_trunk, is_synthetic."""
+    """Fine-tune. Takes data, name, preset, recipe, objective, seed, overrides, disease_class,
+    cache_trunk, is_synthetic; with is_ensemble two models and their vote."""
     config = build_config(work.params)
     name = str(work.params["name"])
     final = work.settings.checkpoints_dir / name
     if (final / "config.json").is_file():  # only the last word on it was lost
         return {"model_id": name}
     dataset = work.read_data(config)  # before the slow imports: it may not be there
+    from core.ensemble_training import train_ensemble
     from core.jobs.metrics import MetricsWriter
     from core.training import train
     from core.watching import build_watcher
 
     for logger_name in ("lightning.pytorch", "lightning.fabric"):  # import sets its own level
         logging.getLogger(logger_name).setLevel(logging.WARNING)
-    with MetricsWriter(work.folder) as sink:
-        train(
-            dataset,
-            config,
-            name=name,
-            settings=work.settings,
-            resume=True,
-            cache_trunk=bool(work.params.get("cache_trunk", True)),
-            is_synthetic=bool(work.params.get("is_synthetic", False)),
-            progress=work.report,
-            watch=lambda embedder, cache: build_watcher(embedder, cache, sink=sink),
-        )
+    with contextlib.ExitStack() as stack:
+
+        def watch(member: str, embedder: Any, cache: Any) -> Any:
+            sink = stack.enter_context(MetricsWriter(work.folder, member=member))
+            return build_watcher(embedder, cache, sink=sink)
+
+        common: dict[str, Any] = {
+            "name": name,
+            "settings": work.settings,
+            "resume": True,
+            "cache_trunk": bool(work.params.get("cache_trunk", True)),
+            "is_synthetic": bool(work.params.get("is_synthetic", False)),
+            "progress": work.report,
+        }
+        if work.params.get("is_ensemble"):
+            train_ensemble(dataset, config, **common, watch=watch)
+        else:
+            train(dataset, config, **common, watch=functools.partial(watch, ""))
     return {"model_id": name}
 
 
@@ -113,26 +125,40 @@ def _evaluate(work: Work) -> dict[str, Any]:
 
 
 def _audit(work: Work) -> dict[str, Any]:
-    """Look at data before training. Takes data, disease_class, seed, overrides, preset."""
-    from core.audit import audit
+    """Look at data before training. Takes data, disease_class, val_fraction, seeds (of the
+    validation split: each is judged, the images are read once)."""
+    from core.audit import audit, restate
+    from core.datasets import read_splits
     from core.jobs.pictures import save_pictures
-    from core.readiness import judge
+    from core.readiness import combine, judge
 
-    dataset = work.read_data(build_config(work.params))
+    default = TrainConfig()
+    splits = read_splits(
+        Path(work.params["data"]),
+        seeds=work.params.get("seeds", [default.seed]),
+        disease_class=work.params.get("disease_class"),
+        val_fraction=work.params.get("val_fraction", default.val_fraction),
+    )
+    dataset = next(iter(splits.values()))
     report = audit(dataset, progress=lambda done, text: work.report(0.95 * done, text))
-    findings = judge(report)
-    pictures = save_pictures(dataset, findings, work.folder / "pictures")
+    reports = {seed: restate(report, mine) for seed, mine in splits.items()}
+    judged = {seed: judge(mine) for seed, mine in reports.items()}
+    pictures = save_pictures(dataset, combine(judged.values()), work.folder / "pictures")
     return {
         "report": report.to_json(),
+        "counts": {str(seed): mine.counts for seed, mine in reports.items()},
         "class_names": list(dataset.class_names),
         "disease_class": dataset.class_names[dataset.disease_index],
-        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "findings": {
+            str(seed): [dataclasses.asdict(finding) for finding in findings]
+            for seed, findings in judged.items()
+        },
         **pictures,
     }
 
 
 def _trial(work: Work) -> dict[str, Any]:
-    """Measure what a run would cost. Takes what train takes."""
+    """Measure what a run would cost. Takes what train takes but the name."""
     config = build_config(work.params)
     dataset = work.read_data(config)
     from core.estimate import run_trial
@@ -144,6 +170,8 @@ def _trial(work: Work) -> dict[str, Any]:
         config,
         settings=work.settings,
         cache_trunk=bool(work.params.get("cache_trunk", True)),
+        is_ensemble=bool(work.params.get("is_ensemble", False)),
+        process_s=time.time() - psutil.Process().create_time(),
         progress=work.report,
     )
     return {
@@ -151,6 +179,7 @@ def _trial(work: Work) -> dict[str, Any]:
         "total_s": found.total_s,
         "has_disk": found.has_disk,
         "has_memory": found.has_memory,
+        "has_gpu_memory": found.has_gpu_memory,
     }
 
 

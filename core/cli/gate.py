@@ -1,0 +1,47 @@
+"""The gate before training, as the Fine-tune page has it: the audit weighed, said in sentences."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from core.cli.terminal import CONSOLE, show_progress
+from core.datasets import Dataset
+from core.readiness import Finding, judge, judge_counts, require_ready
+
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check/--no-check",
+        help="First read all images and look for damage, repeats and leaks. Without it only the "
+        "numbers of images are checked.",
+    ),
+]
+
+
+def check_data(dataset: Dataset, *, has_look: bool) -> None:
+    """Look at the data, print what was found, refuse what cannot be trained on.
+
+    Args:
+        dataset: with the run's validation split.
+        has_look: read all images and compare them; without it only their numbers are weighed.
+
+    Raises:
+        DataError: something stops training.
+    """
+    if has_look:
+        from core.audit import audit
+
+        with show_progress("check") as report:
+            findings = judge(audit(dataset, progress=report))
+    else:
+        findings = judge_counts(dataset)
+    require_ready(findings)
+    print_findings(findings)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """One line each, with what stops training marked."""
+    for finding in findings:
+        mark = "STOPS TRAINING: " if finding.severity == "blocker" else ""
+        CONSOLE.print(f"- {mark}{finding.message}", highlight=False, markup=False, soft_wrap=True)

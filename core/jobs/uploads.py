@@ -1,0 +1,81 @@
+"""Deleting uploaded data: what still needs it, and what goes with it.
+
+Owns the refusal while a job is open, and that the pictures which checks and comparisons kept of
+the data go too.
+"""
+
+import shutil
+from pathlib import Path
+
+from core.bundle import read_bundle_config
+from core.data_zip import find_upload
+from core.ensemble import is_ensemble
+from core.errors import JobError
+from core.jobs import delete, settle, state
+from core.jobs.state import Job
+from core.registry import list_models
+
+
+def list_users(checkpoints_dir: Path, name: str) -> list[Job]:
+    """Every job that was given an uploaded data set, newest first.
+
+    Args:
+        checkpoints_dir: the uploads lie in it.
+        name: as ``data_zip.find_data`` lists it.
+
+    Raises:
+        DataError: there is no such upload.
+    """
+    folder = find_upload(checkpoints_dir, name).resolve()
+    found = [state.read_job(f) for f in state.list_folders(state.jobs_dir(checkpoints_dir))]
+    return [
+        job
+        for job in reversed(found)
+        if Path(str(job.params.get("data", "/"))).is_relative_to(folder)
+    ]
+
+
+def list_models_of(checkpoints_dir: Path, name: str) -> list[str]:
+    """Models that were trained on an uploaded data set.
+
+    Raises:
+        DataError: there is no such upload.
+    """
+    folder = find_upload(checkpoints_dir, name).resolve()
+    return [
+        model.model_id
+        for model in list_models(checkpoints_dir)
+        if model.problem is None
+        and not is_ensemble(place := checkpoints_dir / model.model_id)
+        and Path(read_bundle_config(place).data_root).is_relative_to(folder)
+    ]
+
+
+def delete_upload(checkpoints_dir: Path, name: str) -> None:
+    """Delete an uploaded data set with the checks, measurements and comparisons made of it.
+
+    Models that were trained on it stay, with the small pictures they keep of their own.
+
+    Raises:
+        DataError: there is no such upload.
+        JobError: a job that is not finished needs it.
+    """
+    folder = find_upload(checkpoints_dir, name)
+    settle(checkpoints_dir)
+    directory = state.jobs_dir(checkpoints_dir)
+    with state.hold_queue(directory):  # nothing starts on it meanwhile
+        users = list_users(checkpoints_dir, name)
+        busy = next((job for job in users if job.is_open), None)
+        if busy is not None:
+            raise JobError(
+                f"job {busy.job_id} ({busy.title}) needs the data {name!r} and is {busy.status}; "
+                "wait for it or cancel it first.",
+                code="job.data_in_use",
+                params={"name": name, "title": busy.title},
+            )
+        doomed = folder.with_name(f".deleted-{folder.name}")
+        folder.rename(doomed)
+    for job in users:
+        if job.kind in ("audit", "trial", "compare"):
+            delete(checkpoints_dir, job.job_id)
+    shutil.rmtree(doomed, ignore_errors=True)  # what is left goes at the next start
