@@ -16,7 +16,7 @@ from pages._diagnose_export import show_case_downloads
 from pages._diagnose_heatmaps import show_heatmaps
 from pages._diagnose_reader import is_hidden, show_form, show_read
 from pages._diagnose_sources import Source, sample_truth
-from pages._text import _, class_label, describe_error, moment, percent, plain
+from pages._text import _, class_label, describe_error, moment, ngettext, percent, plain
 
 
 def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) -> None:
@@ -186,7 +186,11 @@ def _show_vote(diagnosis: Diagnosis) -> None:
             ).format(name=f"**{plain(class_label(leading))}**")
         )
     st.markdown(
-        _("{n} of the {k} nearest training images are labelled {name}.").format(
+        ngettext(
+            "{n} of the {k} nearest training images is labelled {name}.",
+            "{n} of the {k} nearest training images are labelled {name}.",
+            votes.count(predicted),
+        ).format(
             n=f"**{votes.count(predicted)}**",
             k=diagnosis.k,
             name=f"**{plain(class_label(predicted))}**",

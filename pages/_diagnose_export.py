@@ -15,7 +15,7 @@ from core.second_look import Scrutiny
 from pages import _shared as shared
 from pages._diagnose_heatmaps import known_scrutiny
 from pages._diagnose_sources import Source
-from pages._text import _
+from pages._text import _, ngettext
 
 _DICOM = "application/dicom"
 _PDF = "application/pdf"
@@ -106,7 +106,11 @@ def show_downloads(cases: list[Diagnosis], *, n_hidden: int) -> None:
     """The whole worklist; cases whose answer still waits for the reader are left out."""
     if n_hidden:
         st.caption(
-            _("{n} cases that you have not read yet are left out of the files.").format(n=n_hidden)
+            ngettext(
+                "{n} case that you have not read yet is left out of the files.",
+                "{n} cases that you have not read yet are left out of the files.",
+                n_hidden,
+            ).format(n=n_hidden)
         )
     if not cases:
         return

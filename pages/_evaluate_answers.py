@@ -12,7 +12,7 @@ from core.errors import CoreError
 from core.intervals import Figure, compute_headlines
 from core.subgroups import MIN_N, Subgroup, can_split, split_by
 from pages import _shared as shared
-from pages._text import _, class_label, describe, percent, plain
+from pages._text import _, class_label, describe, ngettext, percent, plain
 
 _N_PICTURES = 24
 _SHOWN_FIRST = ("accuracy", "auroc", "sensitivity", "specificity")
@@ -60,7 +60,8 @@ def show_headlines(evaluation: Evaluation, figures: Sequence[Figure]) -> None:
     """The main figures large, the rest in a row below; every one with its interval and n."""
     n, n_disease = len(evaluation.keys), int(evaluation.is_disease.sum())
     n_patients = len({group for group in evaluation.groups if group})
-    patients = _(" of {n} patients").format(n=n_patients) if n_patients else ""
+    words = ngettext(" of {n} patient", " of {n} patients", n_patients)
+    patients = words.format(n=n_patients) if n_patients else ""
     st.markdown(
         _("**{n} images**{patients}: {n_disease} {disease}, {n_other} {other}.").format(
             n=n,

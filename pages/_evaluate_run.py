@@ -13,7 +13,7 @@ from core.errors import CoreError
 from core.jobs import Job
 from core.registry import ModelSummary
 from pages import _shared as shared
-from pages._text import _, describe, describe_error, moment, percent, plain
+from pages._text import _, describe, describe_error, moment, ngettext, percent, plain
 
 
 def choose_evaluation(model: ModelSummary) -> Summary | None:
@@ -45,7 +45,12 @@ def choose_evaluation(model: ModelSummary) -> Summary | None:
 
 
 def _describe(summary: Summary) -> str:
-    return _("{data}, {split}: {n} images, accuracy {accuracy}, made {when} UTC").format(
+    words = ngettext(
+        "{data}, {split}: {n} image, accuracy {accuracy}, made {when} UTC",
+        "{data}, {split}: {n} images, accuracy {accuracy}, made {when} UTC",
+        summary.n,
+    )
+    return words.format(
         data=summary.data_name,
         split=split_label(summary.split),
         n=summary.n,

@@ -14,7 +14,7 @@ from core.config import Settings
 from core.errors import CoreError
 from pages import _charts_evaluate as charts
 from pages._evaluate_answers import figure_label
-from pages._text import _, describe, moment, plain
+from pages._text import _, describe, moment, ngettext, plain
 
 _QUIET = {"displayModeBar": False}
 
@@ -97,9 +97,17 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
         _say_missing()
         return
     if study["n_masks"]:
-        text = _("{n} diseased images explained, {m} of them with a mask of the lesion.")
+        text = ngettext(
+            "{n} diseased image explained, {m} with a mask of the lesion.",
+            "{n} diseased images explained, {m} of them with a mask of the lesion.",
+            study["n"],
+        )
     else:
-        text = _("{n} diseased images explained. Without lesion masks, place cannot be checked.")
+        text = ngettext(
+            "{n} diseased image explained. Without lesion masks, place cannot be checked.",
+            "{n} diseased images explained. Without lesion masks, place cannot be checked.",
+            study["n"],
+        )
     when = _("Measured {when} UTC.").format(when=moment(study["made"]["created"]))
     st.caption(text.format(n=study["n"], m=study["n_masks"]) + " " + when)
     st.dataframe(
@@ -267,8 +275,8 @@ def _show_gains(result: external.Recalibration) -> None:
     st.markdown(
         "#### " + _("Recalibrated on {n} labelled images").format(n=result.n_sample),
         help=_(
-            "Two numbers are fitted on a random sample and measured on all other images; "
-            "{n} samples were drawn."
+            "Two numbers are fitted on a random sample and measured on all other images. "
+            "Samples drawn: {n}."
         ).format(n=result.n_draws),
     )
     rows = [
@@ -370,8 +378,10 @@ def show_ablations() -> None:
 
 def _show_ablation(ablation: Ablation) -> None:
     st.caption(
-        _(
-            "Data {data}, preset {preset}, {n} seeds; 95 % intervals over seeds and patients."
+        ngettext(
+            "Data {data}, preset {preset}, {n} seed; 95 % intervals over patients.",
+            "Data {data}, preset {preset}, {n} seeds; 95 % intervals over seeds and patients.",
+            ablation.n_seeds,
         ).format(data=plain(ablation.data_name), preset=plain(ablation.preset), n=ablation.n_seeds)
     )
     rows = [

@@ -63,9 +63,11 @@ def show_filters(model: Model, table: Exploration) -> NDArray[np.bool_]:
     passes = apply_filter(wanted, table.keys, table.columns)
     if not passes.all():
         st.caption(
-            _("{n} of {total} images pass the filter.").format(
-                n=int(passes.sum()), total=len(table)
-            )
+            ngettext(
+                "{n} of {total} images passes the filter.",
+                "{n} of {total} images pass the filter.",
+                int(passes.sum()),
+            ).format(n=int(passes.sum()), total=len(table))
         )
     return passes
 

@@ -123,7 +123,7 @@ def _say_warnings(warnings: Sequence[Finding]) -> list[str]:
         for f in few
     ]
     sentence = _("Fewer than {limit} images in places, so figures will be rough: {places}.")
-    return [sentence.format(limit=FEW, places=_(", ").join(places)), *said]
+    return [sentence.format(limit=FEW, places="; ".join(places)), *said]
 
 
 def _show_groups(finding: Finding, result: dict[str, Any], folder: Path) -> None:

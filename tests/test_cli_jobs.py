@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from core import __main__ as cli
+from core import jobs
+from core.config import Settings
 from core.jobs import state
 from core.jobs.state import Job
+from core.phantom import write_dataset
 
 
 @pytest.fixture
@@ -64,3 +67,49 @@ def test_bad_input_queues_nothing(
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err
     assert state.list_folders(state.jobs_dir(tmp_path)) == []
+
+
+@pytest.mark.parametrize("command", [("jobs", "train"), ("train",)])
+@pytest.mark.parametrize("look", ["--check", "--no-check"])
+def test_data_that_cannot_be_trained_on_are_refused_with_the_page_s_sentences(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    look: str,
+) -> None:
+    write_dataset(tmp_path / "few", n_train=14, n_test=4, size=64)
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path / "ck"))
+    few = ("--data", str(tmp_path / "few"), "--preset", "tiny-random", "--name", "m", look)
+    monkeypatch.setattr("sys.argv", ["core", *command, *few])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "training cannot start. Class “" in told
+    assert "readable training images; 8 are needed." in told
+    assert jobs.list_jobs(tmp_path / "ck") == []
+    assert not list(tmp_path.glob("ck/.runs/*"))
+
+
+def test_warnings_are_said_and_the_run_is_queued_with_all_its_choices(
+    run,
+    phantom_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def start(kind: str, params: dict[str, object], *, title: str, settings: Settings) -> Job:
+        asked.append(dict(params))
+        return Job("20260101-000000-000009", kind, title, params, str(settings.checkpoints_dir))
+
+    monkeypatch.setattr(jobs, "start", start)
+    some = ("--set", "train.val_fraction=0.25", "--seed", "4", "--recipe", "report", "--ensemble")
+    data = ("--data", str(phantom_folder), "--preset", "tiny-random", "--name", "eyes")
+    assert run("train", *data, *some) == 0
+    shown = capsys.readouterr()
+    assert "figures will be rough." in shown.err
+    assert shown.out.strip() == "20260101-000000-000009"
+    (params,) = asked
+    assert (params["recipe"], params["is_ensemble"], params["seed"]) == ("report", True, 4)

@@ -6,8 +6,9 @@ import pytest
 
 from core.config import RunConfig, Settings
 from core.datasets import Dataset
-from core.embedder import build_embedder
+from core.embedder import build_embedder, read_gpu_memory
 from core.estimate import run_trial
+from core.fitting import fit
 from core.trunk_cache import TrunkCache
 
 
@@ -29,7 +30,16 @@ def test_a_trial_extrapolates_and_cleans_up(
     embedder = build_embedder(config, settings)
     records = [*phantom_dataset.subset("train"), *phantom_dataset.subset("val")]
     cache = TrunkCache(tmp_path / "cache", embedder, records)
+    cache.build()
+    fit(embedder, cache, tmp_path, log=lambda _text: None)
     real = sum(path.stat().st_size for path in cache.folder.glob("*.bin"))
+    real += 2 * (tmp_path / "last.ckpt").stat().st_size  # the old one goes when the new is whole
     assert found.disk_bytes == pytest.approx(real, rel=0.02)
     assert found.has_disk
     assert found.memory_bytes > 100e6
+    assert (found.device, found.gpu_name, found.has_gpu_memory) == ("cpu", "", True)
+    assert read_gpu_memory(embedder.device) is None
+    both = run_trial(phantom_dataset, config, settings=settings, is_ensemble=True, process_s=50.0)
+    assert both.n_steps == 2 * found.n_steps
+    assert both.start_s > 50.0
+    assert both.disk_bytes > found.disk_bytes

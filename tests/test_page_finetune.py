@@ -154,7 +154,7 @@ def test_warnings_share_one_box_and_their_pictures_one_fold(
     choose(app, phantom_folder, found, tmp_path)
     assert not app.exception
     (box,) = app.warning
-    assert "9 validation of “normal”, 8 validation of “disease”, 12 test of" in box.value
+    assert "9 validation of “normal”; 8 validation of “disease”; 12 test of" in box.value
     assert "1 group of identical images lies in more than one split" in box.value
     assert [fold.label for fold in app.expander].count("Look at these images") == 1
 
