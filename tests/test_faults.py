@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,30 +23,51 @@ from core.phantom import write_dataset
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-N_KILLS = 8
+N_KILLS = 20
+TARGETS = {  # what a kill hits
+    "worker": ("worker",),
+    "job": ("supervisor", "worker"),
+    "server": ("server",),
+    "supervisor": ("supervisor",),
+    "both": ("server", "supervisor", "worker"),
+}
 OVERRIDES = ["train.epochs=40", "train.val_fraction=0.25", "train.n_views=3"]
-# Stands for the app's server: finds orphans when it starts, then polls the jobs as pages do.
-SERVER = """
-import sys, time
-from pathlib import Path
-from core import jobs, registry
-registry.clean_leftovers(Path(sys.argv[1]))
-while True:
-    jobs.list_jobs(Path(sys.argv[1]))
-    print("polled", flush=True)
-    time.sleep(0.5)
-"""
 
 
-@contextmanager
-def server(checkpoints: Path) -> Iterator["subprocess.Popen[bytes]"]:
+class WarmServer:
+    """Servers that share their imports, see ``warm_server.py``."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.read()  # "ready"
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def serve(self, **wanted: str) -> state.ProcessId:
+        """A new server; it starts or resumes what is wanted."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(wanted) + "\n")
+        self.process.stdin.flush()
+        return state.identify(int(self.read()))
+
+
+@pytest.fixture
+def warm(data: Path, tmp_path: Path) -> Iterator[WarmServer]:
+    (tmp_path / "ck").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "NEIGHBORDX_CHECKPOINTS": str(tmp_path / "ck")}
     with subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(checkpoints)], cwd=ROOT, stdout=subprocess.PIPE
+        [sys.executable, "tests/warm_server.py", str(tmp_path / "ck"), str(data)],
+        cwd=ROOT,
+        env=environment | {"NEIGHBORDX_DEVICE": "cpu", "NEIGHBORDX_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            yield process
+            yield WarmServer(process)
         finally:
             process.kill()
 
@@ -86,47 +107,71 @@ def wait_until_ended(checkpoints: Path, job: Job, *, seconds: float = 300) -> Jo
     return now
 
 
-def test_sigkill_at_many_moments_of_worker_supervisor_server_and_all(
-    data: Path, tmp_path: Path
+def read_only_job(checkpoints: Path) -> Job:
+    """The one job as it stands on disk; unlike ``jobs.find`` this settles nothing."""
+    (folder,) = state.list_folders(state.jobs_dir(checkpoints))
+    return state.read_job(folder)
+
+
+def wait_for(check: Callable[[], object], *, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def is_settled(checkpoints: Path) -> bool:
+    """Whether the job has ended, or a living process has it."""
+    job = read_only_job(checkpoints)
+    return not job.is_open or state.is_alive(job.supervisor)
+
+
+def test_sigkill_at_twenty_random_moments_of_job_server_and_both(
+    warm: WarmServer, tmp_path: Path
 ) -> None:
+    """Each moment has a job of its own, killed, found by the next server, resumed, finished."""
     checkpoints = tmp_path / "ck"
-    settings = Settings(checkpoints_dir=checkpoints, device="cpu", n_threads=1)
+    began = time.monotonic()
+    server = warm.serve(name="whole")
+    wait_for(lambda: (checkpoints / "whole" / "config.json").is_file(), seconds=300)
+    wait_for(lambda: read_only_job(checkpoints).status == "done", seconds=30)
+    length = time.monotonic() - began  # of an undisturbed job
     rng = np.random.default_rng(4)
-    job = start(settings, data)
-    targets = []
+    hit = []
     for index in range(N_KILLS):
-        target = ("worker", "supervisor", "server", "all")[index % 4]
-        with server(checkpoints) as process:
-            time.sleep(float(rng.uniform(0.0, 6.0)))
-            now = state.read_job(jobs.folder_of(checkpoints, job.job_id))
-            targets.append((target, now.status, round(now.progress, 2)))
-            if target in ("server", "all"):
-                process.kill()
-            if target in ("worker", "all"):
-                kill(now.worker)
-            if target in ("supervisor", "all"):
-                kill(now.supervisor)
+        target = list(TARGETS)[index % len(TARGETS)]
+        jobs.delete(checkpoints, read_only_job(checkpoints).job_id)
+        kill(server)
+        server = warm.serve(name=f"m{index}")
+        wait_for(lambda: state.list_folders(state.jobs_dir(checkpoints)), seconds=60)
+        time.sleep(float(rng.uniform(0.0, length)))
+        before = read_only_job(checkpoints)
+        hit.append((target, before.status, round(before.progress, 2)))
+        for name in TARGETS[target]:
+            kill(server if name == "server" else getattr(before, name))
         check_whole(checkpoints)
-        with server(checkpoints):  # restarted: it finds what was orphaned
-            end = time.monotonic() + 10
-            while target != "server" and time.monotonic() < end:
-                found = jobs.find(checkpoints, job.job_id)
-                if found.status != "running" or found.supervisor != now.supervisor:
-                    break
-                time.sleep(0.2)
-        found = jobs.find(checkpoints, job.job_id)
-        if found.status == "done":
-            break
+        if not state.is_alive(server):
+            server = warm.serve()
+        wait_for(lambda: is_settled(checkpoints), seconds=60)
+        found = read_only_job(checkpoints)
+        if target == "server":
+            assert found.is_open or found.status == "done", found
         if found.status == "failed":
             assert found.error_code in ("job.interrupted", "job.killed"), found
             assert found.can_resume
-            jobs.resume(checkpoints, job.job_id, settings=settings)
-    print(targets)  # noqa: T201 - with pytest -s: where the kills fell
-    if jobs.find(checkpoints, job.job_id).can_resume:
-        jobs.resume(checkpoints, job.job_id, settings=settings)
-    assert wait_until_ended(checkpoints, job).status == "done"
-    check_whole(checkpoints)
-    assert [m.model_id for m in registry.list_models(checkpoints)] == ["m"]
+            kill(server)
+            server = warm.serve(resume=found.job_id)
+            wait_for(lambda: read_only_job(checkpoints).status != "failed", seconds=60)
+        wait_for(lambda: not read_only_job(checkpoints).is_open, seconds=300)
+        assert read_only_job(checkpoints).status == "done", read_only_job(checkpoints)
+        check_whole(checkpoints)
+        assert [m.model_id for m in registry.list_models(checkpoints)] == sorted(
+            {f"m{index}", "whole"}
+        )
+        registry.delete_model(checkpoints, f"m{index}")
+    kill(server)
+    print(hit)  # noqa: T201 - with pytest -s: where the kills fell
+    assert sum(status == "running" for _target, status, _done in hit) >= N_KILLS // 2
     registry.clean_leftovers(checkpoints)
     assert not list(checkpoints.glob(".writing-*"))
 

@@ -1,0 +1,138 @@
+"""A stand-in for the app's server whose jobs start at once: not a test, a program for the tests.
+
+``python tests/warm_server.py CHECKPOINTS DATA`` imports all that a job needs once and then forks:
+per line of its input a server, as ``{"name": ...}`` (starts a training), ``{"resume": job_id}`` or
+``{}``, and prints the server's process id. Server, supervisor and worker are processes of their own
+and run the app's own code; only ``python -m core.jobs`` is replaced by a fork, which spares the
+seconds of imports that twenty kills would otherwise cost twenty times.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from core import ensemble_training, jobs, projection, registry, training, watching
+from core.config import Settings
+from core.jobs import __main__ as jobs_main
+from core.jobs import metrics, work
+
+WARM = (ensemble_training, training, watching, metrics)
+OVERRIDES = ["train.epochs=6", "train.val_fraction=0.25", "train.n_views=2"]
+POLL_S = 0.1
+
+
+class Forked:
+    """What ``subprocess.Popen`` is to the jobs, with a fork in place of a new interpreter."""
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        stdout: Any = None,
+        start_new_session: bool = False,
+        **_rest: Any,
+    ) -> None:
+        assert command[1:3] == ["-m", "core.jobs"]
+
+        def run() -> None:
+            if start_new_session:
+                os.setsid()
+            if stdout is not None:
+                os.dup2(stdout.fileno(), 1)
+                os.dup2(stdout.fileno(), 2)
+            os.closerange(3, 1024)  # as exec would: above all the lock of the queue
+            os.environ.update(env or {})
+            sys.argv = ["core.jobs", *command[3:]]
+            jobs_main.main()
+
+        self.returncode: int | None = None
+        self.pid = fork(run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+    def poll(self) -> int | None:
+        return self._collect(os.WNOHANG)
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if end is not None and time.monotonic() > end:
+                raise jobs_main.subprocess.TimeoutExpired("core.jobs", timeout or 0.0)
+            time.sleep(0.05)
+        return code
+
+    def terminate(self) -> None:
+        os.kill(self.pid, 15)
+
+    def kill(self) -> None:
+        os.kill(self.pid, 9)
+
+    def _collect(self, options: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
+def fork(task: Callable[[], None]) -> int:
+    """Do the work in a child that ends with it; its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        task()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:  # noqa: BLE001 - told, then the child ends
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def serve(checkpoints: Path, data: Path, wanted: dict[str, str]) -> None:
+    """What the app does: look for orphans, start what is asked for, poll as pages do."""
+    settings = Settings(checkpoints_dir=checkpoints, device="cpu", n_threads=1)
+    registry.clean_leftovers(checkpoints)
+    jobs.settle(checkpoints)
+    if "name" in wanted:
+        params = {"data": str(data), "name": wanted["name"], "preset": "tiny-random"}
+        params |= {"overrides": OVERRIDES}
+        jobs.start("train", params, title=wanted["name"], settings=settings)
+    if "resume" in wanted:
+        jobs.resume(checkpoints, wanted["resume"], settings=settings)
+    while True:
+        jobs.list_jobs(checkpoints)
+        time.sleep(POLL_S)
+
+
+def main() -> None:
+    """Warm up, then fork a server for every line."""
+    checkpoints, data = Path(sys.argv[1]), Path(sys.argv[2])
+    points = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    projection.fit(points, seed=0)  # compiles what every job would compile
+    work._NICE = 0  # beside other tests politeness would only cost time
+    jobs.subprocess.Popen = Forked  # type: ignore[attr-defined,misc,assignment]
+    print("ready", flush=True)  # noqa: T201 - the test reads it
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        pid = fork(lambda wanted=wanted: serve(checkpoints, data, wanted))  # type: ignore[misc]
+        print(pid, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
