@@ -11,7 +11,9 @@ Reference: Sundararajan et al. 2017, arXiv:1703.01365.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,12 +21,24 @@ from torch import Tensor
 
 from core.backbones import Tail
 from core.embedder import Embedder, EmbeddingNet
-from core.explain import METHODS, compute_heatmaps, compute_vote_log_odds
+from core.explain import METHODS, compute_heatmaps, compute_vote_log_odds, normalise
 from core.transforms import merge_views, undo_views
 
 INTEGRATED = "integrated"
 ALL_METHODS = (INTEGRATED, *METHODS)
 _N_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the shares of the places become one picture."""
+
+    sigma: float = 0.0  # of a Gaussian that smooths the shares, as a share of the side
+    rectifies_views: bool = False  # what speaks against the class is dropped view by view
+
+
+# Chosen on lesions of training and validation images (benchmarks/bench_heatmap_variants.py).
+SHOWN = Recipe()
 _MIN_PROBABILITY = 1e-7
 
 
@@ -56,12 +70,18 @@ def explain_vote(
             embedder, activations, class_index=class_index, neighbours=neighbours, method=method
         )
     shares = integrate_vote(embedder, activations, class_index=class_index, neighbours=neighbours)
-    heatmaps = {}
-    for name, maps in shares.items():
-        positive = np.maximum(maps.mean(axis=0), 0.0)
-        peak = float(positive.max())
-        heatmaps[name] = (positive / peak if peak > 0 else positive).astype(np.float32)
-    return heatmaps
+    return {name: draw_shares(maps) for name, maps in shares.items()}
+
+
+def draw_shares(shares: NDArray[np.float32], recipe: Recipe = SHOWN) -> NDArray[np.float32]:
+    """One (h, w) heatmap in [0, 1] of the signed (V, h, w) shares of the views."""
+    if recipe.rectifies_views:
+        shares = np.maximum(shares, 0.0)
+    mean = shares.mean(axis=0)
+    if recipe.sigma > 0:
+        cells = recipe.sigma * max(mean.shape)
+        mean = cv2.GaussianBlur(mean, (0, 0), cells, borderType=cv2.BORDER_REFLECT)
+    return normalise(np.maximum(mean, 0.0))
 
 
 def integrate_vote(
@@ -73,6 +93,9 @@ def integrate_vote(
     n_steps: int = _N_STEPS,
 ) -> dict[str, NDArray[np.float32]]:
     """What every place of every view adds to the log-odds of a class; arguments as above.
+
+    Args:
+        n_steps: points of the path, in the middle of equal parts.
 
     Returns:
         backbone name -> (V, h, w) float32, signed, each view turned upright. Without exposure

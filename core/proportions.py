@@ -1,7 +1,7 @@
-"""Counted shares with their intervals, and which images belong to one patient.
+"""Counted shares and means with their intervals, and which images belong to one patient.
 
-Owns the interval of a proportion; arrays in, frozen records out. Images of one patient resemble
-each other: counted one by one they would promise more than they know.
+Owns the interval of a proportion and of a mean; arrays in, frozen records out. Images of one
+patient resemble each other: counted one by one they would promise more than they know.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,16 @@ class Share:
     share: float | None
     low: float = 0.0
     high: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its 95 % interval."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
 
 
 def find_clusters(groups: Sequence[str] | None, n: int) -> list[NDArray[np.int64]]:
@@ -98,7 +108,38 @@ def measure_share(
         return Share(n, n_hit, n_hit / n, alone.low, alone.high)
     sizes = np.array([len(rows) for rows in clusters])
     found = np.array([int(np.sum(hits[rows])) for rows in clusters])
-    even = np.full(len(clusters), 1 / len(clusters))
-    times = np.random.default_rng(seed).multinomial(len(clusters), even, size=_N_BOOTSTRAP)
+    times = _draw_times(len(clusters), seed=seed)
     low, high = np.percentile((times @ found) / (times @ sizes), [2.5, 97.5])
     return Share(n, n_hit, n_hit / n, float(low), float(high))
+
+
+def measure_mean(
+    values: Sequence[float], *, groups: Sequence[str] | None = None, seed: int = 0
+) -> Mean:
+    """The mean of one value per image, with its 95 % interval from resampled patients.
+
+    Args:
+        values: (N,) one per image, at least one.
+        groups: (N,) patient of each image; empty text where unknown.
+        seed: of the resampling (2000 times, percentiles).
+
+    Raises:
+        ShapeError: no value, or lengths differ.
+
+    Reference: Field & Welsh 2007, as above.
+    """
+    if not values or (groups is not None and len(groups) != len(values)):
+        raise ShapeError(f"values and groups: expected as many of both, got {len(values)}.")
+    numbers = np.asarray(values, dtype=np.float64)
+    clusters = find_clusters(groups, len(numbers))
+    sizes = np.array([len(rows) for rows in clusters])
+    sums = np.array([float(numbers[rows].sum()) for rows in clusters])
+    times = _draw_times(len(clusters), seed=seed)
+    low, high = np.percentile((times @ sums) / (times @ sizes), [2.5, 97.5])
+    return Mean(len(numbers), float(numbers.mean()), float(low), float(high))
+
+
+def _draw_times(n: int, *, seed: int) -> NDArray[np.int64]:
+    """(2000, n): how often each of n patients is drawn in every resample."""
+    even = np.full(n, 1 / n)
+    return np.random.default_rng(seed).multinomial(n, even, size=_N_BOOTSTRAP)

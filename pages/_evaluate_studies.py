@@ -109,7 +109,9 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
             study["n"],
         )
     when = _("Measured {when} UTC.").format(when=moment(study["made"]["created"]))
-    st.caption(text.format(n=study["n"], m=study["n_masks"]) + " " + when)
+    n_followed = max((row["n_faithful"] for row in study["rows"]), default=0)
+    followed = _("Deletion and insertion are of {n} of them.").format(n=n_followed)
+    st.caption(f"{text.format(n=study['n'], m=study['n_masks'])} {followed} {when}")
     st.dataframe(
         pd.DataFrame([_describe_method(row) for row in study["rows"]]),
         hide_index=True,
@@ -121,21 +123,18 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
                 _("Peak on the lesion"),
                 help=_("Pointing game: share of images whose brightest point lies on the lesion."),
             ),
-            "energy": st.column_config.NumberColumn(
+            "energy": st.column_config.TextColumn(
                 _("Energy on it"),
-                format="%.3f",
                 help=_("Share of the map's brightness that lies on the lesion."),
             ),
-            "deletion": st.column_config.NumberColumn(
+            "deletion": st.column_config.TextColumn(
                 _("Deletion ↓"),
-                format="%.3f",
                 help=_(
                     "Mean vote while the brightest areas are blurred away first. Lower is truer."
                 ),
             ),
-            "insertion": st.column_config.NumberColumn(
+            "insertion": st.column_config.TextColumn(
                 _("Insertion ↑"),
-                format="%.3f",
                 help=_("Mean vote while the brightest areas come back first. Higher is truer."),
             ),
             "better": st.column_config.TextColumn(
@@ -148,23 +147,28 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
 
 
 def _describe_method(row: dict[str, Any]) -> dict[str, object]:
-    interval = row["pointing_ci95"]
     better = row["better_than_random"]
     return {
         "backbone": {"mean": _("mean of the backbones"), "-": _("baseline")}.get(
             row["backbone"], row["backbone"]
         ),
-        "method": {"random": _("random map"), "centre": _("always the centre")}.get(
-            row["method"], row["method"]
-        ),
-        "hit": f"{row['pointing_game']:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
-        if interval
-        else "–",
-        "energy": row["energy_in_mask"],
-        "deletion": row["deletion_auc"],
-        "insertion": row["insertion_auc"],
+        "method": {
+            "random": _("random map"),
+            "centre": _("always the centre"),
+            "integrated": _("integrated gradients of the vote"),
+        }.get(row["method"], row["method"]),
+        "hit": _say_kept(row["pointing_game"], row["pointing_ci95"]),
+        "energy": _say_kept(row["energy_in_mask"], row["energy_ci95"]),
+        "deletion": _say_kept(row["deletion_auc"], row["deletion_ci95"]),
+        "insertion": _say_kept(row["insertion_auc"], row["insertion_ci95"]),
         "better": "–" if better is None else f"{better * 100:.0f} %",
     }
+
+
+def _say_kept(value: float | None, interval: list[float] | None) -> str:
+    if value is None or interval is None:
+        return "–"
+    return f"{value:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
 
 
 def _show_sanity(study: dict[str, Any]) -> None:
@@ -247,6 +251,8 @@ def show_external(evaluation: Evaluation) -> None:
             away=f"{shift.novel_away * 100:.0f}",
         )
     )
+    if shift.novel_home or shift.novel_away:
+        st.caption(_("The figures above count refused images as if they had been answered."))
     _show_gains(result.recalibration)
 
 

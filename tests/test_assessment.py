@@ -49,7 +49,7 @@ def test_the_study_has_a_row_per_backbone_method_and_baseline(tiny_ensemble: Ens
         split="test",
         methods=("integrated", "grad-cam"),
         n_images=3,
-        n_faithful=1,
+        n_faithful=2,
     )
     assert (study["n"], study["n_masks"]) == (3, 3)
     rows = {(row["backbone"], row["method"]): row for row in study["rows"]}
@@ -66,6 +66,10 @@ def test_the_study_has_a_row_per_backbone_method_and_baseline(tiny_ensemble: Ens
         assert 0.0 <= row["energy_in_mask"] <= 1.0
         assert 0.0 < row["deletion_auc"] < 1.0
         assert 0.0 < row["insertion_auc"] < 1.0
+        assert row["n_faithful"] == 2
+        for name in ("energy_in_mask", "deletion_auc", "insertion_auc"):
+            low, high = row[f"{name.split('_')[0]}_ci95"]
+            assert low <= row[name] <= high
     assert set(study["randomisation"]) == {"convnext_atto", "vit_tiny_patch16_224"}
     assert all(-1.0 <= v <= 1.0 for v in study["randomisation"].values())
     assert -1.0 <= study["agreement"] <= 1.0

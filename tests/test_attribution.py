@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from core.attribution import ALL_METHODS, compute_log_odds, explain_vote, integrate_vote
+from core.attribution import (
+    ALL_METHODS,
+    Recipe,
+    compute_log_odds,
+    draw_shares,
+    explain_vote,
+    integrate_vote,
+)
 from core.bundle import ModelBundle
 from core.config import Settings, build_preset
 from core.embedder import build_embedder
@@ -54,6 +61,26 @@ def test_every_method_gives_one_map_per_backbone(tiny_bundle: ModelBundle, metho
         np.testing.assert_array_equal(
             maps["convnext_atto"], explain_one(tiny_bundle, method)["convnext_atto"]
         )
+
+
+def test_a_recipe_by_hand() -> None:
+    """Two views quarrel about the left cell: summed up it is dark, rectified it is half bright."""
+    shares = np.array([[[2.0, 1.0]], [[-2.0, 1.0]]], dtype=np.float32)
+    np.testing.assert_allclose(draw_shares(shares, Recipe()), [[0.0, 1.0]])
+    np.testing.assert_allclose(draw_shares(shares, Recipe(rectifies_views=True)), [[1.0, 1.0]])
+    assert not draw_shares(-np.abs(shares), Recipe()).any()
+
+
+def test_smoothing_moves_the_peak_from_a_speck_to_a_patch() -> None:
+    shares = np.zeros((1, 16, 16), dtype=np.float32)
+    shares[0, 1, 1] = 2.0  # one loud cell
+    shares[0, 9:13, 9:13] = 1.0  # an area
+    sharp, smooth = (draw_shares(shares, Recipe(sigma=s)) for s in (0.0, 0.1))
+    assert np.unravel_index(sharp.argmax(), sharp.shape) == (1, 1)
+    row, column = np.unravel_index(smooth.argmax(), smooth.shape)
+    assert 9 <= row < 13
+    assert 9 <= column < 13
+    assert smooth.max() == 1.0
 
 
 def test_an_unknown_method_is_refused(tiny_bundle: ModelBundle) -> None:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from core.errors import ShapeError
-from core.proportions import compute_share, count_patients, find_clusters, measure_share
+from core.proportions import (
+    compute_share,
+    count_patients,
+    find_clusters,
+    measure_mean,
+    measure_share,
+)
 
 
 def test_wilson_by_its_formula() -> None:
@@ -75,3 +81,15 @@ def test_patients_are_counted_once() -> None:
     rows = np.array([True, True, True, True, False])
     assert count_patients(["a", "a", "", "", "b"], rows) == 3
     assert count_patients(None, rows) == 4
+
+
+def test_a_means_interval_is_the_normal_one_where_n_is_large(rng: np.random.Generator) -> None:
+    values = rng.normal(3.0, 2.0, 400)
+    mean = measure_mean(values.tolist())
+    half = 1.96 * values.std(ddof=1) / np.sqrt(400)
+    assert mean.mean == pytest.approx(values.mean())
+    assert (mean.high - mean.low) / 2 == pytest.approx(half, rel=0.1)
+    twins = measure_mean(np.repeat(values, 3).tolist(), groups=[f"p{i // 3}" for i in range(1200)])
+    assert twins.high - twins.low == pytest.approx(mean.high - mean.low, rel=0.1)
+    with pytest.raises(ShapeError, match="got 0"):
+        measure_mean([])

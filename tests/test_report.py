@@ -29,7 +29,9 @@ EXPLANATIONS = {
     "n_masks": 8,
     "rows": [
         {"backbone": "mean", "method": "integrated", "pointing_game": 0.625,
-         "energy_in_mask": 0.3, "deletion_auc": 0.4, "insertion_auc": None}
+         "pointing_ci95": [0.3, 0.9], "energy_in_mask": 0.3, "energy_ci95": [0.2, 0.4],
+         "deletion_auc": 0.4, "deletion_ci95": [0.3, 0.5], "insertion_auc": None,
+         "insertion_ci95": None, "n_faithful": 8}
     ],
     "randomisation": {"mean": 0.12},
     "agreement": 0.34,
@@ -92,7 +94,7 @@ def test_the_html_stands_alone_and_holds_the_figures(
     result = load_evaluation(directory, "demo", name).result
     low, high = result["auroc_ci95"]
     assert f"{result['auroc']:.3f} ({low:.3f} to {high:.3f})" in page
-    assert "0.625" in page
+    assert "0.625 (0.30 to 0.90)" in page
 
 
 def test_the_pdf_has_the_same_text(report: Report) -> None:

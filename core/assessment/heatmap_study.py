@@ -23,11 +23,14 @@ from core.errors import DataError, ImageError
 from core.faithfulness import compute_agreement, compute_energy, has_hit, measure
 from core.image_io import Image, load
 from core.inference import Progress
-from core.proportions import compute_share
+from core.proportions import Mean, Share, measure_mean, measure_share
 
 _METHODS = ("integrated", "grad-cam", "hirescam", "layercam")
 _BASELINE_PX = 9  # cells of the random maps: as coarse as the heatmaps
 _TOLERANCE_PX = 15
+_N_FAITHFUL = 16
+_N_STEPS = 5
+_N_RANDOM = 2  # random orders per image
 _N_CHECKED = 8  # images of the weight-randomisation check
 Maps = dict[tuple[str, str], NDArray[np.float32]]  # (backbone, method) -> (h, w)
 
@@ -40,12 +43,16 @@ class Row:
     method: str
     n: int
     n_masks: int
+    n_faithful: int  # images behind deletion and insertion
     pointing_game: float | None  # None without masks
-    pointing_ci95: tuple[float, float] | None  # Wilson
+    pointing_ci95: tuple[float, float] | None  # all intervals resample patients
     pointing_game_15px: float | None  # with the tolerance of the pointing game's paper
     energy_in_mask: float | None
+    energy_ci95: tuple[float, float] | None
     deletion_auc: float | None
+    deletion_ci95: tuple[float, float] | None
     insertion_auc: float | None
+    insertion_ci95: tuple[float, float] | None
     better_than_random: float | None  # share of the images
 
 
@@ -61,7 +68,8 @@ def study_heatmaps(
     split: str,
     methods: Sequence[str] = _METHODS,
     n_images: int | None = None,
-    n_faithful: int = 40,
+    n_faithful: int = _N_FAITHFUL,
+    n_steps: int = _N_STEPS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -74,6 +82,7 @@ def study_heatmaps(
         methods: of ``attribution.ALL_METHODS``; the first is the one that the app shows.
         n_images: at most so many, drawn; None for all.
         n_faithful: deletion and insertion on the first so many of them.
+        n_steps: points of their curves; each costs a run of the model per map and image.
         seed: of the draw, the random maps and the random orders.
         progress: told the share done.
 
@@ -98,9 +107,10 @@ def study_heatmaps(
             _study_one(
                 model,
                 image,
-                _read_mask(record, image),
+                read_mask(record, image),
+                group=record.group or "",
                 methods=methods,
-                is_faithful=tally.n < n_faithful,
+                n_steps=n_steps if tally.n < n_faithful else 0,
                 is_checked=tally.n < _N_CHECKED,
                 rng=rng,
                 tally=tally,
@@ -117,14 +127,26 @@ class _Tally:
     """Figures of each image, by backbone and method."""
 
     def __init__(self) -> None:
-        self.n = 0
         self.n_masks = 0
+        self.groups: list[str] = []  # of every image so far
         self.values: dict[tuple[str, str], dict[str, list[float]]] = {}
+        self.rows: dict[str, list[int]] = {}  # figure -> the images that have it
         self.agreement: list[float] = []
         self.randomised: dict[str, list[float]] = {}
 
+    @property
+    def n(self) -> int:
+        """Images so far."""
+        return len(self.groups)
+
+    def start_image(self, group: str) -> None:
+        self.groups.append(group)
+
     def add(self, key: tuple[str, str], name: str, value: float) -> None:
         self.values.setdefault(key, {}).setdefault(name, []).append(value)
+        known = self.rows.setdefault(name, [])
+        if not known or known[-1] != self.n - 1:
+            known.append(self.n - 1)
 
     def sum_up(self, *, seed: int) -> dict[str, Any]:
         rows = [self._describe(key, figures) for key, figures in self.values.items()]
@@ -138,24 +160,40 @@ class _Tally:
         }
 
     def _describe(self, key: tuple[str, str], figures: Mapping[str, list[float]]) -> Row:
-        def mean(name: str) -> float | None:
-            return float(np.mean(figures[name])) if figures.get(name) else None
-
-        hits = figures.get("hit", [])
-        share = compute_share(round(sum(hits)), len(hits))
+        hits = self._share(figures, "hit")
+        energy, deletion, insertion = (
+            self._mean(figures, name) for name in ("energy", "deletion", "insertion")
+        )
+        near, better = self._mean(figures, "near"), self._mean(figures, "better")
         return Row(
             backbone=key[0],
             method=key[1],
             n=self.n,
-            n_masks=len(hits),
-            pointing_game=mean("hit"),
-            pointing_ci95=(share.low, share.high) if hits else None,
-            pointing_game_15px=mean("near"),
-            energy_in_mask=mean("energy"),
-            deletion_auc=mean("deletion"),
-            insertion_auc=mean("insertion"),
-            better_than_random=mean("better"),
+            n_masks=hits.n if hits else 0,
+            n_faithful=deletion.n if deletion else 0,
+            pointing_game=hits.share if hits else None,
+            pointing_ci95=(hits.low, hits.high) if hits else None,
+            pointing_game_15px=near.mean if near else None,
+            energy_in_mask=energy.mean if energy else None,
+            energy_ci95=(energy.low, energy.high) if energy else None,
+            deletion_auc=deletion.mean if deletion else None,
+            deletion_ci95=(deletion.low, deletion.high) if deletion else None,
+            insertion_auc=insertion.mean if insertion else None,
+            insertion_ci95=(insertion.low, insertion.high) if insertion else None,
+            better_than_random=better.mean if better else None,
         )
+
+    def _share(self, figures: Mapping[str, list[float]], name: str) -> Share | None:
+        if name not in figures:
+            return None
+        groups = [self.groups[row] for row in self.rows[name]]
+        return measure_share(np.array(figures[name]) > 0, groups=groups)
+
+    def _mean(self, figures: Mapping[str, list[float]], name: str) -> Mean | None:
+        if name not in figures:
+            return None
+        groups = [self.groups[row] for row in self.rows[name]]
+        return measure_mean(figures[name], groups=groups)
 
 
 def _choose(
@@ -168,7 +206,7 @@ def _choose(
     return [records[i] for i in order]
 
 
-def _read_mask(record: Record, image: Image) -> NDArray[np.bool_] | None:
+def read_mask(record: Record, image: Image) -> NDArray[np.bool_] | None:
     """(H, W) of the image, true on the lesion; None where there is none or it is empty."""
     if record.mask is None:
         return None
@@ -187,14 +225,19 @@ def _study_one(
     image: Image,
     mask: NDArray[np.bool_] | None,
     *,
+    group: str,
     methods: Sequence[str],
-    is_faithful: bool,
+    n_steps: int,
     is_checked: bool,
     rng: np.random.Generator,
     tally: _Tally,
 ) -> None:
     embedded = embed_together([m.bundle.embedder for m in model.members], [image.pixels])
-    barred = [sorted(m.bundle.gallery.find_related(sha256=image.sha256)) for m in model.members]
+    barred = [
+        sorted(m.bundle.gallery.find_related(sha256=image.sha256, group=group))
+        for m in model.members
+    ]
+    tally.start_image(group)
     maps: Maps = {}
     for method in methods:
         drawn = _draw(model.members, embedded, model.disease_class, barred, method=method)
@@ -210,15 +253,14 @@ def _study_one(
         _check_randomised(model, embedded, barred, maps, method=methods[0], tally=tally)
     random_map = rng.random((_BASELINE_PX, _BASELINE_PX)).astype(np.float32)
     maps["-", "random"], maps["-", "centre"] = random_map, _draw_centre()
-    tally.n += 1
     if mask is not None:
         tally.n_masks += 1
         for key, heatmap in maps.items():
             tally.add(key, "hit", float(has_hit(heatmap, mask)))
             tally.add(key, "near", float(has_hit(heatmap, mask, tolerance_px=_TOLERANCE_PX)))
             tally.add(key, "energy", compute_energy(heatmap, mask))
-    if is_faithful:
-        _add_faithfulness(model, image, maps, barred, tally=tally)
+    if n_steps:
+        _add_faithfulness(model, image, maps, barred, n_steps=n_steps, tally=tally)
 
 
 def _draw_centre() -> NDArray[np.float32]:
@@ -281,11 +323,23 @@ def _check_randomised(
 
 
 def _add_faithfulness(
-    model: Model, image: Image, maps: Maps, barred: Sequence[Sequence[int]], *, tally: _Tally
+    model: Model,
+    image: Image,
+    maps: Maps,
+    barred: Sequence[Sequence[int]],
+    *,
+    n_steps: int,
+    tally: _Tally,
 ) -> None:
     named = {f"{a}\t{b}": heatmap for (a, b), heatmap in maps.items() if b != "random"}
     figures = measure(
-        model.members, image.pixels, named, class_name=model.disease_class, excluded=barred
+        model.members,
+        image.pixels,
+        named,
+        class_name=model.disease_class,
+        excluded=barred,
+        n_steps=n_steps,
+        n_random=_N_RANDOM,
     )
     for name, result in figures.items():
         backbone, method = name.split("\t")
