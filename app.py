@@ -1,5 +1,6 @@
 """The ASGI app: security headers, the readiness address, logging. Widgets live in pages/."""
 
+import asyncio
 import logging
 import shutil
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import data_zip, jobs, registry
 from core.config import Settings
 from pages import _thumbnails as thumbnails
+from pages._sessions import sweep_closed_sessions
 
 ROOT = Path(__file__).parent
 MIN_FREE_BYTES = 200 * 2**20
@@ -57,13 +59,15 @@ def ready(_request: Request) -> JSONResponse:
 
 @asynccontextmanager
 async def lifespan(_app: st.App) -> AsyncIterator[None]:
-    """Set up logging once (no file names, tags or pixels in it); find orphaned jobs."""
+    """Set up logging (no file names, tags or pixels in it), find orphaned jobs, drop old pages."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if (directory := Settings.from_env().checkpoints_dir).is_dir():
         registry.clean_leftovers(directory)
         data_zip.clean_uploads(directory)
         jobs.settle(directory)
+    sweeper = asyncio.create_task(sweep_closed_sessions())
     yield
+    sweeper.cancel()
 
 
 def to_first_page(request: Request) -> RedirectResponse:

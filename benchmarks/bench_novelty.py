@@ -1,22 +1,31 @@
 """How well images of another kind are refused, and how many of the right kind are accepted.
 
-Per data set: the reference is the frozen trunks' descriptors of the training images, the limit is
-the one the models use (``KnnConfig``), ``accepted_test`` the share of real test images within it,
-``refused_ood`` the share of foreign images beyond it or refused by the decoder. Foreign images are
+Per data set ``accepted_test`` is the share of real test images that get an answer, ``refused_ood``
+the share of foreign images that are refused as novel or by the decoder. Foreign images are
 photographs (whole and in crops), noise, near-blank and blank frames, pages of text, and the test
-images of the other data sets. ``at_95`` says the same at the limit that accepts 95 % of test.
+images of the other data sets: a chest film given to the fundus demo, and the reverse. ``at_95``
+says the same at the limit that accepts 95 % of test.
 
-    python benchmarks/bench_novelty.py --data ../shared/data --out benchmarks/results/novelty.json
+A data set that is named with a model is judged by that model as it is shipped: its own gallery, its
+own limit, refused where one member refuses; the score is the largest distance of a member in units
+of its limit, and a sample is put through ``inference.diagnose`` to see that it decides the same.
+Without one the reference is the preset's frozen backbones on the training images.
+
+    python benchmarks/bench_novelty.py --data ../shared/data --model demo=checkpoints/demo \\
+        --model kermany=checkpoints/cxr --model idrid=checkpoints/idrid
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,16 +36,19 @@ from PIL import ImageDraw, ImageFont
 from sklearn.datasets import load_sample_images
 
 from core import novelty, phantom
-from core.config import KnnConfig, Settings, build_preset
+from core.config import KnnConfig, Settings, TrainConfig, build_preset
 from core.datasets import load_record, read_dataset
 from core.embedder import Embedder, build_embedder
+from core.ensemble import Model
 from core.errors import ImageError
 from core.image_io import decode, encode_png
+from core.inference import diagnose
+from core.registry import load_bundle
 
 SEED = 0
 N_PER_FAMILY = 50
+N_CHECKED = 5  # images of every kind that go through the whole of ``diagnose``
 SETS = {"kermany": "kermany_cxr_1639", "idrid": "idrid", "busi": "busi"}
-_DEMO = {"n_train": 160, "n_test": 60, "size": 384}
 _TEXT = (
     "Findings impression comparison technique the lungs are clear no focal consolidation history "
     "of cough heart size normal follow up recommended signed electronically page report"
@@ -110,80 +122,199 @@ def draw_family(name: str) -> list[NDArray[np.uint8] | None]:
     return decoded
 
 
-def describe(embedder: Embedder, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Descriptors (N, P) of images; only the clean view counts, so only it is run."""
-    return embedder.embed(images).descriptors if images else np.zeros((0, 1), np.float32)
-
-
-def read_split(root: Path, split: str) -> tuple[list[NDArray[np.uint8]], list[str]]:
-    """Pixels and keys of a split; what cannot be read is left out."""
-    pixels, keys = [], []
-    for record in read_dataset(root).subset(split):
+def read_split(
+    root: Path, split: str, *, val_fraction: float, seed: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Pixels of a split one by one; what cannot be read is left out."""
+    for record in read_dataset(root, val_fraction=val_fraction, seed=seed).subset(split):
         try:
-            pixels.append(load_record(record).pixels)
-            keys.append(record.key)
+            yield load_record(record).pixels
         except ImageError:
             continue
-    return pixels, keys
 
 
-def measure(
-    train: NDArray[np.float32],
-    held_out: dict[str, NDArray[np.float32]],
-    foreign: dict[str, tuple[NDArray[np.float32], int]],
-) -> dict[str, object]:
-    """Accepted and refused shares at the models' limit, and at 95 % acceptance of test.
+@dataclass(frozen=True)
+class Source:
+    """Images of one kind, read when they are needed, and how many the decoder refused."""
 
-    Args:
-        train: (N, P) descriptors of the gallery.
-        held_out: split -> descriptors of images of the right kind.
-        foreign: family -> descriptors, and how many more the decoder refused.
-    """
+    read: Callable[[], Iterable[NDArray[np.uint8]]]
+    n_refused: int = 0
+
+
+class Descriptors:
+    """(N, P) descriptors of every kind of image; trunks that models share see each image once."""
+
+    def __init__(self, sources: dict[str, Source], kept: Path | None) -> None:
+        self.sources = sources
+        self.path = kept
+        self.known: dict[str, NDArray[np.float32]] = {}
+        self.began = time.monotonic()
+        if kept and kept.is_file():
+            with np.load(kept) as arrays:
+                self.known = dict(arrays)
+
+    def find(self, embedder: Embedder, name: str) -> NDArray[np.float32]:
+        """Only the clean view counts, so only it is run."""
+        size = embedder.config.preprocess.input_size
+        trunks = "+".join(b.trunk_hash for b in embedder.backbones)
+        key = f"{trunks}@{size}@{embedder.precision}@{name}"
+        if key not in self.known:
+            run = embedder.config
+            run = dataclasses.replace(run, embedder=dataclasses.replace(run.embedder, tta=False))
+            images = iter(self.sources[name].read())
+            first = next(images, None)
+            self.known[key] = (
+                np.zeros((0, 1), np.float32)
+                if first is None
+                else dataclasses.replace(embedder, config=run)
+                .embed(itertools.chain([first], images))
+                .descriptors
+            )
+            n = len(self.known[key])
+            print(name, n, f"{time.monotonic() - self.began:.0f} s", flush=True)
+            if self.path:
+                np.savez(self.path, **self.known)
+        return self.known[key]
+
+
+def score(
+    reference: novelty.NoveltyReference, descriptors: NDArray[np.float32]
+) -> NDArray[np.floating]:
+    """Distances of (N, P) descriptors; N may be 0 where the decoder refused a whole family."""
+    return reference.score(descriptors) if len(descriptors) else np.zeros(0)
+
+
+def score_by_backbones(
+    embedder: Embedder, described: Descriptors, train: str, kinds: Sequence[str]
+) -> tuple[dict[str, NDArray[np.floating]], float]:
+    """Distances of every kind to the training images, and the limit that a model would set."""
     config = KnnConfig()
-    reference = novelty.fit(train)
+    reference = novelty.fit(described.find(embedder, train))
     limit = reference.compute_limit(
         percentile=config.novelty_percentile, slack=config.novelty_slack
     )
-    scores = {name: reference.score(rows) for name, rows in held_out.items()}
-    wild = {
-        name: (reference.score(rows) if len(rows) else np.zeros(0), n)
-        for name, (rows, n) in foreign.items()
-    }
+    scores = {kind: score(reference, described.find(embedder, kind)) for kind in kinds}
+    return {"gallery": reference.distances, **scores}, limit
+
+
+def score_by_model(
+    model: Model, described: Descriptors, kinds: Sequence[str]
+) -> tuple[dict[str, NDArray[np.floating]], float]:
+    """The largest distance of a member in units of its own limit, per kind; the limit is 1."""
+    scores = {}
+    for kind in kinds:
+        by_member = [
+            score(m.bundle.contents.novelty, described.find(m.bundle.embedder, kind))
+            / m.bundle.novelty_limit
+            for m in model.members
+        ]
+        scores[kind] = np.max(by_member, axis=0)
+    return scores, 1.0
+
+
+def check_decision(
+    model: Model, described: Descriptors, scores: dict[str, NDArray[np.floating]]
+) -> dict[str, int]:
+    """Put a few images of every kind through ``diagnose``; it must refuse those beyond the limit.
+
+    Raises:
+        AssertionError: the shipped path decided otherwise.
+    """
+    n_checked = n_refused = 0
+    for kind, values in scores.items():
+        pixels = itertools.islice(described.sources[kind].read(), N_CHECKED)
+        images = [decode(encode_png(p), name=kind) for p in pixels]
+        for found, value in zip(diagnose(model, images, explain=False), values, strict=False):
+            is_refused = found.abstain_reason == "novel"
+            assert is_refused == bool(value > 1.0), (kind, float(value), found.abstain_reason)
+            n_checked, n_refused = n_checked + 1, n_refused + is_refused
+    return {"n": n_checked, "n_refused": n_refused}
+
+
+def sum_up(
+    scores: dict[str, NDArray[np.floating]],
+    limit: float,
+    *,
+    name: str,
+    foreign: dict[str, int],
+) -> dict[str, object]:
+    """Accepted and refused shares at the limit, and at 95 % acceptance of test.
+
+    Args:
+        scores: kind -> (N,) scores; larger is stranger.
+        limit: beyond it an image is refused.
+        name: of the data set, whose ``name/test`` and ``name/val`` should be accepted.
+        foreign: kind -> how many more of it the decoder refused.
+    """
 
     def refuse(bound: float) -> dict[str, float]:
         shares = {
-            name: (int((values > bound).sum()) + n) / (len(values) + n)
-            for name, (values, n) in wild.items()
+            kind: (int((scores[kind] > bound).sum()) + n) / (len(scores[kind]) + n)
+            for kind, n in foreign.items()
         }
-        total = sum(len(v) + n for v, n in wild.values())
-        caught = sum(int((v > bound).sum()) + n for v, n in wild.values())
+        total = sum(len(scores[kind]) + n for kind, n in foreign.items())
+        caught = sum(int((scores[kind] > bound).sum()) + n for kind, n in foreign.items())
         return {"all": caught / total, **shares}
 
-    at_95 = float(np.quantile(scores["test"], 0.95))
-    refused = refuse(limit)
+    test = scores[f"{name}/test"]
+    at_95 = float(np.quantile(test, 0.95))
+    refused, refused_at_95 = refuse(limit), refuse(at_95)
     return {
-        "n_train": len(train),
-        "n_test": len(scores["test"]),
-        "n_ood": sum(len(v) + n for v, n in wild.values()),
+        "n_test": len(test),
+        "n_ood": sum(len(scores[kind]) + n for kind, n in foreign.items()),
         "limit": limit,
-        "accepted_test": float((scores["test"] <= limit).mean()),
-        "accepted_val": float((scores["val"] <= limit).mean()) if "val" in scores else None,
+        "accepted_test": float((test <= limit).mean()),
+        "accepted_val": float((scores[f"{name}/val"] <= limit).mean()),
         "refused_ood": refused.pop("all"),
         "refused_by_family": refused,
         "at_95": {
             "limit": at_95,
-            "refused_ood": refuse(at_95).pop("all"),
-            "by_family": refuse(at_95),
+            "refused_ood": refused_at_95.pop("all"),
+            "by_family": refused_at_95,
         },
         "quantiles": {
-            name: np.round(np.quantile(values, [0.01, 0.05, 0.5, 0.95, 0.99]), 4).tolist()
-            for name, values in {
-                "gallery": reference.distances,
-                **scores,
-                **{k: v for k, (v, _) in wild.items() if len(v)},
-            }.items()
+            kind: np.round(np.quantile(values, [0.01, 0.05, 0.5, 0.95, 0.99]), 4).tolist()
+            for kind, values in scores.items()
+            if len(values)
         },
     }
+
+
+def load_models(pairs: Sequence[str], settings: Settings) -> dict[str, Model]:
+    """NAME=BUNDLE pairs; a bundle is a folder, or a name in NEIGHBORDX_CHECKPOINTS."""
+    models = {}
+    for pair in pairs:
+        name, _, place = pair.partition("=")
+        folder = Path(place) if Path(place).is_dir() else settings.checkpoints_dir / place
+        models[name] = load_bundle(folder.parent, folder.name, settings=settings)
+    return models
+
+
+def find_roots(options: argparse.Namespace, models: dict[str, Model]) -> dict[str, Path]:
+    """Where every set lies; the demo's is its model's own, else drawn anew."""
+    demo = options.work / "demo-data"
+    if "demo" in models:
+        demo = Path(models["demo"].lead.config.data_root)
+    elif not demo.is_dir():
+        phantom.write_dataset(demo, n_train=160, n_test=60, size=384)
+    roots = {"demo": demo, **{name: options.data / folder for name, folder in SETS.items()}}
+    return {name: root for name, root in roots.items() if name in (options.only or roots)}
+
+
+def list_sources(roots: dict[str, Path], models: dict[str, Model]) -> dict[str, Source]:
+    """Every split of every set, and the drawn families."""
+    sources = {}
+    for name, root in roots.items():
+        run = models[name].lead.config.run.train if name in models else TrainConfig()
+        for split in ("train", "val", "test"):
+            sources[f"{name}/{split}"] = Source(
+                partial(read_split, root, split, val_fraction=run.val_fraction, seed=run.seed)
+            )
+    for family in FAMILIES:
+        drawn = draw_family(family)
+        readable = [picture for picture in drawn if picture is not None]
+        sources[family] = Source(partial(list, readable), len(drawn) - len(readable))
+    return sources
 
 
 def main() -> None:
@@ -191,59 +322,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/novelty.json"))
-    parser.add_argument("--preset", default="offline")
+    parser.add_argument("--preset", default="offline", help="For sets without a model.")
+    parser.add_argument("--model", action="append", default=[], help="SET=BUNDLE; name or folder")
+    parser.add_argument("--only", action="append", help="Measure and read this set only; repeat.")
     parser.add_argument("--work", type=Path, default=Path("/tmp/bench-novelty"))
     parser.add_argument("--descriptors", type=Path, help="Keep or reuse descriptors (npz) here.")
     options = parser.parse_args()
-    began = time.monotonic()
-    config = build_preset(options.preset)
-    config = dataclasses.replace(config, embedder=dataclasses.replace(config.embedder, tta=False))
-    embedder = build_embedder(config, Settings.from_env())
-    demo = options.work / "demo-data"
-    if not demo.is_dir():
-        phantom.write_dataset(demo, **_DEMO)
-    roots = {"demo": demo, **{name: options.data / folder for name, folder in SETS.items()}}
-    kept: dict[str, NDArray[np.float32]] = {}
-    if options.descriptors and options.descriptors.is_file():
-        with np.load(options.descriptors) as arrays:
-            kept = dict(arrays)
-    for name, root in roots.items():
-        for split in ("train", "val", "test"):
-            if f"{name}/{split}" not in kept:
-                kept[f"{name}/{split}"] = describe(embedder, read_split(root, split)[0])
-                print(
-                    name,
-                    split,
-                    kept[f"{name}/{split}"].shape,
-                    f"{time.monotonic() - began:.0f} s",
-                    flush=True,
-                )
-    refused_by_decoder = {}
-    for family in FAMILIES:
-        drawn = draw_family(family)
-        refused_by_decoder[family] = sum(picture is None for picture in drawn)
-        kept[f"family/{family}"] = describe(embedder, [p for p in drawn if p is not None])
-    if options.descriptors:
-        np.savez(options.descriptors, **kept)
-    results = {}
+    began, settings = time.monotonic(), Settings.from_env()
+    models = load_models(options.model, settings)
+    roots = find_roots(options, models)
+    described = Descriptors(list_sources(roots, models), options.descriptors)
+    embedder = None
+    results: dict[str, dict[str, object]] = {}
     for name in roots:
-        foreign = {f: (kept[f"family/{f}"], refused_by_decoder[f]) for f in FAMILIES}
-        foreign |= {
-            f"{other} test images": (kept[f"{other}/test"], 0) for other in SETS if other != name
-        }
-        held_out = {split: kept[f"{name}/{split}"] for split in ("val", "test")}
-        results[name] = measure(kept[f"{name}/train"], held_out, foreign)
-    write(options.out, results, seconds=time.monotonic() - began, preset=config.preset)
+        others = [f"{other}/test" for other in roots if other != name]
+        foreign = {kind: described.sources[kind].n_refused for kind in [*FAMILIES, *others]}
+        kinds = [f"{name}/val", f"{name}/test", *foreign]
+        found: dict[str, object] = {"model": None, "preset": options.preset}
+        if name in models:
+            scores, limit = score_by_model(models[name], described, kinds)
+            found = {
+                "model": models[name].model_id,
+                "data_id": models[name].data_id,
+                "diagnosed": check_decision(models[name], described, scores),
+            }
+        else:
+            embedder = embedder or build_embedder(build_preset(options.preset), settings)
+            scores, limit = score_by_backbones(embedder, described, f"{name}/train", kinds)
+        results[name] = {**found, **sum_up(scores, limit, name=name, foreign=foreign)}
+    write(options.out, results, seconds=time.monotonic() - began)
 
 
-def write(path: Path, results: dict[str, object], *, seconds: float, preset: str) -> None:
+def write(path: Path, results: dict[str, dict[str, object]], *, seconds: float) -> None:
     """Write the figures with what they were measured on; by rename."""
     document = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "timm", "numpy", "faiss-cpu")},
         "seed": SEED,
-        "preset": preset,
         "seconds": round(seconds, 1),
         "data_sets": results,
     }
@@ -252,7 +368,6 @@ def write(path: Path, results: dict[str, object], *, seconds: float, preset: str
     temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
     for name, found in results.items():
-        assert isinstance(found, dict)
         print(name, f"accepted {found['accepted_test']:.3f}", f"refused {found['refused_ood']:.3f}")
 
 

@@ -71,6 +71,7 @@ class Heatmap:
     class_name: str
     values: NDArray[np.float32]  # (h, w) in [0, 1], at the network's resolution
     views: NDArray[np.float32]  # (V, h, w) the same of each test-time view alone, upright
+    method: str = "grad-cam"  # of ``core.attribution.ALL_METHODS``
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ class TextRegion:
     width: float
     height: float
     n_letters: int
+
+    def lies_in(self, other: "TextRegion", *, slack: float = 0.02) -> bool:
+        """Whether no edge of this region is farther than ``slack`` outside the other."""
+        return (
+            self.left >= other.left - slack
+            and self.top >= other.top - slack
+            and self.left + self.width <= other.left + other.width + slack
+            and self.top + self.height <= other.top + other.height + slack
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +131,8 @@ class Diagnosis:
     frame: int = 0  # of the file, from 0
     window: tuple[float, float] | None = None  # centre and width, where one was applied
     is_inverted: bool = False
-    burned_in: tuple[TextRegion, ...] = ()  # where lettering seems to be in the pixels
+    burned_in: tuple[TextRegion, ...] = ()  # where lettering seems to be, but for the mark below
+    has_synthetic_mark: bool = False  # bears the mark of core.phantom: drawn, of no patient
     reader: ReaderRead | None = None
     error: str | None = None
     error_code: str | None = None
@@ -197,6 +208,7 @@ def to_json(
         "window": diagnosis.window,
         "is_inverted": diagnosis.is_inverted,
         "burned_in_text": bool(diagnosis.burned_in),
+        "synthetic_mark": diagnosis.has_synthetic_mark,
         "reader": None
         if diagnosis.reader is None
         else {

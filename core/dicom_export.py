@@ -125,15 +125,12 @@ def build_secondary_capture(
     return capture
 
 
-def lay_out(
-    diagnosis: Diagnosis, pictures: Mapping[str, NDArray[np.uint8]], *, class_name: str
-) -> NDArray[np.uint8]:
+def lay_out(diagnosis: Diagnosis, pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """The sheet of a Secondary Capture: overlays side by side, the answer and its limits above.
 
     Args:
         diagnosis: with pixels.
-        pictures: backbone name -> (H, W, 3) overlay of one size; empty: the image alone.
-        class_name: the class that the heatmaps argue for.
+        pictures: caption -> (H, W, 3) overlay of one size; empty: the image alone.
 
     Returns:
         (H', W', 3) uint8; overlays keep their pixels.
@@ -149,8 +146,7 @@ def lay_out(
     lines.append(f"Model {diagnosis.model_id}, data {diagnosis.data_id}. {RESEARCH_USE}")
     for index, line in enumerate(lines):
         pen.text((size // 2, size * (0.2 + 1.4 * index)), line, fill=(255, 255, 255), font=font)
-    for index, (backbone, picture) in enumerate(shown.items()):
-        caption = f"{class_name}: {backbone}" if backbone else ""
+    for index, (caption, picture) in enumerate(shown.items()):
         pen.text((index * side + size // 2, 3.2 * size), caption, fill=(255, 200, 120), font=font)
         sheet.paste(PILImage.fromarray(picture), (index * side, 5 * size))
     return np.asarray(sheet, dtype=np.uint8)

@@ -7,7 +7,7 @@ resolution: a few hundred numbers, brought to the picture where they are shown
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from core.diagnosis import Heatmap, Novelty
 from core.embedder import Embedded
 from core.knn import Ballot, Gallery, cast_votes
 
+# As explain.compute_view_heatmaps: backbone name -> (V, h, w) float32, signed or not, upright.
+ViewMaps = Callable[..., dict[str, NDArray[np.float32]]]
 _N_SAMPLED = 512  # gallery rows behind the typical distance
 
 
@@ -40,46 +42,59 @@ class Vote:
 
 
 def draw_heatmaps(
-    votes: Sequence[Vote], embedded: Sequence[Embedded], *, class_names: Sequence[str]
+    members: Sequence[Member],
+    embedded: Sequence[Embedded],
+    *,
+    class_names: Sequence[str],
+    excluded: Sequence[Sequence[int]],
+    method: str = "grad-cam",
+    compute: ViewMaps = explain.compute_view_heatmaps,
 ) -> tuple[Heatmap, ...]:
     """One heatmap per class and backbone: the weighted mean over the members that see through it.
 
     Args:
-        votes: one per member.
+        members: of the model.
         embedded: what each member made of this one image, with its activations.
         class_names: the classes to argue for.
+        excluded: per member the gallery rows that may not vote.
+        method: what ``compute`` does, by its name; kept with the maps.
+        compute: one member's map of every view; where it is negative nothing speaks for the class.
     """
     drawn: dict[tuple[str, str], list[tuple[float, NDArray[np.float32]]]] = {}
-    for vote, outcome in zip(votes, embedded, strict=True):
-        bundle = vote.member.bundle
+    for member, outcome, rows in zip(members, embedded, excluded, strict=True):
+        bundle = member.bundle
         neighbours: Sequence[Sequence[NDArray[np.float32]]] = ()
         if bundle.has_vote:
             neighbours = explain.find_voters(
-                bundle.gallery, vote.embedding, k=bundle.n_shown, excluded=tuple(vote.related)
+                bundle.gallery, outcome.embeddings[0], k=bundle.n_shown, excluded=rows
             )
         for class_name in class_names:
-            found = explain.compute_view_heatmaps(
+            found = compute(
                 bundle.embedder,
                 [a[:, 0] for a in outcome.activations],
                 class_index=bundle.class_names.index(class_name),
                 neighbours=neighbours,
             )
             for backbone, views in found.items():
-                drawn.setdefault((class_name, backbone), []).append((vote.member.weight, views))
+                drawn.setdefault((class_name, backbone), []).append((member.weight, views))
     return tuple(
-        _merge(maps, class_name=class_name, backbone=backbone)
+        _merge(maps, class_name=class_name, backbone=backbone, method=method)
         for (class_name, backbone), maps in drawn.items()
     )
 
 
 def _merge(
-    maps: Sequence[tuple[float, NDArray[np.float32]]], *, class_name: str, backbone: str
+    maps: Sequence[tuple[float, NDArray[np.float32]]],
+    *,
+    class_name: str,
+    backbone: str,
+    method: str,
 ) -> Heatmap:
     """Members' (V, h, w) maps -> one record. Members may differ in views and in resolution."""
-    whole = [(weight, explain.normalise(views.mean(axis=0))) for weight, views in maps]
+    whole = [(weight, _keep_positive(views.mean(axis=0))) for weight, views in maps]
     n_views = min(len(views) for _, views in maps)
     by_view = [
-        explain.merge_heatmaps([(w, explain.normalise(views[index])) for w, views in maps])
+        explain.merge_heatmaps([(w, _keep_positive(views[index])) for w, views in maps])
         for index in range(n_views)
     ]
     return Heatmap(
@@ -87,7 +102,13 @@ def _merge(
         class_name=class_name,
         values=explain.merge_heatmaps(whole),
         views=np.stack(by_view).astype(np.float32),
+        method=method,
     )
+
+
+def _keep_positive(heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What speaks for the class, its peak at 1."""
+    return explain.normalise(np.maximum(heatmap, 0.0))
 
 
 def measure_views(

@@ -18,13 +18,14 @@ from core import evaluation
 from core.bundle import Member, ModelBundle
 from core.burned_in import find_text
 from core.datasets import Dataset, Record, load_record
-from core.diagnosis import Diagnosis, LeftOut, MemberVote, Neighbour, Novelty
+from core.diagnosis import Diagnosis, Heatmap, LeftOut, MemberVote, Neighbour, Novelty
 from core.embedder import Embedded, embed_together
 from core.ensemble import Model
 from core.errors import CoreError, DataError, ImageError
 from core.evidence import Vote, compute_close_limit, draw_heatmaps, measure_views
 from core.image_io import Image, thumbnail
 from core.knn import Ballot, cast_votes
+from core.phantom import find_mark
 
 logger = logging.getLogger(__name__)
 
@@ -328,11 +329,17 @@ def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
     predicted = model.disease_class if is_disease else model.other_class
     reason = _find_abstain_reason(model, p_disease, novelty)
     shown = thumbnail(image.pixels, max_px=_SHOWN_PX)
-    maps = draw_heatmaps(votes, embedded, class_names=model.class_names) if with_maps else ()
+    maps: tuple[Heatmap, ...] = ()
+    if with_maps:
+        barred = [vote.excluded.tolist() for vote in votes]
+        maps = draw_heatmaps(
+            model.members, embedded, class_names=model.class_names, excluded=barred
+        )
     views = measure_views(votes, embedded) if with_maps else ()
     lead = next(vote for vote in votes if vote.member.bundle is model.lead)
     xy = model.lead.projection.place(model.lead.gallery, lead.embedding[None])[0]
     ledger = _write_ledger(model, votes)
+    text, mark = find_text(image.pixels), find_mark(image.pixels)
     has_voted = any(vote.member.bundle.has_vote for vote in votes)
     return Diagnosis(
         file=image.name,
@@ -370,7 +377,8 @@ def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
         frame=image.frame,
         window=image.window,
         is_inverted=image.is_inverted,
-        burned_in=find_text(image.pixels),
+        burned_in=tuple(r for r in text if mark is None or not r.lies_in(mark)),
+        has_synthetic_mark=mark is not None,
     )
 
 

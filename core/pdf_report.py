@@ -24,7 +24,7 @@ from core.ensemble import Model
 from core.errors import ImageError
 from core.explain import overlay, resize_heatmap
 from core.image_io import encode_jpeg, thumbnail
-from core.second_look import Scrutiny, describe_reliability
+from core.second_look import HEATMAP_METHODS, Scrutiny, describe_reliability
 
 _WIDTH = A4[0] - 36 * mm
 _CHINESE = "STSong-Light"
@@ -43,8 +43,8 @@ def build_pdf(
     Args:
         model: the one that answered.
         diagnosis: with pixels.
-        scrutiny: the test of its heatmaps; its class is the one drawn. Without it the class that
-            leads is drawn, and the report says that the maps were not tested.
+        scrutiny: heatmaps with their test. Without it those of the class that leads are drawn, and
+            the report says that they were not tested.
         opacity: of the heatmaps, 0..1.
 
     Raises:
@@ -170,17 +170,17 @@ def _draw_pictures(
 ) -> list[Flowable]:
     assert diagnosis.pixels is not None
     pixels = diagnosis.pixels
-    class_name = scrutiny.class_name if scrutiny else diagnosis.predicted_class or ""
-    heatmaps = diagnosis.heatmaps_for(class_name)
+    leading = diagnosis.predicted_class
+    heatmaps = scrutiny.maps if scrutiny else [m for m in diagnosis.maps if m.class_name == leading]
     n = len(heatmaps) + 1
     box = {"width": _WIDTH / n - 3 * mm, "height": 70 * mm}
     row: list[Flowable] = [_picture(pixels, **box)]
     captions = [_say("The image that was read", style=_style(fontSize=8, leading=10))]
-    for backbone, heatmap in heatmaps.items():
-        fine = resize_heatmap(heatmap, height=pixels.shape[0], width=pixels.shape[1])
+    for heatmap in heatmaps:
+        fine = resize_heatmap(heatmap.values, height=pixels.shape[0], width=pixels.shape[1])
         row.append(_picture(overlay(pixels, fine, opacity=opacity), **box))
-        text = f"What speaks for {_spell(class_name)}, seen by {_spell(backbone)}. "
-        text += _say_test(scrutiny, backbone)
+        text = f"What speaks for {_spell(heatmap.class_name)}, seen by {_spell(heatmap.backbone)}"
+        text += f" ({HEATMAP_METHODS[heatmap.method]}). {_say_test(scrutiny, heatmap.backbone)}"
         captions.append(_say(text, style=_style(fontSize=8, leading=10)))
     table = Table(
         [row, captions], colWidths=[_WIDTH / n] * n, style=[("VALIGN", (0, 0), (-1, -1), "TOP")]

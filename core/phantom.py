@@ -20,9 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from core.diagnosis import TextRegion
 from core.errors import DataError
 
 _LABELS = ("normal", "disease")
+_MARK = "SYNTHETIC"
+_MARK_LIKENESS = 0.85  # correlation with the mark as drawn: 0.98 and more, elsewhere far below
+_MIN_SIZE = 64
 _RECIPE = 1  # raise it when the drawing changes: older data sets are then drawn anew
 
 
@@ -58,8 +62,10 @@ def draw(seed: int, *, is_diseased: bool, size: int = 384) -> Phantom:
     Raises:
         DataError: the size is too small to hold an eye.
     """
-    if size < 64:
-        raise DataError(f"a phantom needs at least 64 px, got {size}.", code="phantom.size")
+    if size < _MIN_SIZE:
+        raise DataError(
+            f"a phantom needs at least {_MIN_SIZE} px, got {size}.", code="phantom.size"
+        )
     rng = np.random.default_rng([seed, 0])
     eye = _place(rng, size)
     field = _field_of_view(eye)
@@ -379,11 +385,42 @@ def _expose(
     return np.asarray(np.clip(seen * 255, 0, 255), dtype=np.uint8)
 
 
+def find_mark(pixels: NDArray[np.uint8]) -> TextRegion | None:
+    """Where the generator's own mark stands in a picture; None where it does not.
+
+    Only a picture of the size it was drawn in is recognised; lossy compression does not matter.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+    """
+    height, width = pixels.shape[:2]
+    if height != width or height < _MIN_SIZE:
+        return None
+    drawn = np.zeros_like(pixels)
+    _burn_in(drawn)
+    mark = drawn[:, :, 0]
+    rows, columns = np.flatnonzero(mark.any(axis=1)), np.flatnonzero(mark.any(axis=0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    seen = pixels[box].mean(axis=2).astype(np.float32)
+    drawn_mark = mark[box].astype(np.float32)
+    if np.ptp(seen) == 0 or cv2.matchTemplate(seen, drawn_mark, cv2.TM_CCOEFF_NORMED).item() < (
+        _MARK_LIKENESS
+    ):
+        return None
+    return TextRegion(
+        left=float(columns[0] / width),
+        top=float(rows[0] / height),
+        width=float(len(columns) / width),
+        height=float(len(rows) / height),
+        n_letters=len(_MARK),
+    )
+
+
 def _burn_in(pixels: NDArray[np.uint8]) -> None:
     size = pixels.shape[0]
     cv2.putText(
         pixels,
-        "SYNTHETIC",
+        _MARK,
         (max(2, size // 80), size - max(3, size // 60)),
         cv2.FONT_HERSHEY_SIMPLEX,
         size / 900,

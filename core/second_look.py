@@ -1,9 +1,9 @@
 """What a reader asks for after the answer: are the heatmaps true, how does the case compare.
 
 Owns what is worked out on demand for the one case on view, because it costs more than the answer:
-the test of its heatmaps on this very image, a training image as large as it can be had, and how
-far the model's figures may be trusted, from its validation images. The caller need not hold the
-model's lock.
+heatmaps by integrated gradients, the test of heatmaps on this very image, a training image as
+large as it can be had, and how far the model's figures may be trusted, from its validation images.
+The caller need not hold the model's lock.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core import evaluation, faithfulness
-from core.bundle import Member
+from core.attribution import INTEGRATED, integrate_vote
 from core.diagnosis import Diagnosis, Heatmap
+from core.embedder import embed_together
 from core.ensemble import Model
-from core.errors import ImageError, ShapeError
+from core.errors import ConfigError, ImageError, ShapeError
+from core.evidence import draw_heatmaps
 from core.faithfulness import Faithfulness
 from core.image_io import load, thumbnail
 
+GRAD_CAM = "grad-cam"
+# How heatmaps may be drawn -> the name in exports; the first comes with the answer.
+HEATMAP_METHODS = {GRAD_CAM: "Grad-CAM", INTEGRATED: "integrated gradients of the vote"}
 COVERAGES = (1.0, 0.9, 0.8)
 _MIN_VALIDATION = 20  # images; below, shares of them say nothing
 
@@ -35,9 +40,11 @@ class MapScrutiny:
 
 @dataclass(frozen=True)
 class Scrutiny:
-    """The heatmaps of one case that argue for one class, tested."""
+    """The heatmaps of one case that argue for one class, drawn one way, tested."""
 
     class_name: str
+    method: str  # one of HEATMAP_METHODS
+    maps: tuple[Heatmap, ...]  # one per backbone: what was tested
     by_backbone: dict[str, MapScrutiny]
     map_agreement: float | None  # mean rank correlation of the backbones' maps, -1..1
 
@@ -64,30 +71,69 @@ class Reliability:
     answered: Coverage | None  # at the model's own abstain zone; None where it answers nothing
 
 
-def scrutinise(model: Model, diagnosis: Diagnosis, *, class_name: str) -> Scrutiny:
-    """Test the heatmaps of a case on its own picture.
+def draw_maps(
+    model: Model, diagnosis: Diagnosis, *, class_name: str, method: str = GRAD_CAM
+) -> tuple[Heatmap, ...]:
+    """The heatmaps of a case, one per backbone: those it came with, or drawn another way now.
+
+    Integrated gradients need the network once more: it is run on the picture that is shown, at
+    most 1024 px of the file's.
 
     Args:
         model: the one that answered.
         diagnosis: with pixels and maps.
-        class_name: the class that the maps argue for.
+        class_name: the class to argue for.
+        method: one of HEATMAP_METHODS.
 
     Raises:
         ShapeError: the case has no heatmap for that class, or no pixels.
+        ConfigError: an unknown method.
     """
-    maps = [m for m in diagnosis.maps if m.class_name == class_name]
+    if method not in HEATMAP_METHODS:
+        known = ", ".join(HEATMAP_METHODS)
+        raise ConfigError(f"unknown method {method!r}; choose one of {known}.")
+    maps = tuple(m for m in diagnosis.maps if m.class_name == class_name)
     if diagnosis.pixels is None or not maps:
         raise ShapeError(f"expected a case with pixels and heatmaps for {class_name!r}, got none.")
+    if method == GRAD_CAM:
+        return maps
+    with model.lock:
+        return draw_heatmaps(
+            model.members,
+            embed_together([m.bundle.embedder for m in model.members], [diagnosis.pixels]),
+            class_names=[class_name],
+            excluded=_list_excluded(model, diagnosis),
+            method=method,
+            compute=integrate_vote,
+        )
+
+
+def scrutinise(model: Model, diagnosis: Diagnosis, maps: Sequence[Heatmap]) -> Scrutiny:
+    """Test heatmaps of a case on its own picture.
+
+    Args:
+        model: the one that answered.
+        diagnosis: with pixels.
+        maps: one per backbone, of one class and one method (``draw_maps``).
+
+    Raises:
+        ShapeError: no pixels, or no maps of one kind.
+    """
+    if diagnosis.pixels is None or len({(m.class_name, m.method) for m in maps}) != 1:
+        raise ShapeError("expected a case with pixels and heatmaps of one class and method.")
+    class_name, method = maps[0].class_name, maps[0].method
     with model.lock:
         tests = faithfulness.measure(
             model.members,
             diagnosis.pixels,
             {m.backbone: m.values for m in maps},
             class_name=class_name,
-            excluded=[_find_excluded(member, diagnosis) for member in model.members],
+            excluded=_list_excluded(model, diagnosis),
         )
     return Scrutiny(
         class_name=class_name,
+        method=method,
+        maps=tuple(maps),
         by_backbone={
             m.backbone: MapScrutiny(tests[m.backbone], _agree(list(m.views))) for m in maps
         },
@@ -107,9 +153,10 @@ def _agree(maps: Sequence[NDArray[np.float32]]) -> float | None:
     return float(np.mean([faithfulness.compute_agreement(a, b) for a, b in pairs]))
 
 
-def _find_excluded(member: Member, diagnosis: Diagnosis) -> list[int]:
-    rows = [member.find_row(item.index) for item in diagnosis.left_out]
-    return [row for row in rows if row is not None]
+def _list_excluded(model: Model, diagnosis: Diagnosis) -> list[list[int]]:
+    """Per member the gallery rows that were kept out of the vote."""
+    found = [[m.find_row(item.index) for item in diagnosis.left_out] for m in model.members]
+    return [[row for row in rows if row is not None] for rows in found]
 
 
 def load_case(model: Model, index: int, *, max_px: int = 1024) -> NDArray[np.uint8]:

@@ -36,24 +36,25 @@ def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) 
         else:
             show_read(diagnosis)
             _show_answer(model, diagnosis)
-        warn_of_text(case_id, diagnosis)
+        warn_of_text(diagnosis)
     if is_hidden(diagnosis):
         return
     if diagnosis.abstain_reason == "novel":
         with st.expander(_("What the model would have compared it with")):
-            _show_evidence(model, diagnosis)
+            scrutiny = _show_evidence(model, diagnosis)
     else:
-        _show_evidence(model, diagnosis)
-    show_case_downloads(model, diagnosis, source)
+        scrutiny = _show_evidence(model, diagnosis)
+    show_case_downloads(model, diagnosis, source, scrutiny)
     _show_provenance(diagnosis)
 
 
-def _show_evidence(model: Model, diagnosis: Diagnosis) -> None:
+def _show_evidence(model: Model, diagnosis: Diagnosis) -> second_look.Scrutiny | None:
+    """Everything behind the answer; the heatmaps on view with their test."""
     show_neighbours(model, diagnosis)
     if len(diagnosis.members) > 1:
         _show_members(diagnosis)
     show_map(model, diagnosis)
-    show_heatmaps(model, diagnosis)  # last: their test takes seconds
+    return show_heatmaps(model, diagnosis)  # last: their test takes seconds
 
 
 def _show_rejected(diagnosis: Diagnosis) -> None:
@@ -77,6 +78,10 @@ def _show_image(case_id: str, diagnosis: Diagnosis) -> None:
             _(":violet-badge[SYNTHETIC] Drawn with lesions.")
             if truth
             else _(":violet-badge[SYNTHETIC] Drawn without lesions.")
+        )
+    elif diagnosis.has_synthetic_mark:
+        st.markdown(
+            _(":violet-badge[SYNTHETIC] Bears the mark of NeighborDx's drawn images: no patient.")
         )
 
 

@@ -6,12 +6,12 @@ What is set here changes what the model sees: every change is a new reading of t
 import streamlit as st
 
 from core import dicom_export
-from core.diagnosis import Diagnosis
+from core.diagnosis import Diagnosis, TextRegion
 from core.errors import CoreError
 from core.image_io import Image
 from pages import _shared as shared
 from pages._diagnose_intake import AS_STORED, Display, describe_file
-from pages._diagnose_sources import Source, sample_truth
+from pages._diagnose_sources import Source
 from pages._text import _, describe, plain
 
 _CUSTOM = "custom"
@@ -124,12 +124,16 @@ def _name_window(file: Image, name: str) -> str:
     return f"{label} ({preset.centre:g} / {preset.width:g})"
 
 
-def warn_of_text(case_id: str, diagnosis: Diagnosis) -> None:
-    """Say that names may be in the pixels; drawn samples carry only their own mark."""
-    if not diagnosis.burned_in or sample_truth(case_id) is not None:
+def warn_of_text(diagnosis: Diagnosis) -> None:
+    """Say that names may be in the pixels, and where; the generator's own mark is known."""
+    if not diagnosis.burned_in:
         return
+    places = dict.fromkeys(_place(region) for region in diagnosis.burned_in)
     st.warning(
-        _("**This image seems to hold burned-in text.** Check it for names before you share it."),
+        _(
+            "**This image seems to hold burned-in text** ({places}). It may be a name or a mark: "
+            "check before you share it."
+        ).format(places=", ".join(places)),
         icon=":material/visibility_lock:",
     )
     st.caption(
@@ -139,6 +143,17 @@ def warn_of_text(case_id: str, diagnosis: Diagnosis) -> None:
             "untouched images were flagged."
         )
     )
+
+
+def _place(region: TextRegion) -> str:
+    """Where a line of lettering stands, in words."""
+    third = min(2, int(3 * (region.top + region.height / 2)))
+    side = min(2, int(3 * (region.left + region.width / 2)))
+    return (
+        (_("upper left"), _("upper edge"), _("upper right")),
+        (_("left edge"), _("in the middle"), _("right edge")),
+        (_("lower left"), _("lower edge"), _("lower right")),
+    )[third][side]
 
 
 def show_patient_tags(source: Source) -> None:

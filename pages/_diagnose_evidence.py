@@ -35,7 +35,9 @@ def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
             _("Vote by class: {sums}").format(sums=sums),
             help=_(
                 "Each training image adds 1 / distance to its class; the shares of all of them sum "
-                "to 100 %. The probability above is this vote after correction on held-out images."
+                "to 100 %. The probability above is this vote after correction on held-out images. "
+                "Where several models vote, the distance is their mean, and the weight is the mean "
+                "of what the image has in each: nothing where it is not among the nearest."
             ),
         )
     shown = diagnosis.neighbours
@@ -214,7 +216,7 @@ def _show_ledger(diagnosis: Diagnosis) -> None:
                 "rank": st.column_config.NumberColumn(_("Rank"), width="small"),
                 "label": st.column_config.TextColumn(_("Label")),
                 "distance": st.column_config.NumberColumn(_("Distance"), format="%.4f"),
-                "weight": st.column_config.NumberColumn(_("Weight (1 / distance)"), format="%.3f"),
+                "weight": st.column_config.NumberColumn(_("Weight"), format="%.3f"),
                 "share": st.column_config.NumberColumn(_("Share of the vote"), format="%.2f %%"),
                 "key": st.column_config.TextColumn(_("Training image")),
             },

@@ -11,9 +11,8 @@ from core import dicom_export, pdf_report
 from core.diagnosis import Diagnosis, dump_json, to_csv
 from core.ensemble import Model
 from core.explain import outline, overlay, resize_heatmap
-from core.second_look import Scrutiny
+from core.second_look import HEATMAP_METHODS, Scrutiny
 from pages import _shared as shared
-from pages._diagnose_heatmaps import known_scrutiny
 from pages._diagnose_sources import Source
 from pages._text import _, ngettext
 
@@ -21,13 +20,14 @@ _DICOM = "application/dicom"
 _PDF = "application/pdf"
 
 
-def show_case_downloads(model: Model, diagnosis: Diagnosis, source: Source) -> None:
-    """PDF, Secondary Capture and Structured Report of the case on view."""
+def show_case_downloads(
+    model: Model, diagnosis: Diagnosis, source: Source, scrutiny: Scrutiny | None
+) -> None:
+    """PDF, Secondary Capture and Structured Report of the case, with the heatmaps on view."""
     if diagnosis.status == "rejected" or diagnosis.pixels is None:
         return
     stem = PurePath(diagnosis.file).stem or "case"
     pdf_name, sc_name, sr_name = f"{stem}.pdf", f"{stem}-overlay.dcm", f"{stem}-report.dcm"
-    scrutiny = known_scrutiny(diagnosis)
     opacity = st.session_state.get(shared.OPACITY_KEY, 60) / 100
     has_line = bool(st.session_state.get(shared.CONTOUR_KEY))
     st.markdown(
@@ -80,12 +80,15 @@ def _capture(
     pictures = {}
     assert diagnosis.pixels is not None
     height, width = diagnosis.pixels.shape[:2]
-    class_name = scrutiny.class_name if scrutiny else diagnosis.predicted_class or ""
-    for backbone, heatmap in diagnosis.heatmaps_for(class_name).items():
-        fine = resize_heatmap(heatmap, height=height, width=width)
+    if scrutiny is None:
+        sheet = dicom_export.lay_out(diagnosis, {})
+        return dicom_export.build_secondary_capture(diagnosis, sheet, source=source[2]())
+    for heatmap in scrutiny.maps:
+        fine = resize_heatmap(heatmap.values, height=height, width=width)
         picture = overlay(diagnosis.pixels, fine, opacity=opacity)
-        pictures[backbone] = outline(picture, fine) if has_line else picture
-    sheet = dicom_export.lay_out(diagnosis, pictures, class_name=class_name)
+        caption = f"{heatmap.class_name}: {heatmap.backbone}, {HEATMAP_METHODS[heatmap.method]}"
+        pictures[caption] = outline(picture, fine) if has_line else picture
+    sheet = dicom_export.lay_out(diagnosis, pictures)
     return dicom_export.build_secondary_capture(diagnosis, sheet, source=source[2]())
 
 

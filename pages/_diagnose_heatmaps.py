@@ -1,12 +1,14 @@
-"""Diagnose page: the heatmaps of one case, for either class, and what they are worth.
+"""Diagnose page: the heatmaps of one case, for either class, drawn two ways, and their worth.
 
 The pictures come first; the test on this image takes seconds and fills its place afterwards.
 """
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from core import second_look
-from core.diagnosis import Diagnosis
+from core.diagnosis import Diagnosis, Heatmap
 from core.ensemble import Model
 from core.explain import outline, overlay, resize_heatmap
 from core.second_look import MapScrutiny, Scrutiny
@@ -14,20 +16,23 @@ from pages import _shared as shared
 from pages._text import _, class_label, percent, plain
 
 _SETTINGS_WIDTH = 320
+_N_KEPT = 64  # tested sets of heatmaps in a session, a few kilobytes each; the oldest go first
 
 
-def show_heatmaps(model: Model, diagnosis: Diagnosis) -> None:
-    """One overlay per backbone, on the geometry of the image as displayed."""
+def show_heatmaps(model: Model, diagnosis: Diagnosis) -> Scrutiny | None:
+    """One overlay per backbone, on the geometry of the image as displayed; what is on view."""
     if not diagnosis.maps or diagnosis.pixels is None:
-        return
+        return None
     st.markdown(
         "#### " + _("Which part of the image speaks for each class"),
         help=_(
-            "Grad-CAM of the vote: bright areas pulled the answer towards this class. It shows "
-            "where the model looked, not whether it is right, and it does not outline a lesion."
+            "Bright areas pulled the vote towards this class. It shows where the model looked, "
+            "not whether it is right, and it does not outline a lesion."
         ),
     )
-    class_name = _choose_class(model, diagnosis)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        class_name = _choose_class(model, diagnosis)
+        method = _choose_method()
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         opacity = st.slider(
             _("Heatmap opacity"),
@@ -44,14 +49,33 @@ def show_heatmaps(model: Model, diagnosis: Diagnosis) -> None:
             key=shared.CONTOUR_KEY,
             help=_("A line around the area where the heatmap is above half of its highest value."),
         )
-    places = _draw(diagnosis, class_name, opacity=opacity / 100, has_line=has_line)
+    kept: dict[tuple[str, ...], Scrutiny] = st.session_state.setdefault(shared.SCRUTINY_KEY, {})
+    key = (*case_key(diagnosis), diagnosis.model_id, class_name, method)
+    known = kept.get(key)
+    if known is not None:
+        maps = known.maps
+    else:
+        with st.spinner(_("Drawing the heatmaps …")):
+            maps = second_look.draw_maps(model, diagnosis, class_name=class_name, method=method)
+    places = _draw(diagnosis, maps, opacity=opacity / 100, has_line=has_line)
     agreement = st.empty()
-    scrutiny = _find_scrutiny(model, diagnosis, class_name)
+    if known is None:
+        with st.spinner(_("Testing the heatmaps on this image …")):
+            known = kept[key] = second_look.scrutinise(model, diagnosis, maps)
+        while len(kept) > _N_KEPT:
+            del kept[next(iter(kept))]
     for backbone, place in places.items():
         with place.container():
-            _show_test(scrutiny.by_backbone[backbone])
+            _show_test(known.by_backbone[backbone])
     with agreement.container():
-        _show_agreement(diagnosis, scrutiny)
+        _show_agreement(diagnosis, known)
+    return known
+
+
+def case_key(diagnosis: Diagnosis) -> tuple[str, str]:
+    """What tells one reading of a file from another, the way it was shown included."""
+    shown = f"{diagnosis.frame} {diagnosis.window} {diagnosis.is_inverted}"
+    return diagnosis.file, f"{diagnosis.created} {shown}"
 
 
 def _choose_class(model: Model, diagnosis: Diagnosis) -> str:
@@ -68,15 +92,36 @@ def _choose_class(model: Model, diagnosis: Diagnosis) -> str:
     return chosen or leading
 
 
+def _choose_method() -> str:
+    names = {
+        second_look.GRAD_CAM: second_look.HEATMAP_METHODS[second_look.GRAD_CAM],  # a name
+        second_look.INTEGRATED: _("integrated gradients of the vote"),
+    }
+    chosen = st.segmented_control(
+        _("Drawn by"),
+        list(second_look.HEATMAP_METHODS),
+        default=second_look.GRAD_CAM,
+        required=True,
+        format_func=names.__getitem__,
+        key=shared.METHOD_KEY,
+        help=_(
+            "Grad-CAM weighs the last layer, whose cells each see a large part of the image: its "
+            "bright area may lie beside the lesion. Integrated gradients follow the vote from a "
+            "picture without places to this one and add up what each place contributes: finer, "
+            "and a few seconds slower. Each is tested on this image; trust the one that passes."
+        ),
+    )
+    return chosen or second_look.GRAD_CAM
+
+
 def _draw(
-    diagnosis: Diagnosis, class_name: str, *, opacity: float, has_line: bool
+    diagnosis: Diagnosis, maps: Sequence[Heatmap], *, opacity: float, has_line: bool
 ) -> dict[str, "st.delta_generator.DeltaGenerator"]:
     """The image and its overlays; under each overlay an empty place for its test."""
     assert diagnosis.pixels is not None
-    heatmaps = diagnosis.heatmaps_for(class_name)
     height, width = diagnosis.pixels.shape[:2]
     places = {}
-    with st.grid(len(heatmaps) + 1, min_column_width=240):
+    with st.grid(len(maps) + 1, min_column_width=240):
         with st.container():
             st.image(
                 diagnosis.pixels,
@@ -85,8 +130,8 @@ def _draw(
                 alt=_("The image that was read: {name}").format(name=diagnosis.file),
             )
             st.caption(_("The image alone"))
-        for backbone, heatmap in heatmaps.items():
-            fine = resize_heatmap(heatmap, height=height, width=width)
+        for heatmap in maps:
+            fine = resize_heatmap(heatmap.values, height=height, width=width)
             picture = overlay(diagnosis.pixels, fine, opacity=opacity)
             with st.container():
                 st.image(
@@ -94,35 +139,12 @@ def _draw(
                     width="stretch",
                     output_format="PNG",
                     alt=_("Heatmap of {backbone}: bright areas speak for {name}").format(
-                        backbone=backbone, name=class_label(class_name)
+                        backbone=heatmap.backbone, name=class_label(heatmap.class_name)
                     ),
                 )
-                st.caption(_("Seen by {backbone}").format(backbone=plain(backbone)))
-                places[backbone] = st.empty()
+                st.caption(_("Seen by {backbone}").format(backbone=plain(heatmap.backbone)))
+                places[heatmap.backbone] = st.empty()
     return places
-
-
-def _find_scrutiny(model: Model, diagnosis: Diagnosis, class_name: str) -> Scrutiny:
-    """Tested once per case and class; kept for the session with the results."""
-    kept: dict[tuple[str, str, str], Scrutiny] = st.session_state.setdefault(
-        shared.SCRUTINY_KEY, {}
-    )
-    key = _key(diagnosis, class_name)
-    if key not in kept:
-        with st.spinner(_("Testing the heatmaps on this image …")):
-            kept[key] = second_look.scrutinise(model, diagnosis, class_name=class_name)
-    return kept[key]
-
-
-def known_scrutiny(diagnosis: Diagnosis) -> Scrutiny | None:
-    """The test of the heatmaps for the class that leads, where it was made."""
-    kept: dict[tuple[str, str, str], Scrutiny] = st.session_state.get(shared.SCRUTINY_KEY, {})
-    return kept.get(_key(diagnosis, diagnosis.predicted_class or ""))
-
-
-def _key(diagnosis: Diagnosis, class_name: str) -> tuple[str, str, str]:
-    shown = f"{diagnosis.frame} {diagnosis.window} {diagnosis.is_inverted}"
-    return f"{diagnosis.file} {diagnosis.created} {shown}", diagnosis.model_id, class_name
 
 
 def _show_test(scrutiny: MapScrutiny) -> None:
@@ -131,7 +153,10 @@ def _show_test(scrutiny: MapScrutiny) -> None:
         st.markdown(":material/check: " + _("**Better than chance on this image**"))
     else:
         st.warning(
-            _("**No better than chance on this image.** Do not lean on this heatmap."),
+            _(
+                "**No better than chance on this image.** Do not lean on this heatmap; see whether "
+                "the other way of drawing it passes."
+            ),
             icon=":material/warning:",
         )
     st.caption(

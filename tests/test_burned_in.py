@@ -19,7 +19,10 @@ def write(pixels: np.ndarray, text: str, *, size: int, at: tuple[int, int]) -> n
 @pytest.mark.parametrize("size", [18, 28, 44])
 def test_a_name_is_found_where_it_stands(size: int) -> None:
     drawn = phantom.draw(1, is_diseased=True, size=768).pixels
+    mark = phantom.find_mark(drawn)
+    assert mark is not None
     assert find_text(drawn)  # its own mark, SYNTHETIC
+    assert all(region.lies_in(mark) for region in find_text(drawn))
     eye = drawn[:-40]
     assert find_text(eye) == ()
     regions = find_text(write(eye, "DOE^JANE 4711", size=size, at=(20, 670)))
@@ -27,6 +30,8 @@ def test_a_name_is_found_where_it_stands(size: int) -> None:
     assert regions[0].n_letters >= 4
     assert regions[0].top > 0.85
     assert regions[0].left < 0.1
+    beside = write(drawn, "DOE^JANE", size=size, at=(20, 670))  # above the mark
+    assert any(not region.lies_in(mark) for region in find_text(beside))
 
 
 def test_dark_letters_on_light_are_found() -> None:

@@ -139,7 +139,7 @@ def test_a_validator_finds_no_error(source: bytes, tmp_path: Path) -> None:
 def test_the_sheet_keeps_the_overlays_pixels_and_is_stored_whole(source: bytes) -> None:
     shown = dataclasses.replace(CASE, pixels=PICTURE)
     overlays = {"a": PICTURE, "b": 255 - PICTURE}
-    sheet = lay_out(shown, overlays, class_name="pneumonia")
+    sheet = lay_out(shown, overlays)
     height, width = PICTURE.shape[:2]
     side = sheet.shape[1] // 2
     np.testing.assert_array_equal(sheet[-height:, :width], PICTURE)

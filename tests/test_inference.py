@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
@@ -11,6 +12,7 @@ from sklearn.datasets import load_sample_images
 from core.bundle import ModelBundle
 from core.datasets import Dataset, read_dataset
 from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
+from core.ensemble import Ensemble
 from core.errors import DataError, ImageError
 from core.image_io import Image, decode, encode_png, load
 from core.inference import diagnose, evaluate, reject
@@ -179,3 +181,18 @@ def test_evaluate_refuses_other_classes_and_absent_splits(
         evaluate(tiny_bundle, other, split="test")
     with pytest.raises(DataError, match="has no holdout split; it has test, train, val"):
         evaluate(tiny_bundle, phantom_dataset, split="holdout")
+
+
+def test_the_generators_mark_is_no_burned_in_text_but_a_name_beside_it_is(
+    tiny_ensemble: Ensemble,
+) -> None:
+    drawn = draw(900_001, is_diseased=True, size=384).pixels
+    named = drawn.copy()
+    cv2.putText(named, "DOE 4711", (150, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255,) * 3, 2)
+    images = [decode(encode_png(p), name="a.png") for p in (drawn, named, named[:-10])]
+    marked, both, unmarked = diagnose(tiny_ensemble, images, explain=False)
+    assert (marked.has_synthetic_mark, marked.burned_in) == (True, ())
+    assert both.has_synthetic_mark
+    assert both.burned_in
+    assert not unmarked.has_synthetic_mark
+    assert unmarked.burned_in

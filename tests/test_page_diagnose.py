@@ -68,6 +68,12 @@ def worklist(app: AppTest) -> list[dict[str, object]]:
     return list(app.dataframe[0].value.to_dict("records"))
 
 
+def refusals(app: AppTest) -> list[str]:
+    """One line per file that was not read."""
+    listed = next(e for e in app.expander if "not read" in e.label or "未能读取" in e.label)
+    return str(listed.markdown[0].value).splitlines()
+
+
 def picker(app: AppTest) -> Any:
     return next(s for s in app.selectbox if str(s.key).startswith(shared.PICKER_KEY))
 
@@ -132,6 +138,12 @@ def test_an_image_gets_an_answer_with_its_evidence(app: AppTest) -> None:
     assert not app.exception
     app.toggle(key=shared.CONTOUR_KEY).set_value(True).run()
     assert not app.exception
+    before = [s.by_backbone for s in app.session_state[shared.SCRUTINY_KEY].values()]
+    app.segmented_control(key=shared.METHOD_KEY).set_value("integrated").run()
+    assert not app.exception
+    kept = app.session_state[shared.SCRUTINY_KEY]
+    assert [key[-2:] for key in kept][-1] == (other, "integrated")
+    assert len(kept) == len(before) + 1  # worked out when asked for, not with the answer
     assert len(app.get("plotly_chart")) >= 1  # the map, and the bar unless the image is unfamiliar
     heatmaps = [c.value for c in app.caption if c.value.startswith("Seen by")]
     assert len(heatmaps) == len(diagnosis.heatmaps) > 0
@@ -142,8 +154,9 @@ def test_a_bad_file_stands_beside_good_results(app: AppTest) -> None:
     assert not app.exception
     rows = worklist(app)
     assert [row["answer"] == "Not read" for row in rows] == [False, True, True]
-    assert str(rows[1]["reason"]).startswith("Expected PNG, JPEG")
-    assert "empty" in str(rows[2]["reason"])
+    reasons = refusals(app)
+    assert reasons[0].startswith("- **report.pdf**: Expected PNG, JPEG")
+    assert "empty" in reasons[1]
 
 
 def test_previous_next_and_the_list_choose_the_case(app: AppTest) -> None:
@@ -230,7 +243,7 @@ def test_a_zip_is_its_files_and_a_bad_one_has_its_reason(app: AppTest) -> None:
     rows = worklist(app)
     assert [row["file"] for row in rows] == ["one.png", "notes.txt", "bad.zip"]
     assert [row["answer"] == "Not read" for row in rows] == [False, True, True]
-    assert "damaged" in str(rows[2]["reason"])
+    assert "damaged" in refusals(app)[1]
 
 
 def test_reader_first_hides_the_answer_until_the_read_is_committed(
@@ -270,7 +283,10 @@ def test_patient_tags_are_shown_only_when_asked_and_text_is_warned_of(app: AppTe
     find(app.toggle, "Show patient tags").set_value(True).run()
     assert "Patient ID: **1CT1**" in words(app)
     upload(app, name)
-    assert "seems to hold burned-in text" in words(app)
+    assert "seems to hold burned-in text** (lower edge)" in words(app)
+    upload(app, picture())
+    assert "burned-in text" not in words(app)  # the generator's own mark is known
+    assert "Bears the mark of NeighborDx's drawn images" in words(app)
 
 
 def test_a_case_can_be_taken_along(app: AppTest) -> None:
@@ -309,7 +325,7 @@ def test_everything_changes_language(app: AppTest) -> None:
     app.segmented_control(key="lang").set_value("zh_CN").run()
     assert not app.exception
     assert "仅供研究" in words(app)
-    assert "文件为空" in str(worklist(app)[1]["reason"])
+    assert "文件为空" in refusals(app)[0]
     chart = json.loads(app.get("plotly_chart")[-1].proto.spec)
     assert {"本图像", "正常", "患病"} <= {trace.get("name") for trace in chart["data"]}
     assert picker(app).options[1].endswith("未能读取")
@@ -390,7 +406,7 @@ def test_a_fault_in_one_file_leaves_the_others(
     assert not app.exception
     rows = worklist(app)
     assert rows[0]["answer"] != "Not read"
-    assert "server log" in str(rows[1]["reason"])
+    assert "server log" in refusals(app)[0]
 
 
 def test_our_own_limits_are_enforced(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:

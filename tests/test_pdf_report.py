@@ -13,7 +13,7 @@ from core.image_io import decode, encode_png
 from core.inference import diagnose, reject
 from core.pdf_report import build_pdf
 from core.phantom import draw
-from core.second_look import scrutinise
+from core.second_look import draw_maps, scrutinise
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,10 @@ def read(data: bytes) -> str:
 
 
 def test_the_page_says_all_that_it_must(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
-    scrutiny = scrutinise(tiny_ensemble, case, class_name=case.predicted_class or "")
+    maps = draw_maps(
+        tiny_ensemble, case, class_name=case.predicted_class or "", method="integrated"
+    )
+    scrutiny = scrutinise(tiny_ensemble, case, maps)
     answered = dataclasses.replace(case, reader=ReaderRead("normal", 0.8, case.created))
     data = build_pdf(tiny_ensemble, answered, scrutiny=scrutiny)
     text = read(data)
@@ -40,6 +43,7 @@ def test_the_page_says_all_that_it_must(tiny_ensemble: Ensemble, case: Diagnosis
         case.data_id.split("+")[0],
         case.created[:10],
         "80% sure",
+        "integrated gradients of the vote",
         "chance",
         "Nearest training images",
         case.neighbours[0].key.split("/")[-1],

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from core.errors import DataError
-from core.phantom import draw, write_dataset
+from core.image_io import decode, encode_jpeg
+from core.phantom import draw, find_mark, write_dataset
 
 
 def test_same_seed_same_bytes_and_another_seed_another_eye() -> None:
@@ -55,3 +56,19 @@ def test_a_data_set_is_balanced_shared_by_nobody_and_written_once(tmp_path: Path
 def test_too_small_an_eye_is_refused() -> None:
     with pytest.raises(DataError, match="at least 64 px, got 32"):
         draw(0, is_diseased=False, size=32)
+
+
+@pytest.mark.parametrize("size", [64, 384])
+def test_the_mark_is_recognised_and_nothing_else(size: int, rng: np.random.Generator) -> None:
+    eye = draw(11, is_diseased=False, size=size).pixels
+    before = eye.copy()
+    mark = find_mark(eye)
+    assert mark is not None
+    assert mark.left < 0.05
+    assert mark.top > 0.85
+    np.testing.assert_array_equal(eye, before)
+    assert find_mark(decode(encode_jpeg(eye), name="eye.jpg").pixels) == mark
+    assert find_mark(eye[:-1]) is None  # no square: another program's picture
+    assert find_mark(np.ascontiguousarray(eye[::-1])) is None
+    assert find_mark(np.full_like(eye, 190)) is None
+    assert find_mark(rng.integers(0, 255, eye.shape, dtype=np.uint8)) is None

@@ -7,17 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.attribution import INTEGRATED, explain_vote
 from core.bundle import ModelBundle
 from core.diagnosis import Diagnosis, Heatmap
 from core.ensemble import Ensemble
-from core.errors import ShapeError
+from core.errors import ConfigError, ShapeError
+from core.explain import find_voters
 from core.image_io import decode, encode_png
 from core.inference import diagnose
 from core.phantom import draw
 from core.second_look import (
+    HEATMAP_METHODS,
     compute_coverage,
     compute_map_agreement,
     describe_reliability,
+    draw_maps,
     load_case,
     scrutinise,
 )
@@ -29,9 +33,14 @@ def case(tiny_ensemble: Ensemble) -> Diagnosis:
     return diagnose(tiny_ensemble, [image])[0]
 
 
-def test_every_heatmap_is_tested_for_either_class(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+@pytest.mark.parametrize("method", HEATMAP_METHODS)
+def test_every_heatmap_is_tested_for_either_class(
+    tiny_ensemble: Ensemble, case: Diagnosis, method: str
+) -> None:
     for class_name in tiny_ensemble.class_names:
-        found = scrutinise(tiny_ensemble, case, class_name=class_name)
+        maps = draw_maps(tiny_ensemble, case, class_name=class_name, method=method)
+        found = scrutinise(tiny_ensemble, case, maps)
+        assert (found.class_name, found.method, found.maps) == (class_name, method, maps)
         assert set(found.by_backbone) == set(case.heatmaps_for(class_name))
         for one in found.by_backbone.values():
             assert 0.0 <= one.test.deletion <= 1.0
@@ -40,9 +49,33 @@ def test_every_heatmap_is_tested_for_either_class(tiny_ensemble: Ensemble, case:
         assert found.map_agreement is not None
 
 
+def test_maps_by_integrated_gradients_are_those_of_the_vote(tiny_bundle: ModelBundle) -> None:
+    image = decode(encode_png(draw(900001, is_diseased=True, size=96).pixels), name="a.png")
+    case = diagnose(tiny_bundle, [image])[0]
+    maps = draw_maps(tiny_bundle, case, class_name="disease", method=INTEGRATED)
+    embedded = tiny_bundle.embedder.embed_batch([image.pixels])
+    expected = explain_vote(
+        tiny_bundle.embedder,
+        [a[:, 0] for a in embedded.activations],
+        class_index=tiny_bundle.class_names.index("disease"),
+        neighbours=find_voters(tiny_bundle.gallery, embedded.embeddings[0], k=tiny_bundle.n_shown),
+    )
+    assert {m.backbone for m in maps} == set(expected)
+    for heatmap in maps:
+        np.testing.assert_allclose(heatmap.values, expected[heatmap.backbone], atol=1e-5)
+        assert not np.array_equal(heatmap.values, case.heatmaps_for("disease")[heatmap.backbone])
+        assert heatmap.views.min() >= 0.0
+        assert heatmap.views.shape[0] == 4
+
+
 def test_a_case_without_heatmaps_cannot_be_tested(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+    bare = dataclasses.replace(case, maps=())
     with pytest.raises(ShapeError, match="'disease'"):
-        scrutinise(tiny_ensemble, dataclasses.replace(case, maps=()), class_name="disease")
+        draw_maps(tiny_ensemble, bare, class_name="disease")
+    with pytest.raises(ConfigError, match="'magic'"):
+        draw_maps(tiny_ensemble, case, class_name="disease", method="magic")
+    with pytest.raises(ShapeError, match="one class and method"):
+        scrutinise(tiny_ensemble, case, case.maps)
 
 
 def test_agreement_by_hand() -> None:
