@@ -11,7 +11,7 @@ from core.activation import Verdict
 from core.config import Settings
 from core.registry import ModelSummary
 from pages import _shared as shared
-from pages._text import N_, _, class_label, moment, plain
+from pages._text import N_, _, class_label, moment, ngettext, plain
 
 _VERDICTS = {
     "first": N_("No other model is in use."),
@@ -48,42 +48,34 @@ def _directory() -> Path:
 def show_list(models: Sequence[ModelSummary]) -> None:
     """All models with their figures."""
     active = registry.active_model_id(_directory())
-    st.dataframe(
-        pd.DataFrame([_row(model, active) for model in models]),
-        hide_index=True,
-        alt=_("Table of all models with their figures"),
-        placeholder="–",
-        column_config={
-            "use": st.column_config.TextColumn(_("In use"), width=60),
-            "model": st.column_config.TextColumn(_("Model"), width=150),
-            "accuracy": st.column_config.NumberColumn(_("Accuracy"), format="%.3f", width=80),
-            "auroc": st.column_config.NumberColumn(_("AUROC"), format="%.3f", width=80),
-            "recipe": st.column_config.TextColumn(_("Recipe"), width=190),
-            "n": st.column_config.NumberColumn(_("Training images"), width=110),
-            "classes": st.column_config.TextColumn(_("Classes"), width=150),
-            "data": st.column_config.TextColumn(_("Data"), width=110),
-            "created": st.column_config.TextColumn(_("Made (UTC)"), width=130),
-            "size": st.column_config.TextColumn(_("Size"), width=80),
-            "source": st.column_config.TextColumn(_("Pretrained weights"), width=180),
-        },
+    rows = [_row(model, is_active=model.model_id == active) for model in models]
+    # Not st.dataframe: its cells do not wrap, so on a narrow screen columns are out of sight.
+    st.table(pd.DataFrame(rows), hide_index=True, alt=_("Table of all models with their figures"))
+    st.caption(
+        _(
+            "★ is the model in use. Accuracy and AUROC are those of each model's own validation "
+            "images."
+        )
     )
-    st.caption(_("Accuracy and AUROC are those of each model's own validation images."))
 
 
-def _row(model: ModelSummary, active: str | None) -> dict[str, object]:
+def _row(model: ModelSummary, *, is_active: bool) -> dict[str, str]:
+    classes = " / ".join(class_label(name) for name in model.class_names)
+    images = ngettext("{n} image", "{n} images", model.n_gallery).format(n=model.n_gallery)
+    trained_on = ", ".join([images, classes, model.data_id]) if model.n_gallery else "–"
     return {
-        "use": "★" if model.model_id == active else "",
-        "model": model.model_id,
-        "accuracy": model.val_accuracy,
-        "auroc": model.val_auroc,
-        "recipe": model.problem or _recipe(model),
-        "n": model.n_gallery or None,
-        "classes": " / ".join(class_label(name) for name in model.class_names),
-        "data": model.data_id,
-        "created": moment(model.created),
-        "size": f"{model.n_bytes / 1e6:.1f} MB",
-        "source": model.weight_source,
+        _("Model"): ("★ " if is_active else "") + f"**{plain(model.model_id)}**",
+        _("Accuracy"): _say_figure(model.val_accuracy),
+        _("AUROC"): _say_figure(model.val_auroc),
+        _("Recipe"): plain(model.problem or _recipe(model)),
+        _("Trained on"): plain(trained_on),
+        _("Pretrained weights"): plain(model.weight_source) or "–",
+        _("Made (UTC), size"): f"{plain(moment(model.created))}, {model.n_bytes / 1e6:.1f} MB",
     }
+
+
+def _say_figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _recipe(model: ModelSummary) -> str:

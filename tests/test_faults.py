@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from core import jobs, registry
@@ -31,45 +32,75 @@ TARGETS = {  # what a kill hits
     "supervisor": ("supervisor",),
     "both": ("server", "supervisor", "worker"),
 }
+SHORT = ["train.epochs=6", "train.val_fraction=0.25", "train.n_views=2"]
 OVERRIDES = ["train.epochs=40", "train.val_fraction=0.25", "train.n_views=3"]
 
 
 class WarmServer:
-    """Servers that share their imports, see ``warm_server.py``."""
+    """Servers that share their imports, see ``warm_server.py``; one at a time."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
+        self.current: state.ProcessId | None = None
         self.read()  # "ready"
 
     def read(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def serve(self, **wanted: str) -> state.ProcessId:
+    def serve(self, checkpoints: Path, **wanted: object) -> None:
         """A new server; it starts or resumes what is wanted."""
+        kill(self.current)
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(wanted) + "\n")
+        line = json.dumps({"checkpoints": str(checkpoints), **wanted}, default=str)
+        self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-        return state.identify(int(self.read()))
+        self.current = state.identify(int(self.read()))
+
+    def start(self, checkpoints: Path, data: Path, name: str, overrides: list[str]) -> Job:
+        """A new server that starts a training."""
+        checkpoints.mkdir(exist_ok=True)
+        self.serve(checkpoints, data=data, name=name, overrides=overrides)
+        wait_for(lambda: state.list_folders(state.jobs_dir(checkpoints)), seconds=300)
+        return read_only_job(checkpoints)
+
+    def resume(self, checkpoints: Path) -> None:
+        """A new server that resumes the one job there is."""
+        self.serve(checkpoints, resume=read_only_job(checkpoints).job_id)
+        wait_for(lambda: not read_only_job(checkpoints).can_resume, seconds=300)
 
 
-@pytest.fixture
-def warm(data: Path, tmp_path: Path) -> Iterator[WarmServer]:
-    (tmp_path / "ck").mkdir()
+@pytest.fixture(scope="module")
+def warm_process() -> Iterator["subprocess.Popen[str]"]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1"}
-    environment |= {"OMP_NUM_THREADS": "1", "NEIGHBORDX_CHECKPOINTS": str(tmp_path / "ck")}
+    environment |= {"OMP_NUM_THREADS": "1", "NEIGHBORDX_DEVICE": "cpu", "NEIGHBORDX_THREADS": "1"}
     with subprocess.Popen(
-        [sys.executable, "tests/warm_server.py", str(tmp_path / "ck"), str(data)],
+        [sys.executable, "tests/warm_server.py"],
         cwd=ROOT,
-        env=environment | {"NEIGHBORDX_DEVICE": "cpu", "NEIGHBORDX_THREADS": "1"},
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        try:
-            yield WarmServer(process)
-        finally:
-            process.kill()
+        yield process
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def warm_module(warm_process: "subprocess.Popen[str]") -> WarmServer:
+    return WarmServer(warm_process)
+
+
+@pytest.fixture
+def warm(warm_module: WarmServer, tmp_path: Path) -> Iterator[WarmServer]:
+    """Warm servers; whatever they have started is ended after the test."""
+    yield warm_module
+    kill(warm_module.current)
+    for checkpoints in tmp_path.rglob(".jobs"):
+        for folder in state.list_folders(checkpoints):
+            job = state.read_job(folder)
+            kill(job.supervisor)
+            kill(job.worker)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +108,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms") / "data"
     write_dataset(folder, n_train=64, n_test=4, size=64)
     return folder
-
-
-def start(settings: Settings, data: Path, name: str = "m") -> Job:
-    params = {"data": str(data), "name": name, "preset": "tiny-random", "overrides": OVERRIDES}
-    return jobs.start("train", params, title=name, settings=settings)
 
 
 def check_whole(checkpoints: Path) -> None:
@@ -99,12 +125,9 @@ def kill(process: state.ProcessId | None) -> None:
         os.kill(process.pid, signal.SIGKILL)
 
 
-def wait_until_ended(checkpoints: Path, job: Job, *, seconds: float = 300) -> Job:
-    end = time.monotonic() + seconds
-    while (now := jobs.find(checkpoints, job.job_id)).is_open:
-        assert time.monotonic() < end, now
-        time.sleep(0.2)
-    return now
+def wait_until_ended(checkpoints: Path) -> Job:
+    wait_for(lambda: not read_only_job(checkpoints).is_open, seconds=1200)
+    return read_only_job(checkpoints)
 
 
 def read_only_job(checkpoints: Path) -> Job:
@@ -127,49 +150,41 @@ def is_settled(checkpoints: Path) -> bool:
 
 
 def test_sigkill_at_twenty_random_moments_of_job_server_and_both(
-    warm: WarmServer, tmp_path: Path
+    warm: WarmServer, data: Path, tmp_path: Path
 ) -> None:
     """Each moment has a job of its own, killed, found by the next server, resumed, finished."""
     checkpoints = tmp_path / "ck"
     began = time.monotonic()
-    server = warm.serve(name="whole")
-    wait_for(lambda: (checkpoints / "whole" / "config.json").is_file(), seconds=300)
-    wait_for(lambda: read_only_job(checkpoints).status == "done", seconds=30)
+    warm.start(checkpoints, data, "whole", SHORT)
+    assert wait_until_ended(checkpoints).status == "done"
     length = time.monotonic() - began  # of an undisturbed job
     rng = np.random.default_rng(4)
     hit = []
     for index in range(N_KILLS):
         target = list(TARGETS)[index % len(TARGETS)]
         jobs.delete(checkpoints, read_only_job(checkpoints).job_id)
-        kill(server)
-        server = warm.serve(name=f"m{index}")
-        wait_for(lambda: state.list_folders(state.jobs_dir(checkpoints)), seconds=60)
+        warm.start(checkpoints, data, f"m{index}", SHORT)
         time.sleep(float(rng.uniform(0.0, length)))
         before = read_only_job(checkpoints)
         hit.append((target, before.status, round(before.progress, 2)))
         for name in TARGETS[target]:
-            kill(server if name == "server" else getattr(before, name))
+            kill(warm.current if name == "server" else getattr(before, name))
         check_whole(checkpoints)
-        if not state.is_alive(server):
-            server = warm.serve()
-        wait_for(lambda: is_settled(checkpoints), seconds=60)
+        if "server" in TARGETS[target]:
+            warm.serve(checkpoints)
+        wait_for(lambda: is_settled(checkpoints), seconds=300)
         found = read_only_job(checkpoints)
         if target == "server":
             assert found.is_open or found.status == "done", found
         if found.status == "failed":
             assert found.error_code in ("job.interrupted", "job.killed"), found
             assert found.can_resume
-            kill(server)
-            server = warm.serve(resume=found.job_id)
-            wait_for(lambda: read_only_job(checkpoints).status != "failed", seconds=60)
-        wait_for(lambda: not read_only_job(checkpoints).is_open, seconds=300)
-        assert read_only_job(checkpoints).status == "done", read_only_job(checkpoints)
+            warm.resume(checkpoints)
+        assert wait_until_ended(checkpoints).status == "done", read_only_job(checkpoints)
         check_whole(checkpoints)
-        assert [m.model_id for m in registry.list_models(checkpoints)] == sorted(
-            {f"m{index}", "whole"}
-        )
+        names = [m.model_id for m in registry.list_models(checkpoints)]
+        assert names == sorted({f"m{index}", "whole"})
         registry.delete_model(checkpoints, f"m{index}")
-    kill(server)
     print(hit)  # noqa: T201 - with pytest -s: where the kills fell
     assert sum(status == "running" for _target, status, _done in hit) >= N_KILLS // 2
     registry.clean_leftovers(checkpoints)
@@ -195,23 +210,23 @@ def small_disk(folder: Path, *, megabytes: int) -> Iterator[Path]:
 
 @pytest.mark.parametrize("free_mb", [1, 3, 8, 14])
 def test_a_full_disk_ends_in_a_clear_state_and_goes_on_when_there_is_room(
-    data: Path, tmp_path: Path, free_mb: int
+    warm: WarmServer, data: Path, tmp_path: Path, free_mb: int
 ) -> None:
     with small_disk(tmp_path / "disk", megabytes=200) as disk:
         checkpoints = disk / "ck"
-        settings = Settings(checkpoints_dir=checkpoints, device="cpu", n_threads=1)
-        job = start(settings, data)
+        warm.start(checkpoints, data, "m", OVERRIDES)
         ballast = disk / "ballast"
         leave(ballast, disk, megabytes=free_mb)
-        ended = wait_until_ended(checkpoints, job)
+        ended = wait_until_ended(checkpoints)
         assert ended.status == "failed"
         assert ended.error_code in ("job.disk", "data.disk"), ended
         assert registry.list_models(checkpoints) == []
         assert not list(checkpoints.glob(".writing-*"))
         ballast.unlink()
-        jobs.resume(checkpoints, job.job_id, settings=settings)
-        assert wait_until_ended(checkpoints, job).status == "done"
+        warm.resume(checkpoints)
+        assert wait_until_ended(checkpoints).status == "done"
         check_whole(checkpoints)
+        kill(warm.current)
 
 
 def leave(ballast: Path, disk: Path, *, megabytes: int) -> None:
@@ -220,28 +235,70 @@ def leave(ballast: Path, disk: Path, *, megabytes: int) -> None:
         os.posix_fallocate(handle.fileno(), 0, free)
 
 
+def wait_for_log(checkpoints: Path, words: str) -> None:
+    folder = jobs.folder_of(checkpoints, read_only_job(checkpoints).job_id)
+    wait_for(lambda: words in (folder / "log.txt").read_text(encoding="utf-8"), seconds=600)
+
+
 def test_data_removed_while_it_runs_ends_clearly_and_goes_on_when_it_is_back(
-    data: Path, tmp_path: Path
+    warm: WarmServer, data: Path, tmp_path: Path
 ) -> None:
     checkpoints = tmp_path / "ck"
-    settings = Settings(checkpoints_dir=checkpoints, device="cpu", n_threads=1)
     mine = tmp_path / "data"
     shutil.copytree(data, mine)
-    job = start(settings, mine)
-    folder = jobs.folder_of(checkpoints, job.job_id)
-    end = time.monotonic() + 120
-    while "running the trunks" not in (folder / "log.txt").read_text(encoding="utf-8"):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    warm.start(checkpoints, mine, "m", OVERRIDES)
+    wait_for_log(checkpoints, "running the trunks")
     mine.rename(tmp_path / "moved")
-    ended = wait_until_ended(checkpoints, job)
+    ended = wait_until_ended(checkpoints)
     if ended.status == "done":
         pytest.skip("all images had been read before the folder was moved")
     assert (ended.status, ended.error_code) == ("failed", "data.removed")
     assert registry.list_models(checkpoints) == []
     (tmp_path / "moved").rename(mine)
-    jobs.resume(checkpoints, job.job_id, settings=settings)
-    assert wait_until_ended(checkpoints, job).status == "done"
+    warm.resume(checkpoints)
+    assert wait_until_ended(checkpoints).status == "done"
+
+
+def limit_address_space(process: psutil.Process) -> None:
+    """No allocation that needs a new page succeeds any more."""
+    process.rlimit(psutil.RLIMIT_AS, (2**20, 2**20))
+
+
+def limit_by_kernel(process: psutil.Process) -> None:
+    """The kernel ends the process as soon as it needs some megabytes more."""
+    group = Path(f"/sys/fs/cgroup/memory/neighbordx-{process.pid}")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("4M", encoding="ascii")
+        (group / "cgroup.procs").write_text(str(process.pid), encoding="ascii")
+    except OSError as err:
+        pytest.skip(f"a limit of memory needs the right to make a control group: {err}")
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"), [(limit_address_space, "job.memory"), (limit_by_kernel, "job.killed")]
+)
+def test_memory_that_runs_out_is_said_and_the_job_goes_on_later(
+    warm: WarmServer,
+    data: Path,
+    tmp_path: Path,
+    limit: Callable[[psutil.Process], None],
+    code: str,
+) -> None:
+    checkpoints = tmp_path / "ck"
+    warm.start(checkpoints, data, "m", OVERRIDES)
+    wait_for_log(checkpoints, "training begins")
+    worker = read_only_job(checkpoints).worker
+    assert worker is not None
+    limit(psutil.Process(worker.pid))
+    ended = wait_until_ended(checkpoints)
+    assert (ended.status, ended.error_code) == ("failed", code)
+    assert registry.list_models(checkpoints) == []
+    warm.resume(checkpoints)
+    assert wait_until_ended(checkpoints).status == "done"
+    check_whole(checkpoints)
+    for group in Path("/sys/fs/cgroup/memory").glob(f"neighbordx-{worker.pid}"):
+        group.rmdir()
 
 
 def test_two_users_start_at_once_one_runs_one_waits_both_see_both(
@@ -251,7 +308,7 @@ def test_two_users_start_at_once_one_runs_one_waits_both_see_both(
     checkpoints.mkdir()
     command = [sys.executable, "-m", "core", "jobs", "train", "--data", str(data)]
     command += ["--preset", "tiny-random", "--checkpoints", str(checkpoints)]
-    for setting in OVERRIDES:
+    for setting in SHORT:
         command += ["--set", setting]
     environment = {**os.environ, "NEIGHBORDX_DEVICE": "cpu", "NEIGHBORDX_THREADS": "1"}
     both = [

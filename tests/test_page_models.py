@@ -35,9 +35,10 @@ def words(app: AppTest) -> str:
 
 def test_the_list_and_the_card_of_the_model_in_use(app: AppTest) -> None:
     assert not app.exception
-    table = app.dataframe[0].value
-    assert list(table["model"]) == ["demo", "demo-metric", "demo-triplet"]
-    assert list(table["use"]) == ["★", "", ""]
+    table = app.table[0].value
+    assert list(table["Model"]) == ["★ **demo**", "**demo\\-metric**", "**demo\\-triplet**"]
+    assert all("normal / disease" in cell for cell in table["Trained on"])
+    assert "metric\\-ensemble" in table["Recipe"][1]
     assert "This model is in use." in words(app)
     assert "Research use, not a diagnosis" in words(app)
 
@@ -53,7 +54,7 @@ def test_a_model_goes_through_the_gate_into_use_and_back(app: AppTest, checkpoin
     app.button(key="models_roll_back").click().run()
     assert registry.active_model_id(checkpoints) == "demo"
     assert [e.action for e in read_history(checkpoints)] == ["activate", "roll-back"]
-    assert list(app.dataframe[1].value["model"]) == ["demo", "demo-metric"]
+    assert list(app.dataframe[0].value["model"]) == ["demo", "demo-metric"]
 
 
 def test_against_the_gate_a_reason_is_needed(app: AppTest, checkpoints: Path) -> None:

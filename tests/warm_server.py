@@ -1,10 +1,11 @@
 """A stand-in for the app's server whose jobs start at once: not a test, a program for the tests.
 
-``python tests/warm_server.py CHECKPOINTS DATA`` imports all that a job needs once and then forks:
-per line of its input a server, as ``{"name": ...}`` (starts a training), ``{"resume": job_id}`` or
-``{}``, and prints the server's process id. Server, supervisor and worker are processes of their own
-and run the app's own code; only ``python -m core.jobs`` is replaced by a fork, which spares the
-seconds of imports that twenty kills would otherwise cost twenty times.
+``python tests/warm_server.py`` imports all that a job needs once and then forks: per line of its
+input a server for ``{"checkpoints": folder}``, with ``data``, ``name`` and ``overrides`` one that
+starts a training, with ``resume`` one that resumes a job; it prints the server's process id.
+Server, supervisor and worker are processes of their own and run the app's own code; only
+``python -m core.jobs`` is replaced by a fork, which spares the seconds of imports that twenty kills
+would otherwise cost twenty times.
 """
 
 import json
@@ -24,7 +25,6 @@ from core.jobs import __main__ as jobs_main
 from core.jobs import metrics, work
 
 WARM = (ensemble_training, training, watching, metrics)
-OVERRIDES = ["train.epochs=6", "train.val_fraction=0.25", "train.n_views=2"]
 POLL_S = 0.1
 
 
@@ -104,14 +104,15 @@ def fork(task: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def serve(checkpoints: Path, data: Path, wanted: dict[str, str]) -> None:
+def serve(wanted: dict[str, Any]) -> None:
     """What the app does: look for orphans, start what is asked for, poll as pages do."""
+    checkpoints = Path(wanted["checkpoints"])
     settings = Settings(checkpoints_dir=checkpoints, device="cpu", n_threads=1)
     registry.clean_leftovers(checkpoints)
     jobs.settle(checkpoints)
     if "name" in wanted:
-        params = {"data": str(data), "name": wanted["name"], "preset": "tiny-random"}
-        params |= {"overrides": OVERRIDES}
+        params = {key: wanted[key] for key in ("name", "data", "overrides")}
+        params |= {"preset": "tiny-random"}
         jobs.start("train", params, title=wanted["name"], settings=settings)
     if "resume" in wanted:
         jobs.resume(checkpoints, wanted["resume"], settings=settings)
@@ -122,7 +123,6 @@ def serve(checkpoints: Path, data: Path, wanted: dict[str, str]) -> None:
 
 def main() -> None:
     """Warm up, then fork a server for every line."""
-    checkpoints, data = Path(sys.argv[1]), Path(sys.argv[2])
     points = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
     projection.fit(points, seed=0)  # compiles what every job would compile
     work._NICE = 0  # beside other tests politeness would only cost time
@@ -130,7 +130,7 @@ def main() -> None:
     print("ready", flush=True)  # noqa: T201 - the test reads it
     for line in sys.stdin:
         wanted = json.loads(line)
-        pid = fork(lambda wanted=wanted: serve(checkpoints, data, wanted))  # type: ignore[misc]
+        pid = fork(lambda wanted=wanted: serve(wanted))  # type: ignore[misc]
         print(pid, flush=True)  # noqa: T201
 
 
