@@ -234,9 +234,6 @@ def _prove(folder: Path, settings: Settings) -> None:
             return
         bundle = read_bundle(folder, settings)
         gallery, contents = bundle.gallery, bundle.contents
-        width = bundle.config.run.embedder.embedding_dim * gallery.n_parts
-        if bundle.has_vote and gallery.embeddings.shape[1] != width:
-            _refuse(f"gallery embeddings have {gallery.embeddings.shape[1]} values, not {width}")
         numbers = (gallery.embeddings, contents.novelty.descriptors, contents.gallery_xy)
         if not all(np.isfinite(array).all() for array in numbers):
             _refuse("its gallery holds values that are not numbers")

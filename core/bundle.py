@@ -330,7 +330,12 @@ def read_bundle(folder: Path, settings: Settings) -> ModelBundle:
     )
     projection = Projection(contents.gallery_xy, contents.projection_key)
     state = _read_curation(settings.database_url or default_url(folder.parent), config.data_id)
-    return ModelBundle(config, embedder, contents, projection, limit, state)
+    bundle = ModelBundle(config, embedder, contents, projection, limit, state)
+    width = config.run.embedder.embedding_dim * contents.gallery.n_parts
+    found = contents.gallery.embeddings.shape[1]
+    if bundle.has_vote and found != width:
+        raise _damaged(folder, f"gallery embeddings have {found} values, not {width}")
+    return bundle
 
 
 def _read_curation(url: str, data_id: str) -> GalleryState:

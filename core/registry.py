@@ -45,6 +45,7 @@ class ModelSummary:
     k: int = 0
     members: tuple[str, ...] = ()  # of an ensemble
     objective: str = ""
+    recipe: str = ""
     seed: int = 0
     weight_source: str = ""  # where the frozen backbones' parameters came from, and their licence
     n_bytes: int = 0  # on disk
@@ -81,6 +82,7 @@ def _summarise(folder: Path) -> ModelSummary:
         n_gallery=int(metrics.get("n_gallery", 0)),
         k=int(metrics.get("k", 0)),
         objective=config.run.objective.name,
+        recipe=config.run.recipe,
         seed=config.run.train.seed,
         weight_source="; ".join(
             dict.fromkeys(f"{b.source_kind}, {b.licence}" for b in config.backbones)

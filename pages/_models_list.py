@@ -70,7 +70,7 @@ def _row(model: ModelSummary, *, is_active: bool) -> dict[str, str]:
         _("Recipe"): plain(model.problem or _recipe(model)),
         _("Trained on"): plain(trained_on),
         _("Pretrained weights"): plain(model.weight_source) or "–",
-        _("Made (UTC), size"): f"{plain(moment(model.created))}, {model.n_bytes / 1e6:.1f} MB",
+        _("Made (UTC), size"): f"{plain(moment(model.created))}, {_say_size(model.n_bytes)}",
     }
 
 
@@ -78,11 +78,15 @@ def _say_figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def _say_size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:.0f} kB"
+
+
 def _recipe(model: ModelSummary) -> str:
     if model.members:
         return _("ensemble of {members}").format(members=", ".join(model.members))
-    return _("{preset}, {objective}, seed {seed}").format(
-        preset=model.preset, objective=model.objective, seed=model.seed
+    return _("{preset}, {recipe}, {objective}, seed {seed}").format(
+        preset=model.preset, recipe=model.recipe, objective=model.objective, seed=model.seed
     )
 
 

@@ -98,20 +98,26 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
         click(page, "Check the data")
         wait_for_text(page, "Images by class")
         text = page.get_by_test_id("stMain").inner_text()
-        assert "groups of identical images" in text
+        assert "group of identical images" in text
         assert page.locator("img:not([alt])").count() == 0
         fill(page, "Name of the new model", NAME)
         page.get_by_text("More settings").click()
         settle(page)
         fill(page, "Other settings, one per line", "\n".join(quick_settings()))
+        click(page, "Measure")
+        wait_for_text(page, "Measured here on cpu", seconds=600)
+        assert "no GPU" in page.get_by_test_id("stMain").inner_text()
         snap(page, shots / "finetune-1440.png")
         click(page, "Start training")
         wait_for_text(page, "One runs at a time")
-        page.wait_for_timeout(2000)
+        click(page, "Delete this upload")
+        wait_for_text(page, "A job needs these images")
         page.reload()  # the job is found again
         settle(page)
-        assert NAME in page.get_by_test_id("stMain").inner_text()
-        page.context.close()
+        other = open_page(base + "/finetune")  # another person sees it too
+        for one in (page, other):
+            assert NAME in one.get_by_test_id("stMain").inner_text()
+            one.context.close()
     # The server is gone in the middle of the run; the job is not.
     running = jobs.list_jobs(checkpoints)
     (job,) = [j for j in running if j.kind == "train"]
@@ -130,6 +136,8 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
         assert page.locator(".js-plotly-plot").count() >= 4
         snap(page, shots / "live-1440.png")
         use_and_roll_back(page, base, checkpoints, shots)
+        compare(page, base, shots)
+        delete_upload(page, base, checkpoints)
         page.context.close()
     print(shots)  # noqa: T201 - where to look with pytest -s
 
@@ -166,6 +174,42 @@ def use_and_roll_back(page: Any, base: str, checkpoints: Path, shots: Path) -> N
     assert registry.active_model_id(checkpoints) == "demo"
     assert [e.action for e in read_history(checkpoints)] == ["override", "roll-back"]
     assert json.loads((checkpoints / "activations.json").read_text(encoding="utf-8"))
+
+
+def choose(page: Any, label: str, option: str | re.Pattern[str]) -> None:
+    box = page.get_by_test_id("stSelectbox").filter(has_text=label)
+    box.locator("input").click()
+    page.get_by_role("option", name=option).first.click()
+    page.wait_for_timeout(500)
+    settle(page)
+
+
+def compare(page: Any, base: str, shots: Path) -> None:
+    page.goto(base + "/models")
+    settle(page)
+    page.get_by_text("Compare two", exact=True).click()
+    settle(page)
+    choose(page, "The one that may replace it", NAME)
+    choose(page, "Data", re.compile("^my-eyes"))
+    click(page, "Compare")
+    wait_for_text(page, "Could the difference be luck?", seconds=600)
+    assert "Images whose answer flips" in page.get_by_test_id("stMain").inner_text()
+    snap(page, shots / "compare-1440.png")
+
+
+def delete_upload(page: Any, base: str, checkpoints: Path) -> None:
+    (upload_folder,) = (checkpoints / ".data").glob("my-eyes*")
+    page.goto(base + "/finetune")
+    settle(page)
+    choose(page, "Data", re.compile("^my-eyes"))
+    click(page, "Delete this upload")
+    wait_for_text(page, f"Trained on them: {NAME}")
+    click(page, "Delete for good")
+    page.wait_for_timeout(1000)
+    settle(page)
+    assert not upload_folder.exists()
+    kinds = {job.kind for job in jobs.list_jobs(checkpoints)}
+    assert kinds == {"train"}  # its check, measurement and comparison went with it
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
