@@ -45,8 +45,11 @@ def choose_data(settings: Settings) -> Path | None:
         return None
     if st.session_state.get(shared.FT_FOLDER_KEY) not in places:
         st.session_state.pop(shared.FT_FOLDER_KEY, None)
-    left, right = st.columns([4, 1], vertical_alignment="bottom")
-    chosen = left.selectbox(
+    uploads = uploads_dir(settings.checkpoints_dir)
+    before = places.get(st.session_state.get(shared.FT_FOLDER_KEY, ""))
+    is_upload = before is not None and before.is_relative_to(uploads)
+    columns = st.columns([3, 1] if is_upload else 1, vertical_alignment="bottom")
+    chosen = columns[0].selectbox(
         _("Data"),
         list(places),
         index=None,
@@ -56,9 +59,7 @@ def choose_data(settings: Settings) -> Path | None:
     )
     if chosen is None:
         return None
-    uploads = uploads_dir(settings.checkpoints_dir)
-    is_upload = places[chosen].is_relative_to(uploads)
-    if is_upload and right.button(
+    if is_upload and columns[1].button(
         _("Delete this upload"), icon=":material/delete:", key="finetune_delete_data"
     ):
         st.dialog(_("Please confirm"))(_confirm_deletion)(chosen, settings)
@@ -199,10 +200,9 @@ def _show_result(result: dict[str, Any], folder: Path) -> None:
     with left:
         st.markdown("#### " + _("Images by class"))
         counts = result["counts"]
-        table = pd.DataFrame(counts[str(seeds[0])]).rename(
-            index=class_label, columns={name: _(words) for name, words in SPLITS.items()}
-        )
-        st.dataframe(table, alt=_("Number of images by class and split"), width="stretch")
+        by_split = counts[str(seeds[0])]
+        table = pd.DataFrame({_(w): by_split[s] for s, w in SPLITS.items() if s in by_split})
+        st.table(table.rename(index=class_label), alt=_("Number of images by class and split"))
         if len({str(counts[str(seed)]) for seed in seeds}) > 1:
             st.caption(
                 _("With seed {seed}; each seed sets other images apart for validation.").format(
@@ -210,7 +210,9 @@ def _show_result(result: dict[str, Any], folder: Path) -> None:
                 )
             )
         st.markdown(
-            _("Disease is **{name}**.").format(name=plain(class_label(result["disease_class"])))
+            _("Counts as disease: **{name}**").format(
+                name=plain(class_label(result["disease_class"]))
+            )
         )
     with right:
         st.markdown("#### " + _("What the images look like"))

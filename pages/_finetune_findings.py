@@ -68,6 +68,7 @@ _SENTENCES: dict[str, Callable[[int], str]] = {
     ),
 }
 _N_GROUPS = 6
+_PICTURE_PX = 104
 
 
 def say(finding: Finding, *, clean: Callable[[str], str] = plain) -> str:
@@ -138,18 +139,19 @@ def _show_groups(finding: Finding, result: dict[str, Any], folder: Path) -> None
 def show_pictures(
     keys: Sequence[str], result: dict[str, Any], folder: Path, *, with_label: bool
 ) -> None:
-    """A row of at most six of the audit's pictures."""
+    """At most six of the audit's pictures side by side, in as many rows as the window needs."""
     shown = [key for key in keys if key in result["pictures"]][:6]
-    for column, key in zip(st.columns(6), shown, strict=False):
-        with column:
-            st.image(
-                str(folder / result["pictures"][key]),
-                width="stretch",
-                alt=_("Image {name}").format(name=key),
-            )
-            if with_label:
-                split, label = result["labels"][key]
-                st.caption(
-                    f"{plain(class_label(label))}, {_(SPLITS[split])}  \n"
-                    f"{plain(key.rsplit('/', 1)[-1])}"
+    with st.container(horizontal=True):
+        for key in shown:
+            with st.container(width=_PICTURE_PX):
+                st.image(
+                    str(folder / result["pictures"][key]),
+                    width=_PICTURE_PX,
+                    alt=_("Image {name}").format(name=key),
                 )
+                if with_label:
+                    split, label = result["labels"][key]
+                    st.caption(
+                        f"{plain(class_label(label))}, {_(SPLITS[split])}  \n"
+                        f"{plain(key.rsplit('/', 1)[-1])}"
+                    )

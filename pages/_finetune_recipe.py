@@ -43,48 +43,45 @@ _EXAMPLE = "train.adapter_lr=0.001\ntrain.tail_lr=0.0001\ntrain.n_views=6"
 def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
     """The parameters of a train job; None while something in them is wrong."""
     st.markdown("#### " + _("Recipe"))
+    name = st.text_input(
+        _("Name of the new model"),
+        key=shared.FT_NAME_KEY,
+        max_chars=60,
+        placeholder=_("letters, digits, dots, dashes"),
+    )
+    preset = st.selectbox(
+        _("Preset"),
+        _ORDER,
+        format_func=lambda name: _(_PRESET_WORDS[name]),
+        key=shared.FT_PRESET_KEY,
+        help=_("Which pretrained networks the model stands on, and how large they are."),
+    )
+    recipe = st.selectbox(
+        _("How it is trained"),
+        RECIPES,
+        format_func=lambda name: _(_RECIPE_WORDS[name]),
+        key=shared.FT_RECIPE_KEY,
+    )
+    is_ensemble = st.toggle(
+        _("Train two models that vote together"),
+        key=shared.FT_ENSEMBLE_KEY,
+        help=_(
+            "One with the triplet objective, one with the metric ensemble; the images are read "
+            "once for both. Usually the better choice; training takes longer."
+        ),
+    )
     left, right = st.columns(2, gap="large")
     with left:
-        name = st.text_input(
-            _("Name of the new model"),
-            key=shared.FT_NAME_KEY,
-            max_chars=60,
-            placeholder=_("letters, digits, dots, dashes"),
+        objective = st.radio(
+            _("What it is trained for"),
+            list(OBJECTIVES),
+            format_func=lambda name: _(_OBJECTIVE_WORDS[name]),
+            disabled=is_ensemble,
+            key=shared.FT_OBJECTIVE_KEY,
         )
-        preset = st.selectbox(
-            _("Preset"),
-            _ORDER,
-            format_func=lambda name: _(_PRESET_WORDS[name]),
-            key=shared.FT_PRESET_KEY,
-            help=_("Which pretrained networks the model stands on, and how large they are."),
-        )
-        recipe = st.selectbox(
-            _("How it is trained"),
-            RECIPES,
-            format_func=lambda name: _(_RECIPE_WORDS[name]),
-            key=shared.FT_RECIPE_KEY,
-        )
-        is_ensemble, objective = _choose_objective()
     with right:
-        epochs = st.number_input(
-            _("Epochs: how often every image is shown"),
-            min_value=1,
-            max_value=1000,
-            value=build_preset(preset, recipe=recipe).train.epochs,
-            key=f"{shared.FT_EPOCHS_KEY}_{preset}_{recipe}",
-        )
-        seeds = st.multiselect(
-            _("Random seeds, one training for each"),
-            SEEDS,
-            default=[SEEDS[0]],
-            max_selections=_MAX_SEEDS,
-            key=shared.FT_SEEDS_KEY,
-            help=_(
-                "A seed fixes every random draw, also which images are set apart for validation. "
-                "Several seeds tell how much of a figure is luck; they run one after another."
-            ),
-        )
-        overrides = [f"train.epochs={int(epochs)}", *_choose_more()]
+        epochs, seeds = _choose_length(preset, recipe)
+    overrides = [f"train.epochs={epochs}", *_choose_more()]
     if preset in _NON_COMMERCIAL:
         st.warning(
             _("The pretrained weights of ConvNeXtV2 are CC BY-NC 4.0: no commercial use."),
@@ -95,7 +92,7 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
         "disease_class": audit["disease_class"],
         "preset": preset,
         "recipe": recipe,
-        "objective": objective,
+        "objective": OBJECTIVES[0] if is_ensemble else objective,
         "is_ensemble": is_ensemble,
         "overrides": overrides,
         "cache_trunk": bool(st.session_state.get(shared.FT_CACHE_KEY, True)),
@@ -107,26 +104,29 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
     except CoreError as error:
         st.error(plain(describe(error)), icon=":material/error:")
         return None
-    return {**params, "name": name.strip(), "seeds": sorted(seeds)}
+    return {**params, "name": name.strip(), "seeds": seeds}
 
 
-def _choose_objective() -> tuple[bool, str]:
-    is_ensemble = st.toggle(
-        _("Train two models that vote together"),
-        key=shared.FT_ENSEMBLE_KEY,
+def _choose_length(preset: str, recipe: str) -> tuple[int, list[int]]:
+    epochs = st.number_input(
+        _("Epochs: how often every image is shown"),
+        min_value=1,
+        max_value=1000,
+        value=build_preset(preset, recipe=recipe).train.epochs,
+        key=f"{shared.FT_EPOCHS_KEY}_{preset}_{recipe}",
+    )
+    seeds = st.multiselect(
+        _("Random seeds, one training for each"),
+        SEEDS,
+        default=[SEEDS[0]],
+        max_selections=_MAX_SEEDS,
+        key=shared.FT_SEEDS_KEY,
         help=_(
-            "One with the triplet objective, one with the metric ensemble; the images are read "
-            "once for both. Usually the better choice; training takes longer."
+            "A seed fixes every random draw, also which images are set apart for validation. "
+            "Several seeds tell how much of a figure is luck; they run one after another."
         ),
     )
-    objective = st.radio(
-        _("What it is trained for"),
-        list(OBJECTIVES),
-        format_func=lambda name: _(_OBJECTIVE_WORDS[name]),
-        disabled=is_ensemble,
-        key=shared.FT_OBJECTIVE_KEY,
-    )
-    return is_ensemble, OBJECTIVES[0] if is_ensemble else objective
+    return int(epochs), sorted(seeds)
 
 
 def _check_overrides(lines: list[str]) -> None:
