@@ -30,6 +30,7 @@ from core.proportions import find_clusters
 _N_BOOTSTRAP = 2000
 _N_ECE_BINS = 10
 _TEMPERATURES = (0.05, 20.0)
+_Z_95 = 1.96  # standard errors
 _TINY = 1e-6
 _N_FOLDS = 5
 _MIN_PER_FOLD = 4  # patients of the rarer class; with fewer, folds say nothing
@@ -172,8 +173,10 @@ def fit_calibration(
 ) -> Calibration:
     """Fit a temperature or an isotonic curve on validation, whichever is better there.
 
-    Better is the lower log loss on held-out folds, whole patients together; ties go to the
-    temperature, which has one parameter. Unanimous votes (0 or 1) are first smoothed by half a
+    Better is the lower log loss on held-out folds, whole patients together. The curve must be
+    better beyond chance (1.96 standard errors of the images' differences): a step through a few
+    mistaken validation images moves the limit between the classes and merges the ranks of the
+    others, which a temperature, with its one parameter, cannot do. Unanimous votes (0 or 1) are first smoothed by half a
     neighbour of each class, and no isotonic probability is nearer to certainty than one image in
     n + 2 allows.
 
@@ -199,8 +202,10 @@ def fit_calibration(
     for kept, judged in folds:
         for name, fit in (("temperature", _fit_temperature), ("isotonic", _fit_isotonic)):
             held_out[name][judged] = fit(truth[kept], scores[kept], k).apply(scores[judged])
-    losses = {name: float(log_loss(truth, p)) for name, p in held_out.items()}
-    is_curved = losses["isotonic"] < losses["temperature"]
+    by_image = {name: -np.log(np.where(truth, p, 1.0 - p)) for name, p in held_out.items()}
+    losses = {name: float(loss.mean()) for name, loss in by_image.items()}
+    gains = by_image["temperature"] - by_image["isotonic"]
+    is_curved = gains.mean() > _Z_95 * gains.std(ddof=1) / np.sqrt(len(gains))
     chosen = _fit_isotonic(truth, scores, k) if is_curved else cooled
     return replace(
         chosen,

@@ -106,6 +106,18 @@ def test_a_bent_score_takes_the_isotonic_curve(rng: np.random.Generator) -> None
     assert fitted.ece_after < fitted.ece_before
 
 
+def test_a_few_mistaken_validation_images_do_not_bend_the_curve(
+    rng: np.random.Generator,
+) -> None:
+    """Nearly separable votes, some mistakes at 0.2: a step there would call 0.3 diseased."""
+    truth = np.repeat([False, True], 117)
+    scores = np.concatenate([rng.beta(1, 60, 117), rng.beta(60, 1, 117)])
+    scores[117:120] = [0.2, 0.3, 0.4]
+    fitted = fit_calibration(truth, scores, k=40)
+    assert fitted.method == "temperature"
+    assert fitted.apply(np.array([0.3]))[0] < 0.5 < fitted.apply(np.array([0.7]))[0]
+
+
 def test_folds_hold_whole_patients_and_few_images_have_none(rng: np.random.Generator) -> None:
     truth = np.tile([False, True], 60)
     groups = [f"p{i // 4}" for i in range(120)]

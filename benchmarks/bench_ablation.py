@@ -1,0 +1,111 @@
+"""Systems 1, 4, 5 and 6 of the report on the real data sets, three seeds, test split.
+
+    python benchmarks/bench_ablation.py --data ../shared/data [--only idrid ...]
+
+Runs what ``python -m core ablation`` runs; a killed run goes on where it was. Per data set it
+writes results/ablation_<data>.json (every run, means with intervals, paired tests; without the
+answers to single images), the same as a Markdown table, and results/accuracy_<data>.json (the vote
+of systems 4 and 5 beside the frozen floors). A data set that is not there is left out and said.
+"""
+
+import argparse
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from core.ablation import run_ablation, write_table
+from core.bundle import write_text
+from core.config import Settings
+
+RESULTS = Path(__file__).parent / "results"
+SETS = {
+    "kermany_cxr_1639": "kermany_cxr_1639",
+    "idrid": "idrid",
+    "busi": "busi",
+    "pneumoniamnist": "pneumoniamnist/pneumoniamnist.npz",
+}
+SYSTEMS = ("1", "4", "5", "6")
+FLOORS = ("knn_frozen", "logreg_frozen")
+ENSEMBLE = "6"
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the times depend on."""
+    return {
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+        "torch": version("torch"),
+        "timm": version("timm"),
+    }
+
+
+def drop_answers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without the answers to single images."""
+    return [{k: v for k, v in row.items() if k != "predictions"} for row in rows]
+
+
+def judge_ensemble(result: dict[str, Any]) -> dict[str, Any]:
+    """The vote's runs, their mean, the floors and the paired tests against them."""
+    summary = {row["system"]: row for row in result["summary"]}
+    tests = {t["against"]: t for t in result["tests"] if t["system"] == ENSEMBLE}
+
+    def figures(key: str) -> dict[str, Any]:
+        return {name: summary[key][name] for name in ("accuracy", "auroc")}
+
+    return {
+        "data": result["data_name"],
+        "preset": result["preset"],
+        "runs": [row for row in drop_answers(result["runs"]) if row["system"] == ENSEMBLE],
+        "mean": figures(ENSEMBLE),
+        "floors": {key: figures(key) for key in FLOORS},
+        "paired_p": {
+            key: {
+                "accuracy_difference": tests[key]["accuracy_difference"],
+                "mcnemar": [one["p_value"] for one in tests[key]["mcnemar"]],
+                "delong": [one["p_value"] for one in tests[key]["delong"]],
+            }
+            for key in FLOORS
+        },
+        "machine": result["machine"],
+    }
+
+
+def run(data: Path, name: str, *, checkpoints: Path, n_seeds: int) -> None:
+    """One data set, and its three files."""
+    result = run_ablation(
+        data,
+        preset="offline",
+        systems=SYSTEMS,
+        n_seeds=n_seeds,
+        settings=Settings(checkpoints_dir=checkpoints),
+        progress=lambda done, text: print(f"{name} {done:4.0%} {text}", flush=True),
+    )
+    result["machine"] = describe_machine()
+    accuracy = judge_ensemble(result)
+    write_text(RESULTS / f"ablation_{name}.md", write_table(result))
+    for key in ("runs", "floors"):
+        result[key] = drop_answers(result[key])
+    for stem, content in ((f"ablation_{name}", result), (f"accuracy_{name}", accuracy)):
+        write_text(RESULTS / f"{stem}.json", json.dumps(content, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--only", nargs="+", choices=tuple(SETS), default=list(SETS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    args = parser.parse_args()
+    for name in args.only:
+        data = args.data / SETS[name]
+        if not data.exists():
+            print(f"{name}: left out, {data} is not there")
+            continue
+        run(data, name, checkpoints=args.checkpoints, n_seeds=args.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the vote of two models on one preset costs beside one of its members, per image.
+
+    python benchmarks/bench_ensemble.py --models MODELS --name demo
+
+The same drawn fundus images are answered one by one by the vote and by its first member, in turn,
+without heatmaps (they are asked for by themselves) and with them. Writes results/ensemble.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from core.bundle import write_text
+from core.config import Settings
+from core.image_io import decode, encode_png
+from core.inference import diagnose
+from core.phantom import draw
+from core.registry import load_bundle
+
+RESULTS = Path(__file__).parent / "results"
+SEED = 1000
+
+
+def run(models: Path, name: str, *, n_images: int, with_maps: bool) -> dict[str, float]:
+    """Median processor seconds of one image, the vote and one member in turn."""
+    vote = load_bundle(models, name, settings=Settings(checkpoints_dir=models))
+    one = vote.members[0].bundle
+    seconds: dict[str, list[float]] = {"vote": [], "one": []}
+    for index in range(n_images + 1):
+        phantom = draw(SEED + index, is_diseased=bool(index % 2))
+        image = decode(encode_png(phantom.pixels), name=f"{index}.png")
+        for key, model in (("vote", vote), ("one", one)):
+            began = time.process_time()
+            diagnose(model, [image], explain=with_maps)
+            if index:  # the first is for warming up
+                seconds[key].append(time.process_time() - began)
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    ratios = [v / o for v, o in zip(seconds["vote"], seconds["one"], strict=True)]
+    return {
+        "seconds_vote": medians["vote"],
+        "seconds_one": medians["one"],
+        "ratio": statistics.median(ratios),
+        "n_images": n_images,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--name", default="demo")
+    parser.add_argument("--images", type=int, default=20)
+    args = parser.parse_args()
+    result = {
+        "model": args.name,
+        "without_heatmaps": run(args.models, args.name, n_images=args.images, with_maps=False),
+        "with_heatmaps": run(args.models, args.name, n_images=args.images, with_maps=True),
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+        "torch": version("torch"),
+    }
+    write_text(RESULTS / "ensemble.json", json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
