@@ -176,9 +176,9 @@ def fit_calibration(
     Better is the lower log loss on held-out folds, whole patients together. The curve must be
     better beyond chance (1.96 standard errors of the images' differences): a step through a few
     mistaken validation images moves the limit between the classes and merges the ranks of the
-    others, which a temperature, with its one parameter, cannot do. Unanimous votes (0 or 1) are first smoothed by half a
-    neighbour of each class, and no isotonic probability is nearer to certainty than one image in
-    n + 2 allows.
+    others, which a temperature, with its one parameter, cannot do. Unanimous votes (0 or 1) are
+    first smoothed by half a neighbour of each class, and no isotonic probability is nearer to
+    certainty than one image in n + 2 allows.
 
     Args:
         is_disease: (N,) truth.
