@@ -118,7 +118,8 @@ class Embedder:
         half = self.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
             # a few images at a time stay in the processor's cache; a GPU wants all at once
-            parts = batch.split(_TRUNK_BATCH if self.device.type == "cpu" else len(batch))
+            size = _TRUNK_BATCH if self.device.type == "cpu" else len(batch)
+            parts = torch.split(batch, size)
             outputs = [torch.cat([b.run_trunk(p) for p in parts]) for b in self.backbones]
         dtype = torch.bfloat16 if half else torch.float32
         return [output.to(dtype) for output in outputs]
@@ -224,7 +225,7 @@ def embed_together(
     embedded = []
     for embedder in embedders:
         config = embedder.config
-        shape = (config.preprocess.input_size, config.embedder.n_test_views)
+        shape: tuple[object, ...] = (config.preprocess.input_size, config.embedder.n_test_views)
         if config.embedder.exposure_views:
             shape = (*shape, config.preprocess)
         if shape not in views:
