@@ -184,17 +184,17 @@ def build_robustness(
 
 
 def build_distances(
-    home: NDArray[Any], away: NDArray[Any], *, translate: Translate = str
+    distances: Mapping[str, NDArray[Any]], *, translate: Translate = str
 ) -> go.Figure:
-    """Distances to the gallery of two sets of images, as two distributions."""
+    """Distances to the gallery of several sets of images, by name, as distributions."""
     _ = translate
     figure = go.Figure()
-    for values, word, index in ((home, _("first data"), 0), (away, _("second data"), 1)):
-        colour, _dash, _symbol = _SERIES[index]
+    for index, (name, values) in enumerate(distances.items()):
+        colour, _dash, _symbol = _SERIES[index % len(_SERIES)]
         figure.add_trace(
             go.Violin(
                 x=values,
-                name=word,
+                name=name,
                 side="positive",
                 orientation="h",
                 points=False,

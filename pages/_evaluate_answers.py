@@ -77,9 +77,32 @@ def show_headlines(evaluation: Evaluation, figures: Sequence[Figure]) -> None:
         ),
     )
     by_key = {figure.key: figure for figure in figures}
+    answered = evaluation.result["coverage_at_abstention"]
+    if answered["n_answered"] < n:
+        st.markdown(
+            say_answered(evaluation)
+            + " "
+            + _("The figures below count every image as if it had been answered.")
+        )
     with st.grid(4, min_column_width=150):
         for key in (*_SHOWN_FIRST, *(k for k in by_key if k not in _SHOWN_FIRST)):
             _show_figure(by_key[key])
+
+
+def say_answered(evaluation: Evaluation) -> str:
+    """How many images the model answers as it is set, and how right it is on them."""
+    answered = evaluation.result["coverage_at_abstention"]
+    share = "–" if answered["accuracy"] is None else f"{answered['accuracy'] * 100:.1f} %"
+    return _(
+        "As set, the model answers **{n}** of {total} images and is right on **{share}** of "
+        "them; {unsure} were too close to call and {novel} not of its kind."
+    ).format(
+        n=answered["n_answered"],
+        total=len(evaluation.keys),
+        share=share,
+        unsure=answered["n_uncertain"],
+        novel=answered["n_novel"],
+    )
 
 
 def _show_figure(figure: Figure) -> None:

@@ -7,6 +7,7 @@ import streamlit as st
 from core import curves
 from core.assessment.readings import Evaluation
 from pages import _charts_evaluate as charts
+from pages._evaluate_answers import say_answered
 from pages._text import _, class_label, plain
 
 _THRESHOLD_KEY = "evaluate_threshold"
@@ -145,19 +146,7 @@ def show_reliability(evaluation: Evaluation) -> None:
             config=_QUIET,
             key="evaluate_coverage",
         )
-    answered = evaluation.result["coverage_at_abstention"]
-    st.markdown(
-        _(
-            "As set, the model answers **{n}** of {total} images and is right on **{share}** of "
-            "them; {unsure} were too close to call and {novel} not of its kind."
-        ).format(
-            n=answered["n_answered"],
-            total=len(evaluation.keys),
-            share=f"{(answered['accuracy'] or 0.0) * 100:.1f} %",
-            unsure=answered["n_uncertain"],
-            novel=answered["n_novel"],
-        )
-    )
+    st.markdown(say_answered(evaluation))
 
 
 def show_k(evaluation: Evaluation) -> None:

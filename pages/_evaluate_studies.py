@@ -14,6 +14,7 @@ from core.config import Settings
 from core.errors import CoreError
 from pages import _charts_evaluate as charts
 from pages._evaluate_answers import figure_label
+from pages._evaluate_run import split_label
 from pages._text import _, describe, moment, ngettext, plain
 
 _QUIET = {"displayModeBar": False}
@@ -217,7 +218,8 @@ def show_external(evaluation: Evaluation) -> None:
             format_func=lambda key: f"{others[key].data_name}, {others[key].split}",
             key="evaluate_other",
         )
-    away = readings.load_evaluation(directory, evaluation.model_id, name)
+    other = readings.load_evaluation(directory, evaluation.model_id, name)
+    home, away = readings.order_pair(evaluation, other)
     most = max(10, len(away.keys) // 2)
     with right:
         n_sample = st.slider(
@@ -228,13 +230,15 @@ def show_external(evaluation: Evaluation) -> None:
             key="evaluate_sample",
         )
     try:
-        result = external.compare(evaluation.to_answers(), away.to_answers(), n_sample=n_sample)
+        result = external.compare(home.to_answers(), away.to_answers(), n_sample=n_sample)
     except CoreError as error:
         st.warning(describe(error))
         return
-    _show_side_by_side(evaluation, away, result)
+    _show_side_by_side(home, away, result)
     st.plotly_chart(
-        charts.build_distances(evaluation.distance, away.distance, translate=_),
+        charts.build_distances(
+            {_name(home): home.distance, _name(away): away.distance}, translate=_
+        ),
         config=_QUIET,
         key="evaluate_distances",
     )
@@ -256,6 +260,10 @@ def show_external(evaluation: Evaluation) -> None:
     _show_gains(result.recalibration)
 
 
+def _name(evaluation: Evaluation) -> str:
+    return f"{evaluation.data_name}, {split_label(str(evaluation.result['split']))}"
+
+
 def _show_side_by_side(home: Evaluation, away: Evaluation, result: external.Comparison) -> None:
     rows = [
         {
@@ -271,8 +279,8 @@ def _show_side_by_side(home: Evaluation, away: Evaluation, result: external.Comp
         alt=_("Table of the figures on both data sets"),
         column_config={
             "figure": st.column_config.TextColumn(_("Figure")),
-            "home": st.column_config.TextColumn(f"{home.data_name}, n = {len(home.keys)}"),
-            "away": st.column_config.TextColumn(f"{away.data_name}, n = {len(away.keys)}"),
+            "home": st.column_config.TextColumn(f"{_name(home)}, n = {len(home.keys)}"),
+            "away": st.column_config.TextColumn(f"{_name(away)}, n = {len(away.keys)}"),
         },
     )
 

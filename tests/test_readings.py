@@ -14,6 +14,7 @@ from core.assessment.readings import (
     list_evaluations,
     load_evaluation,
     load_study,
+    order_pair,
     save_evaluation,
     save_study,
 )
@@ -133,6 +134,15 @@ def test_a_corrected_gallery_makes_an_evaluation_old(
     again = load_bundle(copy, "demo", settings=Settings(device="cpu", checkpoints_dir=copy))
     save_evaluation(copy, dataclasses.replace(evaluation, gallery_id=again.data_id))
     assert list_evaluations(copy, "demo")[0].is_current
+
+
+def test_the_training_datas_own_split_is_home(evaluation: Evaluation) -> None:
+    assert evaluation.is_internal
+    foreign = dataclasses.replace(evaluation, result={**evaluation.result, "data": "other"})
+    assert not foreign.is_internal
+    assert order_pair(foreign, evaluation) == (evaluation, foreign)
+    assert order_pair(evaluation, foreign) == (evaluation, foreign)
+    assert order_pair(foreign, foreign) == (foreign, foreign)
 
 
 def test_what_is_not_there_or_damaged_says_so(directory: Path, evaluation: Evaluation) -> None:

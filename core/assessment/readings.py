@@ -88,6 +88,11 @@ class Evaluation:
         """Of the model that answered."""
         return str(self.result["model_id"])
 
+    @property
+    def is_internal(self) -> bool:
+        """Whether the images are of the data set that the model was trained on."""
+        return str(self.result["data"]) in self.gallery_id.split("+")
+
     def to_answers(self) -> Answers:
         """The part that core.external compares."""
         return Answers(self.is_disease, self.p_disease, self.distance, self.is_novel, self.groups)
@@ -273,6 +278,13 @@ def _summarise(name: str, record: dict[str, Any], model: ModelSummary, gallery_i
         auroc=result["auroc"],
         is_current=made_with == (model.weights_sha256, gallery_id),
     )
+
+
+def order_pair(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluation]:
+    """Home and away: the training data's own split comes first, else the order stays."""
+    if second.is_internal and not first.is_internal:
+        return second, first
+    return first, second
 
 
 def list_rivals(checkpoints_dir: Path, evaluation: Evaluation) -> list[str]:

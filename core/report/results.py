@@ -177,14 +177,15 @@ def show_external(checkpoints_dir: Path, evaluation: Evaluation) -> Section:
     ]
     blocks: list[Block] = []
     for summary in others:
-        away = readings.load_evaluation(checkpoints_dir, evaluation.model_id, summary.name)
+        other = readings.load_evaluation(checkpoints_dir, evaluation.model_id, summary.name)
+        home, away = readings.order_pair(evaluation, other)
         n_sample = min(_N_SAMPLE, len(away.keys) // 2)
         try:
-            result = external.compare(evaluation.to_answers(), away.to_answers(), n_sample=n_sample)
+            result = external.compare(home.to_answers(), away.to_answers(), n_sample=n_sample)
         except CoreError as error:
             blocks.append(Paragraph(f"{summary.data_name}: {error}"))
             continue
-        blocks += _describe_comparison(evaluation, away, result)
+        blocks += _describe_comparison(home, away, result)
     if not blocks:
         return Section("External test", (), (Paragraph("Not measured on other data."),))
     return Section("External test", (33,), (*blocks,))
