@@ -50,7 +50,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev
-	@for script in benchmarks/bench_*.py; do [ -e "$$script" ] && $(BIN)/python "$$script"; done
+	@for script in benchmarks/bench_*.py; do [ -e "$$script" ] && PYTHONPATH=. $(BIN)/python "$$script"; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

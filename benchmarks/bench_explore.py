@@ -4,7 +4,7 @@
 
 Draw and selection are timed on the server: the figure built and written as the JSON that goes to
 the browser, and an outline applied to all images with their counts and the figure drawn again. The
-browser's own drawing (about 4,000 SVG points) is not in it. For the label errors a model is trained
+browser's own drawing (up to 3,000 SVG points) is not in it. For the label errors a model is trained
 with the offline preset on 480 drawn images of which 5 % were given the wrong label before training
 (minutes on 2 cores); DIR keeps it for the next run.
 """

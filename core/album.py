@@ -43,7 +43,6 @@ class Albums:
         if model is None or row < 0:
             return None
         try:
-            member, member_row = model.find_image(row)
-            return member.bundle.contents.thumbnails[member_row]
+            return model.encoded_thumbnail(row)
         except IndexError:
             return None

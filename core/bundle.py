@@ -193,8 +193,11 @@ class ModelBundle:
 
     def thumbnail(self, index: int) -> NDArray[np.uint8]:
         """Picture of a gallery row, (h, w, 3) uint8, at most 256 px."""
-        data = self.contents.thumbnails[index]
-        return decode(data, name=self.gallery.keys[index]).pixels
+        return decode(self.encoded_thumbnail(index), name=self.gallery.keys[index]).pixels
+
+    def encoded_thumbnail(self, index: int) -> bytes:
+        """The same picture as the PNG or JPEG file that is kept."""
+        return self.contents.thumbnails[index]
 
     def has_original(self, index: int) -> bool:
         """Whether the training image still lies where it was."""

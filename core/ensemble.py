@@ -147,6 +147,11 @@ class Ensemble:
         member, row = self.find_image(index)
         return member.bundle.thumbnail(row)
 
+    def encoded_thumbnail(self, index: int) -> bytes:
+        """The same picture as the PNG or JPEG file that is kept."""
+        member, row = self.find_image(index)
+        return member.bundle.encoded_thumbnail(row)
+
     def has_original(self, index: int) -> bool:
         """Whether the training image still lies where it was."""
         member, row = self.find_image(index)

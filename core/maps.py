@@ -64,8 +64,12 @@ def load_map(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) -> F
             return FittedMap(settings, coordinates, quality)
     own = settings == MapSettings(seed=bundle.config.run.train.seed)
     if own or settings.method == "pca":
-        fitted = bundle.contents.gallery_xy if own else fit_map(embeddings, settings)
-        return FittedMap(settings, fitted, measure_map(embeddings, fitted))
+        coordinates = bundle.contents.gallery_xy if own else fit_map(embeddings, settings)
+        fitted = FittedMap(settings, coordinates, measure_map(embeddings, coordinates))
+        with suppress(OSError):  # measuring takes seconds on a large gallery; a folder that cannot
+            path.parent.mkdir(exist_ok=True)  # be written costs them again
+            _save_map(path, fitted)
+        return fitted
     return None
 
 
@@ -110,16 +114,11 @@ def _fit(
         embeddings, settings, progress=lambda done, text: report(_QUALITY_SHARE * done, text)
     )
     report(_QUALITY_SHARE, "measuring the map")
-    quality = measure_map(embeddings, coordinates)
-    _save_arrays(
-        path,
-        coordinates=coordinates,
-        quality=np.array(json.dumps(dataclasses.asdict(quality))),
-        settings=np.array(json.dumps(dataclasses.asdict(settings))),
-    )
+    fitted = FittedMap(settings, coordinates, measure_map(embeddings, coordinates))
+    _save_map(path, fitted)
     report(1.0, "done")
     state.unlink(missing_ok=True)
-    return FittedMap(settings, coordinates, quality)
+    return fitted
 
 
 def list_maps(checkpoints: Path, bundle: ModelBundle) -> list[MapSettings]:
@@ -212,6 +211,15 @@ def _map_path(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) -> 
     embeddings = bundle.contents.gallery.embeddings
     key = compute_cache_key(embeddings, seed=settings.seed, settings=settings)
     return _folder(checkpoints, bundle) / f"map-{key}.npz"
+
+
+def _save_map(path: Path, fitted: FittedMap) -> None:
+    _save_arrays(
+        path,
+        coordinates=fitted.coordinates,
+        quality=np.array(json.dumps(dataclasses.asdict(fitted.quality))),
+        settings=np.array(json.dumps(dataclasses.asdict(fitted.settings))),
+    )
 
 
 def _save_arrays(path: Path, **arrays: Any) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from core.exploration import Exploration
 from pages._charts import LINE_COLOUR, QUERY_COLOUR, class_colour, class_symbol
 
-MAX_POINTS = 4000
+MAX_POINTS = 3000
 _MAX_TRACES = 12
 _PALETTE = (  # none is the colour of a class
     *("#8b7bd8", "#c25f8e", "#5fa8a0", "#a07a4a", "#6f7f95", "#b3a13c"),
@@ -43,7 +43,7 @@ def build_gallery_map(
     disease_class: str,
     opened: int | None = None,
     neighbours: Sequence[int] = (),
-    highlighted: Sequence[int] = (),
+    highlighted: Sequence[int] | NDArray[np.int64] = (),
 ) -> go.Figure:
     """The gallery as points; the legend hides a group at a click.
 
@@ -56,7 +56,7 @@ def build_gallery_map(
         disease_class: drawn as diamonds in orange, never green.
         opened: the image on view: a star with lines to its true neighbours.
         neighbours: these, from the embedding space.
-        highlighted: ringed rows.
+        highlighted: selected rows; those of them that are drawn get a ring.
     """
     figure = go.Figure()
     _add_lines(figure, xy, opened, neighbours)
@@ -67,7 +67,11 @@ def build_gallery_map(
         for number, (value, mine) in enumerate(group_rows(values, rows)):
             marker = _style(value, number, seen.class_names, disease_class)
             _add_group(figure, seen, xy, mine, name=words(value), marker=marker)
-    _add_rings(figure, xy, [row for row in highlighted if row != opened])
+    _add_rings(
+        figure,
+        xy,
+        np.setdiff1d(np.intersect1d(highlighted, rows), [-1 if opened is None else opened]),
+    )
     _add_star(figure, xy, opened)
     figure.update_layout(**_LAYOUT)
     return figure
@@ -160,10 +164,9 @@ def _add_lines(
     figure.add_scatter(x=xs, y=ys, mode="lines", hoverinfo="skip", showlegend=False, line=line)
 
 
-def _add_rings(figure: go.Figure, xy: NDArray[np.float32], rows: Sequence[int]) -> None:
-    if not len(rows):
+def _add_rings(figure: go.Figure, xy: NDArray[np.float32], picked: NDArray[np.int64]) -> None:
+    if not len(picked):
         return
-    picked = np.asarray(rows, dtype=np.int64)[:MAX_POINTS]
     ring = {"size": 10, "symbol": "circle-open", "color": QUERY_COLOUR, "line": {"width": 1}}
     figure.add_scatter(
         x=xy[picked, 0], y=xy[picked, 1], mode="markers", hoverinfo="skip", showlegend=False,

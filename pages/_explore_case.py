@@ -11,13 +11,14 @@ from core.curation import Change
 from core.diagnosis import Diagnosis
 from core.ensemble import Model
 from core.errors import CoreError
-from core.explain import overlay
+from core.explain import overlay, resize_heatmap
 from core.exploration import Exploration
 from core.neighbourhood import NeighbourTable
 from pages import _explore_data as data
 from pages import _shared as shared
 from pages._explore_words import value_label
 from pages._text import _, class_label, describe, percent, plain
+from pages._thumbnails import show_thumbnail
 
 Tables = tuple[NeighbourTable, ...]
 _N_NEIGHBOURS = 8
@@ -50,12 +51,7 @@ def _show_picture(model: Model, table: Exploration, row: int) -> None:
     label = table.class_names[table.labels[row]]
     left, right = st.columns([2, 3])
     with left, st.container(key=f"card-{'disease' if label == model.disease_class else 'other'}-o"):
-        st.image(
-            model.thumbnail(row),
-            width="stretch",
-            output_format="PNG",
-            alt=_("Training image {name}").format(name=table.keys[row]),
-        )
+        show_thumbnail(model, row, alt=_("Training image {name}").format(name=table.keys[row]))
     with right:
         st.markdown(f"**{plain(table.keys[row])}**")
         lines = [_("Label: {name}").format(name=_name_class(label, model))]
@@ -109,9 +105,10 @@ def _show_corrections(model: Model, tables: Tables, table: Exploration, row: int
     key = table.keys[row]
     with st.expander(_("Correct it"), icon=":material/edit:", expanded=True):
         names = list(table.class_names)
+        place = f"{row}_{state.version}"  # a new version starts from what it says
         is_guest = table.columns["split"][row] != "train"
         new = st.radio(
-            _("Label"), names, index=int(table.labels[row]), key=f"explore_label_{row}",
+            _("Label"), names, index=int(table.labels[row]), key=f"explore_label_{place}",
             format_func=class_label, horizontal=True, disabled=is_guest,
             help=_("Labels of other splits are corrected in the data themselves.")
             if is_guest else None,
@@ -119,11 +116,11 @@ def _show_corrections(model: Model, tables: Tables, table: Exploration, row: int
         aside = st.checkbox(
             _("Keep it out of the vote"),
             value=is_guest or key in state.excluded,
-            key=f"explore_aside_{row}",
+            key=f"explore_aside_{place}",
             disabled=is_guest,
         )
         note = st.text_input(
-            _("Note"), value=state.notes.get(key, ""), key=f"explore_note_{row}", max_chars=500
+            _("Note"), value=state.notes.get(key, ""), key=f"explore_note_{place}", max_chars=500
         )
         changes = [
             Change(key, "label", new),
@@ -145,28 +142,36 @@ def offer_changes(
         show_effect(exploration.preview(model, tables, changes))
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.text_input(_("Your name, for the record"), key=f"{shared.AUTHOR_KEY}_{place}", width=220)
-        if st.button(
-            _("Apply"), key=f"explore_apply_{place}", type="primary", icon=":material/check:"
-        ):
-            try:
-                apply_changes(model, table, changes, place=place)
-            except CoreError as error:
-                st.error(describe(error), icon=":material/error:")
-            else:
-                st.rerun()
+        st.button(
+            _("Apply"),
+            key=f"explore_apply_{place}",
+            type="primary",
+            icon=":material/check:",
+            on_click=_apply_changes,
+            args=(model, table, changes, place),
+        )
 
 
-def apply_changes(model: Model, table: Exploration, changes: list[Change], *, place: str) -> None:
-    """Write the changes as the gallery's next version."""
+def _apply_changes(model: Model, table: Exploration, changes: list[Change], place: str) -> None:
+    """Write the changes as the gallery's next version; then nothing is marked any more."""
     row_of = {key: row for row, key in enumerate(table.keys)}
     given = {c.key: table.class_names[table.given_labels[row_of[c.key]]] for c in changes}
-    shared.curation_store().apply(
-        model.lead.config.data_id,
-        changes,
-        given_labels=given,
-        expected_version=model.lead.curation.version,
-        author=st.session_state.get(f"{shared.AUTHOR_KEY}_{place}", ""),
-    )
+    try:
+        shared.curation_store().apply(
+            model.lead.config.data_id,
+            changes,
+            given_labels=given,
+            expected_version=model.lead.curation.version,
+            author=st.session_state.get(f"{shared.AUTHOR_KEY}_{place}", ""),
+        )
+    except CoreError as error:
+        st.session_state["explore_message"] = describe(error)
+        return
+    for key in [str(k) for k in st.session_state]:
+        if key.startswith(f"{shared.MARKED_KEY}_"):
+            st.session_state[key] = False
+        elif key.startswith("explore_bulk_"):
+            st.session_state[key] = None
 
 
 def show_effect(effect: exploration.Effect) -> None:
@@ -198,11 +203,8 @@ def _show_neighbours(model: Model, tables: Tables, table: Exploration, row: int)
             label = table.class_names[table.labels[near]]
             kind = "disease" if label == model.disease_class else "other"
             with st.container(key=f"card-{kind}-n{rank}"):
-                st.image(
-                    model.thumbnail(near),
-                    width="stretch",
-                    output_format="PNG",
-                    alt=_("Training image {name}").format(name=table.keys[near]),
+                show_thumbnail(
+                    model, near, alt=_("Training image {name}").format(name=table.keys[near])
                 )
                 st.markdown(f":small[{mark(label, model)} {distance:.2f}]")
 
@@ -213,12 +215,16 @@ def _show_heatmap(model: Model, table: Exploration, row: int) -> None:
             diagnosis, is_original = _diagnose(model, table, row)
         if not is_original:
             st.caption(_("The original is no longer there: this is from its small picture."))
-        target = class_label(diagnosis.heatmap_class or "")
+        if diagnosis.pixels is None or not diagnosis.heatmaps:
+            st.caption(_("There is no heatmap of this image."))
+            return
+        height, width = diagnosis.pixels.shape[:2]
+        target = class_label(diagnosis.predicted_class or "")
         columns = st.columns(max(1, len(diagnosis.heatmaps)))
         for column, (backbone, heatmap) in zip(columns, diagnosis.heatmaps.items(), strict=False):
-            assert diagnosis.pixels is not None
+            fine = resize_heatmap(heatmap, height=height, width=width)
             column.image(
-                overlay(diagnosis.pixels, heatmap, opacity=0.6),
+                overlay(diagnosis.pixels, fine, opacity=0.6),
                 width="stretch",
                 output_format="PNG",
                 caption=_("Seen by {backbone}").format(backbone=plain(backbone)),

@@ -35,13 +35,19 @@ def _tables(_model: Model, model_id: str, created: str) -> tuple[NeighbourTable,
     return exploration.prepare(_model, Settings.from_env().checkpoints_dir)
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _table_paths(_model: Model, model_id: str, created: str) -> tuple[Path, ...]:  # noqa: ARG001 - cache key
+    """Their names are hashes of all embeddings: not to be computed on every run of the page."""
+    checkpoints = Settings.from_env().checkpoints_dir
+    return tuple(maps.neighbours_path(checkpoints, member.bundle) for member in _model.members)
+
+
 def require_tables(model: Model) -> tuple[NeighbourTable, ...]:
     """The neighbour tables; for a large gallery they are made aside while the page waits."""
-    checkpoints = Settings.from_env().checkpoints_dir
-    missing = any(
-        not maps.neighbours_path(checkpoints, member.bundle).is_file() for member in model.members
-    )
-    if missing and len(model.gallery) > MAX_AT_ONCE:
+    is_large = len(model.gallery) > MAX_AT_ONCE
+    if is_large and not all(
+        path.is_file() for path in _table_paths(model, model.model_id, model.created)
+    ):
         _wait_for_tables(model)
     with st.spinner(_("Comparing the training images with each other …")):
         return _tables(model, model.model_id, model.created)

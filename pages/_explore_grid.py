@@ -17,6 +17,7 @@ from pages import _shared as shared
 from pages._explore_case import mark, offer_changes
 from pages._explore_words import EXPLANATIONS, LISTS, list_label, value_label
 from pages._text import _, class_label, describe, ngettext, plain
+from pages._thumbnails import show_thumbnail
 
 Tables = tuple[NeighbourTable, ...]
 _PER_PAGE = 24
@@ -121,12 +122,7 @@ def _show_card(model: Model, table: Exploration, found: Finding, place: int, *, 
     label = table.class_names[table.labels[row]]
     side = "disease" if label == model.disease_class else "other"
     with st.container(key=f"card-{side}-g{kind}-{row}-{place}"):
-        st.image(
-            model.thumbnail(row),
-            width="stretch",
-            output_format="PNG",
-            alt=_("Training image {name}").format(name=table.keys[row]),
-        )
+        show_thumbnail(model, row, alt=_("Training image {name}").format(name=table.keys[row]))
         lines = [f"{mark(label, model)} **{plain(class_label(label))}**"]
         if found.groups[place]:
             lines.append(_("group {n}").format(n=int(found.groups[place])))

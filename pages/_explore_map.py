@@ -172,7 +172,7 @@ def _draw(
         return
     xy = _flatten(fitted, suffix="")
     figure = charts.build_gallery_map(
-        table, xy, rows=shown, opened=opened, neighbours=near, highlighted=highlighted.tolist(),
+        table, xy, rows=shown, opened=opened, neighbours=near, highlighted=highlighted,
         **words,
     )  # fmt: skip
     st.plotly_chart(

@@ -1,4 +1,4 @@
-"""The training image at the pointer, on every map: its address on this server, and the script.
+"""Small pictures of a model: in a card, and at the pointer on every map.
 
 Plotly cannot show a picture in a hover label, and pictures must not be sent with the figure: the
 script asks for the one under the pointer. A figure takes part when its points carry the gallery
@@ -33,6 +33,13 @@ def show_on_hover(model: Model, *, key: str) -> None:
         f"<script>{_SCRIPT.read_text(encoding='utf-8')}</script>",
         unsafe_allow_javascript=True,
     )
+
+
+def show_thumbnail(model: Model, row: int, *, alt: str) -> None:
+    """The kept picture of an album place as wide as its column: its own file, not made anew."""
+    data = model.encoded_thumbnail(row)
+    kind = "PNG" if data.startswith(_PNG) else "JPEG"
+    st.image(data, width="stretch", output_format=kind, alt=alt)
 
 
 def answer(request: Request) -> Response:

@@ -41,7 +41,8 @@ def main() -> None:
     _explain_columns(status, model.lead.config.data_root)
     chosen = st.session_state.get(shared.SELECTED_KEY)
     highlighted = np.empty(0, np.int64) if chosen is None else chosen[chosen < len(table)]
-    left, right = st.columns([3, 2], gap="large")
+    with st.container(key="explore-sides"):
+        left, right = st.columns([3, 2], gap="large")
     with left:
         show_map(model, wide, tables, table, passes, highlighted=highlighted)
     with right:

@@ -50,7 +50,7 @@ def test_a_label_is_corrected_with_its_effect_shown_and_taken_back(home: Path) -
     assert len(opens) == 24
     opens[0].click().run()
     row = app.session_state[shared.OPENED_KEY]
-    radio = app.radio(key=f"explore_label_{row}")
+    radio = app.radio(key=f"explore_label_{row}_0")
     other = next(name for name in ("normal", "disease") if name != radio.value)
     radio.set_value(other).run()
     assert "Right when left out" in words(app)
