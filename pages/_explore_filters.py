@@ -92,7 +92,9 @@ def _draw_filter(model: Model, table: Exploration, part: str) -> Filter:
         if np.issubdtype(values.dtype, np.number):
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
             if low < high:
-                chosen = st.slider(column_label(name), low, high, (low, high), key=key)
+                kept = st.session_state.get(key, (low, high))  # also of a saved filter
+                st.session_state[key] = tuple(min(max(edge, low), high) for edge in kept)
+                chosen = st.slider(column_label(name), low, high, key=key)
                 if chosen != (low, high):
                     ranges[name] = chosen
             continue

@@ -11,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from core.bundle import ModelBundle
+from core.curation import Change
 from core.curation.store import CurationStore, default_url
 from core.exploration import Exploration, explore, prepare
 from pages import _charts_explore as charts
@@ -72,6 +73,96 @@ def test_a_label_is_corrected_with_its_effect_shown_and_taken_back(home: Path) -
 def _scope(home: Path) -> str:
     config = json.loads((home / "demo-triplet" / "config.json").read_text(encoding="utf-8"))
     return str(config["data_id"])
+
+
+@pytest.mark.slow
+def test_filters_narrow_the_list_and_are_kept_under_a_name(home: Path) -> None:
+    app = open_explore()
+    with np.load(home / "demo-triplet" / "gallery.npz", allow_pickle=False) as arrays:
+        keys = arrays["keys"].tolist()
+    n_normal = sum("/normal/" in key for key in keys)
+    app.multiselect(key="explore_filter_label").set_value(["normal"]).run()
+    assert f"{n_normal} of {len(keys)} images pass" in words(app)
+    one = next(key for key in keys if "/normal/" in key)
+    app.text_input(key="explore_search").set_value(Path(one).stem.upper()).run()
+    assert f"1 of {len(keys)} images pass" in words(app)
+    assert "**1 image**" in words(app)
+    app.text_input(key="explore_search").set_value("").run()
+    purity = app.slider(key="explore_filter_purity")
+    purity.set_value((purity.min, 0.5)).run()
+    narrowed = words(app)
+    app.text_input(key="explore_filter_name").set_value("hard normals").run()
+    app.button(key="explore_filter_save").click().run()
+    assert not app.exception
+    (kept,) = CurationStore(default_url(home)).read_filters(_scope(home)).values()
+    assert kept.allowed == {"label": ("normal",)}
+    assert kept.ranges["purity"][1] == 0.5
+    app.multiselect(key="explore_filter_label").set_value([]).run()
+    app.slider(key="explore_filter_purity").set_value((purity.min, purity.max)).run()
+    assert "images pass" not in words(app)
+    app.selectbox(key="explore_saved").set_value("hard normals").run()
+    assert not app.exception
+    assert [w for w in words(app).splitlines() if "images pass" in w] == [
+        w for w in narrowed.splitlines() if "images pass" in w
+    ]
+
+
+@pytest.mark.slow
+def test_marked_images_are_corrected_together_and_rolled_back(home: Path) -> None:
+    app = open_explore()
+    marks = [str(c.key) for c in app.checkbox if str(c.key).startswith("explore_marked_selection")]
+    for key in marks[:2]:
+        app.checkbox(key=key).check().run()
+    assert "**2 images marked**" in words(app)
+    app.segmented_control(key="explore_bulk_selection").set_value("aside").run()
+    assert "Right when left out" in words(app)
+    app.button(key="explore_apply_bulk_selection").click().run()
+    assert not app.exception
+    assert "0 relabelled, 2 kept out of the vote" in words(app)
+    assert "marked**" not in words(app)  # done: nothing is marked any more
+    store, scope = CurationStore(default_url(home)), _scope(home)
+    rows = {int(key.rpartition("_")[2]) for key in marks[:2]}
+    with np.load(home / "demo-triplet" / "gallery.npz", allow_pickle=False) as arrays:
+        assert store.read_state(scope).excluded == {str(arrays["keys"][row]) for row in rows}
+    app.checkbox(key=marks[0]).check().run()
+    app.segmented_control(key="explore_bulk_selection").set_value("aside").run()
+    assert "have this value already" in words(app)
+    app.segmented_control(key=shared.LIST_KEY).set_value("history").run()
+    app.selectbox(key="explore_version").set_value(0).run()
+    app.button(key="explore_roll_back").click().run()
+    assert "Gallery version **2**: 0 relabelled, 0 kept out" in words(app)
+    assert store.read_history(scope)[-1].action == "rollback"
+
+
+@pytest.mark.slow
+def test_somebody_elses_change_is_said_and_not_overwritten(home: Path) -> None:
+    app = open_explore()
+    mark = next(str(c.key) for c in app.checkbox if "marked_selection" in str(c.key))
+    app.checkbox(key=mark).check().run()
+    app.segmented_control(key="explore_bulk_selection").set_value("aside").run()
+    store, scope = CurationStore(default_url(home)), _scope(home)
+    with np.load(home / "demo-triplet" / "gallery.npz", allow_pickle=False) as arrays:
+        note = Change(str(arrays["keys"][-1]), "note", "theirs")
+    store.apply(scope, [note], given_labels={}, expected_version=0, author="rival")
+    app.button(key="explore_apply_bulk_selection").click().run()
+    assert not app.exception
+    assert any("changed" in error.value for error in app.error)
+    assert store.read_state(scope).excluded == frozenset()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("home")
+def test_an_opened_image_has_its_heatmap_and_finds_its_like() -> None:
+    app = open_explore()
+    next(b for b in app.button if "open_selection" in str(b.key)).click().run()
+    app.button(key="explore_heatmap").click().run()
+    assert not app.exception
+    assert not app.error
+    assert "Bright areas speak for" in words(app)
+    app.button(key="explore_like").click().run()
+    assert app.session_state[shared.LIST_KEY] == "similar"
+    assert "Like " in words(app)
+    assert "distance 0." in words(app)
 
 
 @pytest.mark.slow

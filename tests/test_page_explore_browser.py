@@ -240,5 +240,5 @@ def relabel_two(page: Any, *, start: int = 0) -> None:
         cards.nth(number).get_by_test_id("stCheckbox").locator("label").click()
         page.wait_for_timeout(800)
         settle(page)
-    click(page, "label normal")
+    flip(page, "label normal")
     await_text(page, "Right when left out")
