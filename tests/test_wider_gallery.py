@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from core import findings, inference
-from core.assessment.readings import Evaluation, run_evaluation, save_evaluation
+from core.assessment.answering import run_evaluation
+from core.assessment.readings import Evaluation, save_evaluation
 from core.config import Settings
 from core.curation import Change, GalleryState
 from core.datasets import read_dataset
