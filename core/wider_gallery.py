@@ -25,7 +25,7 @@ def list_guests(checkpoints: Path, model: Model) -> list[Summary]:
     return [
         summary
         for summary in list_evaluations(checkpoints, model.model_id)
-        if summary.is_current
+        if summary.is_same_net
         and summary.split != "train"
         and summary.data_id == model.lead.config.data_id
     ]

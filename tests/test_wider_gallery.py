@@ -12,6 +12,7 @@ from core.assessment.answering import run_evaluation
 from core.assessment.readings import Evaluation, save_evaluation
 from core.config import Settings
 from core.curation import Change, GalleryState
+from core.curation.store import CurationStore, default_url
 from core.datasets import read_dataset
 from core.ensemble import Ensemble
 from core.exploration import curate, explore, prepare, preview
@@ -139,6 +140,19 @@ def test_a_planted_copy_across_splits_is_found_first(
         frozenset(found.rows[found.groups == number].tolist()) for number in set(found.groups)
     }
     assert groups == {frozenset({7, n + 2}), frozenset({1, n + 5})}
+
+
+@pytest.mark.usefixtures("evaluations")
+def test_a_correction_does_not_send_guests_away(home: Path, model: Ensemble) -> None:
+    before = list_guests(home, model)
+    store = CurationStore(default_url(home))
+    change = [Change(model.gallery.keys[0], "excluded", "yes")]
+    store.apply(model.lead.config.data_id, change, given_labels={}, expected_version=0)
+    store.undo(model.lead.config.data_id, expected_version=1)
+    store.close()
+    after = list_guests(home, model)
+    assert [guest.name for guest in after] == [guest.name for guest in before]
+    assert len(after) == 2
 
 
 def test_lists_work_with_guests(model: Ensemble, wide: Ensemble, tables: Tables) -> None:

@@ -47,6 +47,7 @@ class Summary:
     accuracy: float
     auroc: float
     is_current: bool  # made by the parameters and the gallery that the model has now
+    is_same_net: bool  # made by the parameters that it has now, whatever its gallery
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,6 +278,7 @@ def _summarise(name: str, record: dict[str, Any], model: ModelSummary, gallery_i
         accuracy=result["accuracy"],
         auroc=result["auroc"],
         is_current=made_with == (model.weights_sha256, gallery_id),
+        is_same_net=made_with[0] == model.weights_sha256,
     )
 
 
