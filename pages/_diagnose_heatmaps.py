@@ -205,6 +205,7 @@ def _show_agreement(diagnosis: Diagnosis, scrutiny: Scrutiny) -> None:
             "  \n".join(lines),
             help=_(
                 "Rank correlation: +1 the same order of bright and dark, 0 unrelated, below 0 "
-                "opposed. The views are the image itself, mirrored both ways, and turned by 90°."
+                "opposed. The views are the image itself, mirrored both ways, and turned by 90°; "
+                "what follows are the same image at other exposures, which have no map."
             ),
         )

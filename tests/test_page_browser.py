@@ -23,8 +23,6 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
-from core import phantom
-
 playwright = pytest.importorskip("playwright.sync_api", reason="see requirements-dev.txt")
 pytestmark = pytest.mark.slow
 
@@ -147,7 +145,7 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
     for context in contexts:
         context.close()
     assert errors == []
-    assert hosts - {None} <= {"127.0.0.1"}  # None: data and blob addresses
+    assert hosts - {None} == {"127.0.0.1"}  # None: data and blob addresses
 
 
 def is_error(message: Any) -> bool:
@@ -285,28 +283,6 @@ def test_the_downloads_hold_the_results(base: str, open_page: OpenPage, known_im
     with page.expect_download() as caught:
         page.get_by_role("button", name="(CSV)").click()
     assert "Research use" in Path(caught.value.path()).read_text(encoding="utf-8-sig")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 800])
-def test_the_page_fits_its_window(
-    base: str,
-    open_page: OpenPage,
-    known_image: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    width: int,
-    scheme: str,
-) -> None:
-    folder = tmp_path_factory.mktemp("screenshots")
-    page = open_page(base, width=width, scheme=scheme)
-    snap(page, folder / f"empty-{width}-{scheme}.png")
-    drawn = io.BytesIO()
-    Image.fromarray(phantom.draw(960_000, is_diseased=False).pixels).save(drawn, "PNG")
-    upload(page, ("eye.png", known_image.read_bytes()), ("b.png", drawn.getvalue()), ("x", b""))
-    snap(page, folder / f"case-{width}-{scheme}.png")
-    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
-    assert overflow <= 0
-    print(folder)  # noqa: T201 - where to look with pytest -s
 
 
 def test_headers_and_readiness(base: str, tmp_path: Path) -> None:
