@@ -143,7 +143,7 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
 
 
 def quick_settings() -> list[str]:
-    return ["train.n_views=1", "train.epochs=6", "preprocess.input_size=96"]
+    return ["train.n_views=1", "preprocess.input_size=96"]
 
 
 def use_and_roll_back(page: Any, base: str, checkpoints: Path, shots: Path) -> None:

@@ -179,15 +179,17 @@ def delete(checkpoints_dir: Path, job_id: str) -> None:
         doomed = directory / f".deleted-{job_id}"
         folder.rename(doomed)
     if job.kind == "train" and job.status != "done":
-        for name in (*_list_models(job), f"{job.params['name']}-cache"):
+        for name in (*_list_models(job), f"{job.params.get('name')}-cache"):
             shutil.rmtree(checkpoints_dir / ".runs" / name, ignore_errors=True)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _list_models(job: Job) -> list[str]:
     """The models that a train job makes, itself or on its way."""
-    name = str(job.params["name"])
-    return [name, *(f"{name}-{m}" for m in MEMBERS if job.params.get("is_ensemble"))]
+    name = job.params.get("name")
+    if name is None:
+        return []
+    return [str(name), *(f"{name}-{m}" for m in MEMBERS if job.params.get("is_ensemble"))]
 
 
 def _check_name(checkpoints_dir: Path, directory: Path, job: Job) -> None:
