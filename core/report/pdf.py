@@ -29,6 +29,7 @@ from core.report.blocks import Block, Paragraph, Picture, Pictures, Report, Sect
 
 _FONT, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # matplotlib's: Latin, Greek, Cyrillic, signs
 _MARGIN = 18 * mm
+_CHARACTER = 5.2  # points, of a cell's text and generous
 _WIDTH = A4[0] - 2 * _MARGIN
 _TEXT = ParagraphStyle("text", fontName=_FONT, fontSize=9, leading=13, spaceAfter=5)
 _SMALL = ParagraphStyle("small", parent=_TEXT, fontSize=7, leading=9, textColor="#5f6270")
@@ -104,10 +105,7 @@ def _block(block: Block) -> list[Flowable]:
 def _table(block: TableBlock) -> Table:
     rows = [[Words(f"<b>{escape(cell, quote=False)}</b>", _CELL) for cell in block.header]]
     rows += [[Words(escape(cell, quote=False), _CELL) for cell in row] for row in block.rows]
-    widths = [max(len(row[i]) for row in (block.header, *block.rows)) for i in range(len(rows[0]))]
-    bounded = [min(max(width + 3, 9), 60) for width in widths]  # and the padding
-    scale = min(_WIDTH / sum(bounded), 5.2)
-    table = Table(rows, colWidths=[width * scale for width in bounded], repeatRows=1, hAlign="LEFT")
+    table = Table(rows, colWidths=_share_width(block), repeatRows=1, hAlign="LEFT")
     table.setStyle(
         TableStyle(
             [
@@ -120,6 +118,26 @@ def _table(block: TableBlock) -> Table:
         )
     )
     return table
+
+
+def _share_width(block: TableBlock) -> list[float]:
+    """Widths of the columns: by their longest cell, and never less than their longest word."""
+    columns = list(zip(block.header, *block.rows, strict=True))
+    bounded = [min(max(max(map(len, c)) + 3, 9), 60) for c in columns]  # and the padding
+    scale = min(_WIDTH / sum(bounded), _CHARACTER)
+    wanted = [n * scale for n in bounded]
+    least = [
+        min(max(len(word) for cell in c for word in (cell.split() or [""])) + 2, 24) * _CHARACTER
+        for c in columns
+    ]
+    missing = sum(max(0.0, low - width) for low, width in zip(least, wanted, strict=True))
+    spare = [max(0.0, width - low) for low, width in zip(least, wanted, strict=True)]
+    share = min(1.0, missing / sum(spare)) if sum(spare) else 0.0
+    widths = [
+        max(low, width - share * room)
+        for low, width, room in zip(least, wanted, spare, strict=True)
+    ]
+    return [width * min(1.0, _WIDTH / sum(widths)) for width in widths]
 
 
 def _pictures(block: Pictures) -> Table:
