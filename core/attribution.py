@@ -37,8 +37,9 @@ class Recipe:
     rectifies_views: bool = False  # what speaks against the class is dropped view by view
 
 
-# Chosen on lesions of training and validation images (benchmarks/bench_heatmap_variants.py).
-SHOWN = Recipe()
+# Of 12 recipes the one that hit most of 80 busi lesions, none of them test images (benchmarks/
+# results/heatmap_variants.json): 0.70 against 0.66 without smoothing, well within chance.
+SHOWN = Recipe(sigma=0.08)
 _MIN_PROBABILITY = 1e-7
 
 
