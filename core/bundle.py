@@ -14,6 +14,7 @@ import re
 import shutil
 import threading
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +27,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from core import novelty
+from core.backbones import Backbone
 from core.config import RunConfig, Settings, build_record
 from core.curation import GalleryState
 from core.curation.store import CurationStore, default_url
-from core.embedder import Embedder, build_embedder
+from core.embedder import Embedder, build_embedder, choose_device, choose_precision
 from core.errors import CheckpointError, ConfigError, CoreError
 from core.evaluation import Calibration
 from core.image_io import decode
@@ -301,8 +303,15 @@ def _save_arrays(folder: Path, contents: Contents) -> None:
     )
 
 
-def read_bundle(folder: Path, settings: Settings) -> ModelBundle:
+def read_bundle(
+    folder: Path, settings: Settings, *, shared: Sequence[Backbone] = ()
+) -> ModelBundle:
     """Read a bundle folder and build its network on the pretrained backbones.
+
+    Args:
+        folder: of the bundle.
+        settings: of this machine.
+        shared: backbones of a bundle already read, whose trunks serve this one too.
 
     Raises:
         CheckpointError: damaged, or its backbones' pretrained parameters have changed.
@@ -310,7 +319,7 @@ def read_bundle(folder: Path, settings: Settings) -> ModelBundle:
     """
     config = read_bundle_config(folder)
     contents = _load_contents(folder, config)
-    embedder = build_embedder(config.run, settings)
+    embedder = _build_embedder(config, settings, shared=shared)
     for info, backbone in zip(config.backbones, embedder.backbones, strict=True):
         if info.trunk_hash != backbone.trunk_hash:
             raise CheckpointError(
@@ -321,8 +330,9 @@ def read_bundle(folder: Path, settings: Settings) -> ModelBundle:
                 params={"name": info.name},
             )
     _load_net(folder, config, embedder)
+    embedder = embedder.freeze(name=config.weights_sha256)
     if embedder.precision != config.precision:
-        logger.warning(
+        logger.info(
             "model %s was built in %s and runs here in %s",
             folder.name,
             config.precision,
@@ -339,6 +349,17 @@ def read_bundle(folder: Path, settings: Settings) -> ModelBundle:
     if bundle.has_vote and found != width:
         raise _damaged(folder, f"gallery embeddings have {found} values, not {width}")
     return bundle
+
+
+def _build_embedder(
+    config: BundleConfig, settings: Settings, *, shared: Sequence[Backbone]
+) -> Embedder:
+    """In the precision that the gallery was embedded in, where this machine has it."""
+    run, asked = config.run, config.run.embedder.precision
+    native = choose_precision(asked, choose_device(settings.device))
+    if asked == "auto" and config.precision == native == "bfloat16":
+        run = run.with_overrides(["embedder.precision=bfloat16"])
+    return dataclasses.replace(build_embedder(run, settings, shared=shared), config=config.run)
 
 
 def _read_curation(url: str, data_id: str) -> GalleryState:

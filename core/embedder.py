@@ -1,10 +1,13 @@
 """Images to unit embeddings: trunks, tails, adapter; device and precision.
 
-Owns the network. The trunks run without gradients, in bfloat16 where the machine has it; the
-tails and the adapter always run in float32. Gallery and queries go through the same function.
+Owns the network. The trunks run without gradients, in bfloat16 where the machine has it and the
+backbone keeps its answer in it, else in float32, compiled where that is faster. Tails are trained
+in float32; of a finished model they run as its trunks do. Gallery and queries go through the same
+function.
 Knows nothing of neighbours, labels or files.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from core.backbones import Backbone, Tail, build_backbone
+from core.backbones import Backbone, Tail, build_backbone, to_half
 from core.config import EmbedderConfig, RunConfig, Settings
+from core.engine import Run, compile_part
 from core.errors import ConfigError
 from core.transforms import build_test_views, merge_views
 
@@ -24,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 _BATCH_SIZE = 8
-_TRUNK_BATCH = 4  # images; measured on 2 cores: 21 ms an image at 4, 28 at 12
 N_CLASSES = 2  # normal and disease
 
 
@@ -100,6 +103,26 @@ class Embedded:
     descriptors: NDArray[np.float32]  # (B, P) unit length, pooled frozen activations (novelty)
     class_probs: NDArray[np.float32] | None = None  # (B, C) of a classifier; None: the KNN votes
     activations: tuple[Tensor, ...] = ()  # per backbone (V, B, ...)
+    late: tuple[Tensor, ...] = ()  # per backbone (V, B, ...): what Grad-CAM begins with
+    view_embeddings: NDArray[np.float32] | None = None  # (V, B, D) of each view alone
+    view_probs: NDArray[np.float32] | None = None  # (V, B, C) of a classifier, of each view alone
+
+    def without_tensors(self) -> "Embedded":
+        """The outcome alone: what may be kept for many images."""
+        return Embedded(self.embeddings, self.descriptors, self.class_probs)
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenTail:
+    """A tail that is trained no more: its body in the fastest form, its top ready for Grad-CAM."""
+
+    body: Run  # trunk activation (N, ...) -> late activation (N, ...)
+    tail: Tail  # whose top goes on from there, in its own precision
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters of the top."""
+        return next(self.tail.parameters()).dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,19 +133,48 @@ class Embedder:
     net: EmbeddingNet
     config: RunConfig
     device: torch.device
-    precision: str  # "float32" or "bfloat16": how the trunks run here
+    frozen_tails: tuple[FrozenTail, ...] = ()  # of a finished model; empty while it is trained
+
+    @property
+    def precision(self) -> str:
+        """How the trunks run here: "float32", "bfloat16", or "mixed"."""
+        names = {str(b.dtype).removeprefix("torch.") for b in self.backbones}
+        return names.pop() if len(names) == 1 else "mixed"
 
     def run_trunks(self, batch: Tensor) -> list[Tensor]:
         """Run every trunk once on (B, 3, S, S) in [0, 1]; activations in the trunk's precision."""
         batch = batch.to(self.device)
-        half = self.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            # a few images at a time stay in the processor's cache; a GPU wants all at once
-            size = _TRUNK_BATCH if self.device.type == "cpu" else len(batch)
-            parts = torch.split(batch, size)
-            outputs = [torch.cat([b.run_trunk(p) for p in parts]) for b in self.backbones]
-        dtype = torch.bfloat16 if half else torch.float32
-        return [output.to(dtype) for output in outputs]
+        return [backbone.run_trunk(batch) for backbone in self.backbones]
+
+    def run_bodies(self, activations: Sequence[Tensor]) -> list[Tensor]:
+        """Run every tail up to where Grad-CAM begins, on one (N, ...) activation per backbone."""
+        with torch.inference_mode():
+            if self.frozen_tails:
+                pairs = zip(self.frozen_tails, activations, strict=True)
+                return [frozen.body(a.to(self.device)) for frozen, a in pairs]
+            tails = zip(self.backbones, activations, strict=True)
+            return [b.tail.body(a.to(self.device).float()) for b, a in tails]
+
+    def run_tops(self, late: Sequence[Tensor]) -> Tensor:
+        """Finish what ``run_bodies`` began: (N, F) features, float32; differentiable."""
+        if self.frozen_tails:
+            pairs = zip(self.frozen_tails, late, strict=True)
+            features = [f.tail.top(x.to(f.dtype)).float() for f, x in pairs]
+        else:
+            features = [b.tail.top(x) for b, x in zip(self.backbones, late, strict=True)]
+        return torch.cat(features, dim=1)
+
+    def freeze(self, *, name: str) -> "Embedder":
+        """The same model for answering alone: its tails run the fastest way found here.
+
+        Args:
+            name: of the trained parameters (their hash); compiled tails are kept by it.
+        """
+        frozen = tuple(
+            _freeze_tail(backbone, name=f"{name}:{index}", device=self.device)
+            for index, backbone in enumerate(self.backbones)
+        )
+        return replace(self, frozen_tails=frozen)
 
     def embed_activations(self, activations: Sequence[Tensor]) -> Embedded:
         """Run the tails on the (V, B, ...) activations of B images, one tensor per backbone.
@@ -133,18 +185,27 @@ class Embedder:
         n_views = activations[0].shape[0]
         self.net.eval()
         with torch.inference_mode():
-            features = self.net.pool([a.to(self.device).flatten(0, 1) for a in activations])
+            late = self.run_bodies([a.flatten(0, 1) for a in activations])
+            features = self.run_tops(late)
             flat = self.net.embed(features)
             # Every adapter has its own sphere, on which its views are merged.
             n_parts = max(1, len(self.net.adapters))
             parts = flat.reshape(n_views, -1, flat.shape[1]).chunk(n_parts, dim=2)
             merged = torch.cat([merge_views(part) for part in parts], dim=1) / n_parts**0.5
-            probs = None
+            probs = by_view = None
             if self.net.classifier is not None:
-                by_view = self.net.classifier(features).softmax(dim=1)
-                probs = _to_numpy(by_view.reshape(n_views, -1, N_CLASSES).mean(dim=0))
-        descriptors = self._compute_descriptors([a[0] for a in activations])
-        return Embedded(_to_numpy(merged), descriptors, probs, tuple(activations))
+                flat_probs = self.net.classifier(features).softmax(dim=1)
+                by_view = _to_numpy(flat_probs.reshape(n_views, -1, N_CLASSES))
+                probs = by_view.mean(axis=0)
+        return Embedded(
+            _to_numpy(merged),
+            self._compute_descriptors([a[0] for a in activations]),
+            probs,
+            activations=tuple(activations),
+            late=tuple(x.reshape(n_views, -1, *x.shape[1:]) for x in late),
+            view_embeddings=_to_numpy(flat.reshape(n_views, -1, flat.shape[1])),
+            view_probs=by_view,
+        )
 
     def embed_batch(self, images: Sequence[NDArray[np.uint8]]) -> Embedded:
         """Embed a few images at once and keep their activations.
@@ -175,7 +236,7 @@ class Embedder:
 
         def flush() -> None:
             nonlocal n_done
-            batches.append(replace(self.embed_batch(pending), activations=()))
+            batches.append(self.embed_batch(pending).without_tensors())
             n_done += len(pending)
             pending.clear()
             if progress and n_images:
@@ -231,7 +292,7 @@ def embed_together(
         if shape not in views:
             views[shape] = build_test_views(images, config)
         seen = views[shape]
-        keys = [(b.trunk_hash, embedder.precision, *shape) for b in embedder.backbones]
+        keys = [(b.trunk_hash, b.dtype, *shape) for b in embedder.backbones]
         missing = [i for i, key in enumerate(keys) if key not in outputs]
         if missing:
             part = replace(embedder, backbones=tuple(embedder.backbones[i] for i in missing))
@@ -241,12 +302,40 @@ def embed_together(
     return embedded
 
 
-def build_embedder(config: RunConfig, settings: Settings) -> Embedder:
+def _freeze_tail(backbone: Backbone, *, name: str, device: torch.device) -> FrozenTail:
+    tail = backbone.tail
+    if backbone.dtype == torch.bfloat16 and backbone.keeps_half:
+        half = to_half(copy.deepcopy(tail))
+        return FrozenTail(lambda a: half.body(a.to(torch.bfloat16)), half)
+    compiled = None
+    is_mixed = backbone.dtype == torch.bfloat16 and device.type == "cpu"
+    if backbone.compiled is not None or is_mixed:
+        size = backbone.input_size
+        grey = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        compiled = compile_part(_Body(tail), backbone.run_trunk(grey).float(), name=name)
+    return FrozenTail(compiled or (lambda a: tail.body(a.float())), tail)
+
+
+class _Body(nn.Module):
+    """The body of a tail as a plain module."""
+
+    def __init__(self, tail: Tail) -> None:
+        super().__init__()
+        self.tail = tail
+
+    def forward(self, activation: Tensor) -> Tensor:
+        return self.tail.body(activation)
+
+
+def build_embedder(
+    config: RunConfig, settings: Settings, *, shared: Sequence[Backbone] = ()
+) -> Embedder:
     """Build the network with pretrained backbones and a fresh, seeded adapter.
 
     Args:
         config: the run; ``train.seed`` seeds the adapter.
         settings: device, threads and where local weights lie.
+        shared: backbones of another model; those that this one needs too lend it their trunks.
 
     Raises:
         BackboneError: no weights were found.
@@ -256,25 +345,51 @@ def build_embedder(config: RunConfig, settings: Settings) -> Embedder:
         torch.set_num_threads(settings.n_threads)
     device = choose_device(settings.device)
     backbones = tuple(
-        build_backbone(
-            name,
-            input_size=config.preprocess.input_size,
-            tail_depth=config.embedder.tail_depth,
-            weights_dir=settings.weights_dir,
-            random_weights=config.embedder.random_weights,
-        )
+        _borrow(name, config, shared, device=device)
+        or _build_fast(name, config, settings, device=device)
         for name in config.embedder.backbones
     )
-    for backbone in backbones:
-        backbone.trunk.to(device)
     net = EmbeddingNet(
         [b.tail for b in backbones],
         n_features=sum(b.n_features for b in backbones),
         config=config,
     )
-    precision = choose_precision(config.embedder.precision, device)
-    logger.info("embedder on %s, trunks in %s", device, precision)
-    return Embedder(backbones, net.to(device).eval(), config, device, precision)
+    embedder = Embedder(backbones, net.to(device).eval(), config, device)
+    logger.info("embedder on %s, trunks in %s", device, embedder.precision)
+    return embedder
+
+
+def _build_fast(
+    name: str, config: RunConfig, settings: Settings, *, device: torch.device
+) -> Backbone:
+    backbone = build_backbone(
+        name,
+        input_size=config.preprocess.input_size,
+        tail_depth=config.embedder.tail_depth,
+        weights_dir=settings.weights_dir,
+        random_weights=config.embedder.random_weights,
+    )
+    half = _is_half(config.embedder.precision, backbone, device)
+    return backbone.make_fast(half=half, device=device)
+
+
+def _borrow(
+    name: str, config: RunConfig, shared: Sequence[Backbone], *, device: torch.device
+) -> Backbone | None:
+    """The same trunk with a tail of one's own, whose parameters the caller loads."""
+    wanted = (name, config.preprocess.input_size, config.embedder.tail_depth)
+    for backbone in shared:
+        half = _is_half(config.embedder.precision, backbone, device)
+        is_same = (backbone.name, backbone.input_size, backbone.tail_depth) == wanted
+        if is_same and half == (backbone.dtype == torch.bfloat16):
+            return replace(backbone, tail=copy.deepcopy(backbone.tail))
+    return None
+
+
+def _is_half(asked: str, backbone: Backbone, device: torch.device) -> bool:
+    """Whether a trunk runs in bfloat16: as asked for, else where that is fast and harmless."""
+    half = choose_precision(asked, device) == "bfloat16"
+    return half and (asked != "auto" or backbone.keeps_half)
 
 
 def choose_device(name: str) -> torch.device:

@@ -337,9 +337,10 @@ def read_ensemble(folder: Path, settings: Settings) -> Ensemble:
         BackboneError: a member's pretrained parameters are not to be had here.
     """
     record = read_record(folder)
-    bundles = _share_trunks(
-        [read_bundle(folder.parent / member.model_id, settings) for member in record.members]
-    )
+    bundles: list[ModelBundle] = []
+    for member in record.members:
+        shared = [backbone for bundle in bundles for backbone in bundle.embedder.backbones]
+        bundles.append(read_bundle(folder.parent / member.model_id, settings, shared=shared))
     weights = [member.weight for member in record.members]
     lead = max(range(len(bundles)), key=lambda i: weights[i])
     album: dict[tuple[str, str], int] = {}
@@ -353,16 +354,3 @@ def read_ensemble(folder: Path, settings: Settings) -> Ensemble:
         Member(bundle, weights[index], places[index]) for index, bundle in enumerate(bundles)
     )
     return Ensemble(record, members, read_json(folder / "metrics.json"))
-
-
-def _share_trunks(bundles: list[ModelBundle]) -> list[ModelBundle]:
-    trunks: dict[str, Any] = {}
-    shared = []
-    for bundle in bundles:
-        backbones = tuple(
-            dataclasses.replace(b, trunk=trunks.setdefault(b.trunk_hash, b.trunk))
-            for b in bundle.embedder.backbones
-        )
-        embedder = dataclasses.replace(bundle.embedder, backbones=backbones)
-        shared.append(dataclasses.replace(bundle, embedder=embedder))
-    return shared

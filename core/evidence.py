@@ -48,7 +48,7 @@ def draw_heatmaps(
     class_names: Sequence[str],
     excluded: Sequence[Sequence[int]],
     method: str = "grad-cam",
-    compute: ViewMaps = explain.compute_view_heatmaps,
+    compute: ViewMaps | None = None,
 ) -> tuple[Heatmap, ...]:
     """One heatmap per class and backbone: the weighted mean over the members that see through it.
 
@@ -59,6 +59,7 @@ def draw_heatmaps(
         excluded: per member the gallery rows that may not vote.
         method: what ``compute`` does, by its name; kept with the maps.
         compute: one member's map of every view; where it is negative nothing speaks for the class.
+            None: Grad-CAM, from what the prediction has computed.
     """
     drawn: dict[tuple[str, str], list[tuple[float, NDArray[np.float32]]]] = {}
     for member, outcome, rows in zip(members, embedded, excluded, strict=True):
@@ -68,19 +69,35 @@ def draw_heatmaps(
             neighbours = explain.find_voters(
                 bundle.gallery, outcome.embeddings[0], k=bundle.n_shown, excluded=rows
             )
-        for class_name in class_names:
-            found = compute(
-                bundle.embedder,
-                [a[:, 0] for a in outcome.activations],
-                class_index=bundle.class_names.index(class_name),
-                neighbours=neighbours,
-            )
+        asked = [bundle.class_names.index(name) for name in class_names]
+        by_class = _compute_maps(bundle, outcome, neighbours, compute, asked=asked)
+        for class_name, found in zip(class_names, by_class, strict=True):
             for backbone, views in found.items():
                 drawn.setdefault((class_name, backbone), []).append((member.weight, views))
     return tuple(
         _merge(maps, class_name=class_name, backbone=backbone, method=method)
         for (class_name, backbone), maps in drawn.items()
     )
+
+
+def _compute_maps(
+    bundle: ModelBundle,
+    outcome: Embedded,
+    neighbours: Sequence[Sequence[NDArray[np.float32]]],
+    compute: ViewMaps | None,
+    *,
+    asked: Sequence[int],
+) -> list[dict[str, NDArray[np.float32]]]:
+    """One member's maps of every view, for each class asked for."""
+    if compute is None:
+        late = [activation[:, 0] for activation in outcome.late]
+        both = explain.compute_class_heatmaps(bundle.embedder, late, neighbours=neighbours)
+        return [both[index] for index in asked]
+    activations = [a[:, 0] for a in outcome.activations]
+    return [
+        compute(bundle.embedder, activations, class_index=index, neighbours=neighbours)
+        for index in asked
+    ]
 
 
 def _merge(
@@ -129,10 +146,7 @@ def measure_views(
     by_member = []
     for vote, outcome in zip(votes, embedded, strict=True):
         bundle = vote.member.bundle
-        # every view as an image of its own, with one view
-        alone = [a.transpose(0, 1) for a in outcome.activations]
-        seen = bundle.embedder.embed_activations(alone)
-        by_member.append(_answer_views(bundle, seen, vote.excluded, n_classes=n_classes))
+        by_member.append(_answer_views(bundle, outcome, vote.excluded, n_classes=n_classes))
     n_views = min(len(answers) for answers in by_member)
     weights = [vote.member.weight for vote in votes]
     mixed = np.average([answers[:n_views] for answers in by_member], axis=0, weights=weights)
@@ -143,11 +157,13 @@ def _answer_views(
     bundle: ModelBundle, seen: Embedded, excluded: NDArray[np.int64], *, n_classes: int
 ) -> NDArray[np.float64]:
     disease = bundle.config.disease_index
-    if seen.class_probs is not None:
-        scores = seen.class_probs[:, disease].astype(np.float64)
+    if seen.view_probs is not None:
+        scores = seen.view_probs[:, 0, disease].astype(np.float64)
     else:
-        barred = [excluded] * len(seen.embeddings)
-        ballots = cast_votes(bundle.gallery, seen.embeddings, bundle.n_shown, excluded=barred)
+        assert seen.view_embeddings is not None  # only ``without_tensors`` drops them
+        views = seen.view_embeddings[:, 0]
+        barred = [excluded] * len(views)
+        ballots = cast_votes(bundle.gallery, views, bundle.n_shown, excluded=barred)
         sums = [b.sum_by_class(bundle.gallery.labels, n_classes=n_classes) for b in ballots]
         scores = np.array(sums)[:, disease]
     return bundle.contents.calibration.apply(scores)

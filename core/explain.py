@@ -1,15 +1,16 @@
 """Grad-CAM of the neighbour vote itself, from the activations the prediction already computed.
 
 Owns the target (log-odds of the distance-weighted vote, differentiable in the embedding) and the
-overlay. The CAM is the grad-cam package's, run on the tail alone: the trunk is not run again.
-Hooks are put on the shared net while it works: the caller holds the bundle's lock.
+overlay. The CAM is the grad-cam package's, given the layer's activation and gradient: neither the
+trunk nor the body of the tail is run again. Hooks are put on the shared net while it works: the
+caller holds the bundle's lock.
 
 Reference: Selvaraju et al. 2017, arXiv:1610.02391.
 """
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import cv2
@@ -18,16 +19,17 @@ import torch
 from numpy.typing import NDArray
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from pytorch_grad_cam.base_cam import BaseCAM
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.backbones import Tail
-from core.embedder import Embedder, EmbeddingNet
+from core.embedder import Embedder
 from core.errors import ConfigError, ShapeError, check_shape
 from core.knn import Gallery, split_parts
 from core.transforms import merge_views, undo_views
 
 _MIN_DISTANCE = 1e-6
 _MIN_PROBABILITY = 1e-7
+_N_SPARE = 8  # candidates beyond k whose exact distance is taken
 
 
 class _AtLayerSize(BaseCAM):  # type: ignore[misc]
@@ -65,43 +67,6 @@ METHODS: Mapping[str, type[BaseCAM]] = {
     "layercam": _LayerCam,
     "xgrad-cam": _XGradCam,
 }
-
-
-class _VoteModel(nn.Module):
-    """One backbone's activation (V, ...) -> log-odds of the vote (1, C); the others held fixed."""
-
-    def __init__(
-        self,
-        net: EmbeddingNet,
-        activations: Sequence[Tensor],
-        *,
-        index: int,
-        neighbours: Sequence[Sequence[Tensor]],
-    ) -> None:
-        super().__init__()
-        self.net = net
-        self.activations = list(activations)
-        self.index = index
-        self.neighbours = neighbours  # per adapter, per class (K, D)
-
-    def forward(self, activation: Tensor) -> Tensor:
-        inputs = [*self.activations]
-        inputs[self.index] = activation
-        features = self.net.pool(inputs)
-        if self.net.classifier is not None:
-            return _compute_log_odds(self.net.classifier(features).softmax(dim=1).mean(dim=0))
-        parts = [merge_views(part[:, None]) for part in self.net.embed_parts(features)]
-        return compute_vote_log_odds(parts, self.neighbours)
-
-
-class _ClassTarget:
-    """Picks one class's log-odds; the package calls it once per output row."""
-
-    def __init__(self, class_index: int) -> None:
-        self.class_index = class_index
-
-    def __call__(self, output: Tensor) -> Tensor:
-        return output[self.class_index]
 
 
 def compute_vote_log_odds(
@@ -164,15 +129,21 @@ def find_class_neighbours(
     Raises:
         ShapeError: a class has no image left.
     """
-    distances = np.linalg.norm(gallery.embeddings - embedding, axis=1)
-    distances[[*excluded, *gallery.silent]] = np.inf
-    rows = []
+    # Rows are of unit length: the largest product is the nearest. Exact distances decide the rest.
+    closeness = gallery.embeddings @ embedding
+    is_open = np.ones(len(gallery), dtype=bool)
+    is_open[[*excluded, *gallery.silent]] = False
+    found = []
     for label in range(n_classes):
-        mine = np.flatnonzero((gallery.labels == label) & np.isfinite(distances))
-        if len(mine) == 0:
+        rows = np.flatnonzero((gallery.labels == label) & is_open)
+        if len(rows) == 0:
             raise ShapeError(f"class {label} has no gallery image left to explain with.")
-        rows.append(mine[np.argsort(distances[mine], kind="stable")[:k]])
-    return rows
+        n_kept = k + _N_SPARE
+        if len(rows) > n_kept:
+            rows = np.sort(rows[np.argpartition(-closeness[rows], n_kept)[:n_kept]])
+        distances = np.linalg.norm(gallery.embeddings[rows] - embedding, axis=1)
+        found.append(rows[np.argsort(distances, kind="stable")[:k]])
+    return found
 
 
 def compute_heatmaps(
@@ -218,30 +189,87 @@ def compute_view_heatmaps(
     Returns:
         backbone name -> (V, h, w) float32, non-negative, each view turned upright.
     """
+    late = embedder.run_bodies(activations)
+    return compute_class_heatmaps(embedder, late, neighbours=neighbours, method=method)[class_index]
+
+
+def compute_class_heatmaps(
+    embedder: Embedder,
+    late: Sequence[Tensor],
+    *,
+    neighbours: Sequence[Sequence[NDArray[np.float32]]],
+    method: str = "grad-cam",
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
+    """The maps of both classes from one pass: their log-odds are each other's negative.
+
+    Args:
+        embedder: the model; a hook is added where the layer lies inside a block, and removed.
+        late: per backbone the (V, ...) activations that ``Embedder.run_bodies`` returns, which the
+            prediction has computed.
+        neighbours: what ``find_voters`` found; empty for a classifier.
+        method: one of METHODS.
+
+    Returns:
+        Per class: backbone name -> (V, h, w) float32, non-negative, each view turned upright.
+
+    Raises:
+        ConfigError: an unknown method.
+    """
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}.")
+    layers, gradients = _follow_vote(embedder, late, neighbours)
+    by_class: tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]] = ({}, {})
+    for backbone, layer, gradient in zip(embedder.backbones, layers, gradients, strict=True):
+        tail = backbone.tail
+        shown = tail.to_map(layer.detach().float()).cpu()
+        slope = tail.to_map(gradient.float()).cpu()
+        for sign, maps in zip((1.0, -1.0), by_class, strict=True):
+            maps[backbone.name] = _draw_views(tail, shown, sign * slope, method=method)
+    return by_class
+
+
+def _follow_vote(
+    embedder: Embedder, late: Sequence[Tensor], neighbours: Sequence[Sequence[NDArray[np.float32]]]
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """Per backbone the layer's activation, and the gradient of class 0's log-odds in it."""
+    net = embedder.net.eval()
+    tails = [f.tail for f in embedder.frozen_tails] or [b.tail for b in embedder.backbones]
     # Outside inference mode a copy is an ordinary tensor that autograd may use.
-    inputs = [a.to(embedder.device).float().clone() for a in activations]
-    rows = [[torch.from_numpy(n).to(embedder.device) for n in part] for part in neighbours]
-    heatmaps = {}
-    for index, backbone in enumerate(embedder.backbones):
-        model = _VoteModel(embedder.net, inputs, index=index, neighbours=rows)
-        maps = _compute_view_maps(
-            model.eval(), backbone.tail, inputs[index], class_index, method=method
-        )
-        heatmaps[backbone.name] = maps
-    return heatmaps
+    starts = [x.to(embedder.device).clone().requires_grad_(True) for x in late]
+    layers = list(starts)
 
+    def keep(index: int, output: Tensor) -> None:
+        layers[index] = output
 
-def _compute_view_maps(
-    model: _VoteModel, tail: Tail, activation: Tensor, class_index: int, *, method: str
-) -> NDArray[np.float32]:
-    reshape: Callable[[Tensor], Tensor] = tail.to_map
-    cam = METHODS[method](model, [tail.cam_layer], reshape_transform=reshape)
+    handles = [
+        tail.cam_layer.register_forward_hook(lambda _m, _i, out, n=index: keep(n, out))
+        for index, tail in enumerate(tails)
+        if tail.is_tokens
+    ]
     try:
-        maps = cam(activation.detach().requires_grad_(True), [_ClassTarget(class_index)])
+        features = embedder.run_tops(starts)
     finally:
-        cam.activations_and_grads.release()
+        for handle in handles:
+            handle.remove()
+    if net.classifier is not None:
+        log_odds = _compute_log_odds(net.classifier(features).softmax(dim=1).mean(dim=0))
+    else:
+        rows = [[torch.from_numpy(n).to(embedder.device) for n in part] for part in neighbours]
+        parts = [merge_views(part[:, None]) for part in net.embed_parts(features)]
+        log_odds = compute_vote_log_odds(parts, rows)
+    return layers, torch.autograd.grad(log_odds[0, 0], layers)
+
+
+def _draw_views(
+    tail: Tail, activation: Tensor, gradient: Tensor, *, method: str
+) -> NDArray[np.float32]:
+    """Let the package weigh a layer (V, C, h, w) by its gradient: (V, h, w), upright."""
+    cam = METHODS[method](tail, [])  # no layer to hook: both are known already
+    cam.target_layers = [tail.cam_layer]
+    cam.activations_and_grads.activations = [activation]
+    cam.activations_and_grads.gradients = [gradient]
+    maps = cam.aggregate_multi_layers(cam.compute_cam_per_layer(activation, [], False))
+    cam.activations_and_grads.activations, cam.activations_and_grads.gradients = [], []
     upright: NDArray[np.float32] = undo_views(torch.from_numpy(maps)).numpy()
     return upright.astype(np.float32)
 
@@ -273,7 +301,7 @@ def randomise_net(embedder: Embedder, *, seed: int = 0) -> Embedder:
         dataclasses.replace(backbone, tail=cast(Tail, tail))
         for backbone, tail in zip(embedder.backbones, net.tails, strict=True)
     )
-    return dataclasses.replace(embedder, net=net, backbones=backbones)
+    return dataclasses.replace(embedder, net=net, backbones=backbones, frozen_tails=())
 
 
 def merge_heatmaps(maps: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:

@@ -15,6 +15,8 @@ from sklearn.metrics import roc_auc_score
 
 from core.errors import DataError, ShapeError, check_shape
 
+_N_SPARE = 8  # more than asked for: FAISS's rounding may swap two rows at the last place
+
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
@@ -69,7 +71,8 @@ class Gallery:
     def _index(self) -> faiss.IndexFlatL2:
         """Over the voters alone: position i in it is row ``voters[i]``."""
         index = faiss.IndexFlatL2(self.embeddings.shape[1])
-        index.add(np.ascontiguousarray(self.embeddings[self.voters]))
+        rows = self.embeddings if self.may_vote is None else self.embeddings[self.voters]
+        index.add(np.ascontiguousarray(rows))
         return index
 
     def search(
@@ -106,10 +109,11 @@ class Gallery:
                 "no gallery image is left to vote: all are duplicates or of its own group.",
                 code="knn.nobody",
             )
-        _, places = self._index.search(np.ascontiguousarray(queries), min(k + most, n_voters))
+        n_wanted = min(k + most + _N_SPARE, n_voters)
+        _, places = self._index.search(np.ascontiguousarray(queries), n_wanted)
         found = self.voters[places]
         distances = _exact_distances(queries, self.embeddings[found])
-        if most and excluded is not None:
+        if excluded is not None:
             for row, barred in enumerate(excluded):
                 distances[row, np.isin(found[row], barred)] = np.inf
         order = np.lexsort((found, distances), axis=1)[:, :k]

@@ -2,8 +2,8 @@
 
 Owns the files, their resumption after a kill, and the list of images that could not be read. For
 every image of train and validation it keeps the clean test-time views (they become the gallery),
-for training images the augmented views too, drawn once from the run's seed. Memory-mapped, in the
-trunk's own precision.
+for training images the augmented views too, drawn once from the run's seed. Memory-mapped, two
+bytes a value: bfloat16 of a trunk that runs in it, else float16.
 """
 
 import hashlib
@@ -81,7 +81,9 @@ class TrunkCache:
         self._augmented: list[np.memmap] = []
         if is_stored:
             n_train = max(1, sum(is_train))
-            self._shapes = [tuple(a.shape[1:]) for a in embedder.run_trunks(self._blank())]
+            blank = embedder.run_trunks(self._blank())
+            self._shapes = [tuple(a.shape[1:]) for a in blank]
+            self._dtypes = [_choose_dtype(a) for a in blank]
             self._check_disk(n_train)
             self._clean = self._open("clean", len(self.records), self.n_clean)
             self._augmented = self._open("augmented", n_train, self.n_augmented)
@@ -227,30 +229,27 @@ class TrunkCache:
         size = self.embedder.config.preprocess.input_size
         return torch.zeros(1, 3, size, size)
 
-    @property
-    def _dtype(self) -> np.dtype[np.uint16] | np.dtype[np.float32]:
-        half = self.embedder.precision == "bfloat16"
-        return np.dtype(np.uint16) if half else np.dtype(np.float32)
-
     def _to_tensor(self, stored: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(stored))
-        return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor
+        return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor.float()
 
     def _open(self, name: str, n_rows: int, n_views: int) -> list[np.memmap]:
         maps = []
-        for index, shape in enumerate(self._shapes):
+        pairs = zip(self._shapes, self._dtypes, strict=True)
+        for index, (shape, dtype) in enumerate(pairs):
             path = self.folder / f"{name}-{index}.bin"
             full = (n_rows, n_views, *shape)
-            n_bytes = int(np.prod(full)) * self._dtype.itemsize
+            n_bytes = int(np.prod(full)) * dtype.itemsize
             if not path.is_file() or path.stat().st_size != n_bytes:
                 self._state = _Progress(self._key, 0, {}, {})
                 with path.open("wb") as handle:
                     handle.truncate(n_bytes)
-            maps.append(np.memmap(path, dtype=self._dtype, mode="r+", shape=full))
+            maps.append(np.memmap(path, dtype=dtype, mode="r+", shape=full))
         return maps
 
     def _check_disk(self, n_train: int) -> None:
-        per_view = sum(int(np.prod(shape)) for shape in self._shapes) * self._dtype.itemsize
+        pairs = zip(self._shapes, self._dtypes, strict=True)
+        per_view = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in pairs)
         n_views = len(self.records) * self.n_clean + n_train * self.n_augmented
         there = sum(path.stat().st_blocks * 512 for path in self.folder.glob("*.bin"))
         needed = per_view * n_views - there
@@ -301,8 +300,17 @@ class TrunkCache:
         self._state = state
 
 
+def _choose_dtype(activation: Tensor) -> np.dtype[np.uint16] | np.dtype[np.float16]:
+    """Two bytes a value: bfloat16 as it is (NumPy has none: its bits), float32 as float16."""
+    half = activation.dtype == torch.bfloat16
+    return np.dtype(np.uint16) if half else np.dtype(np.float16)
+
+
 def _to_array(tensor: Tensor) -> NDArray[np.generic]:
     on_cpu = tensor.detach().cpu().contiguous()
-    half = on_cpu.dtype == torch.bfloat16
-    array: NDArray[np.generic] = (on_cpu.view(torch.uint16) if half else on_cpu).numpy()
+    if on_cpu.dtype == torch.bfloat16:
+        bits: NDArray[np.generic] = on_cpu.view(torch.uint16).numpy()
+        return bits
+    limit = torch.finfo(torch.float16).max
+    array: NDArray[np.generic] = on_cpu.clamp(-limit, limit).half().numpy()
     return array

@@ -10,7 +10,15 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     -1: {"errors"},  # below everything: every module may raise
     0: {"config", "diagnosis"},
-    1: {"image_io", "transforms", "phantom", "selection", "corruptions", "proportions"},
+    1: {
+        "image_io",
+        "transforms",
+        "phantom",
+        "selection",
+        "corruptions",
+        "proportions",
+        "engine",
+    },
     2: {
         "burned_in",
         "unpack",
@@ -54,8 +62,8 @@ LAYERS = {
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 MAY_IMPORT_TORCH = {
-    "transforms", "backbones", "embedder", "explain", "attribution", "bundle", "trunk_cache",
-    "fitting", "starting_point",
+    "engine", "transforms", "backbones", "embedder", "explain", "attribution", "bundle",
+    "trunk_cache", "fitting", "starting_point",
 }  # fmt: skip
 
 

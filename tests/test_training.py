@@ -142,11 +142,12 @@ def test_the_cache_holds_what_the_trunks_give(
     for cache in (stored, live):
         cache.build()
         assert cache.is_complete
+    # kept in float16: 11 bits of a value
     for one, two in zip(stored.read_clean([0, 5]), live.read_clean([0, 5]), strict=True):
-        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
     pairs = zip(stored.read_views([1, 2], [0, 2]), live.read_views([1, 2], [0, 2]), strict=True)
     for one, two in pairs:
-        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
     assert not list((tmp_path / "b").glob("*.bin"))
 
 

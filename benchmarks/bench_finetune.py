@@ -1,0 +1,105 @@
+"""Fine-tuning out of the trunk cache against running the whole network in every step.
+
+Same loss, steps and learning rates on both sides. Cached: the trunks run once (compiled or in
+bfloat16), the epochs train the tails. Plain: every step reads the images, augments them and runs
+the frozen stages in float32 by torch, without gradients. Result: results/finetune.json with
+seconds, `epoch_speedup` (epochs after the cache is built), `total_speedup` (cache included, all
+epochs, both at the validation figure that is printed beside it).
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+import torch
+
+from core import phantom
+from core.config import RunConfig, Settings, build_preset
+from core.datasets import Dataset, read_dataset
+from core.embedder import Embedder, build_embedder
+from core.fitting import fit
+from core.starting_point import begin_with_pca
+from core.trunk_cache import TrunkCache
+from core.watching import _Watcher
+
+
+def build(config: RunConfig, *, is_plain: bool) -> Embedder:
+    """The network of one side."""
+    if not is_plain:
+        return build_embedder(config, Settings.from_env())
+    exact = config.with_overrides(["embedder.precision=float32"])
+    embedder = build_embedder(exact, Settings.from_env())
+    trunks = tuple(dataclasses.replace(b, compiled=None) for b in embedder.backbones)
+    return dataclasses.replace(embedder, backbones=trunks)
+
+
+def run_side(
+    config: RunConfig, dataset: Dataset, folder: Path, *, is_plain: bool
+) -> dict[str, object]:
+    """Train once; seconds of the cache and of each epoch, and the validation figure."""
+    embedder = build(config, is_plain=is_plain)
+    records = [*dataset.subset("train"), *dataset.subset("val")]
+    folder.mkdir()
+    began = time.perf_counter()
+    cache = TrunkCache(folder / "cache", embedder, records, is_stored=not is_plain)
+    cache.build()
+    build_s = time.perf_counter() - began
+    begin_with_pca(embedder, cache)
+    began = time.perf_counter()
+    fit(embedder, cache, folder, log=lambda _: None)
+    fit_s = time.perf_counter() - began
+    return {
+        "cache_s": round(build_s, 2),
+        "epoch_s": round(fit_s / config.train.epochs, 3),
+        "total_s": round(build_s + fit_s, 2),
+        "validation": measure_validation(embedder, cache),
+        "n_val": len(cache.find_rows("val")),
+    }
+
+
+def measure_validation(embedder: Embedder, cache: TrunkCache) -> dict[str, float]:
+    """Accuracy and AUROC of the neighbour vote on validation, as the live page measures them."""
+    found = _Watcher(embedder, cache).measure()
+    return {name: round(float(found[name]), 4) for name in ("accuracy", "auroc")}
+
+
+def main() -> None:
+    """Measure both sides and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="offline")
+    parser.add_argument("--recipe", default="robust")
+    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=4)
+    options = parser.parse_args()
+    config = build_preset(options.preset, recipe=options.recipe).with_overrides(
+        [f"train.epochs={options.epochs}", "train.n_views=3", "train.val_fraction=0.25"]
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        phantom.write_dataset(folder / "data", n_train=options.images, n_test=4, size=384)
+        dataset = read_dataset(folder / "data", val_fraction=0.25)
+        sides = {
+            side: run_side(config, dataset, folder / side, is_plain=side == "plain")
+            for side in ("cached", "plain")
+        }
+    harness.write_result(
+        "finetune",
+        {
+            "n_threads": torch.get_num_threads(),
+            "preset": options.preset,
+            "recipe": options.recipe,
+            "n_images": options.images,
+            "n_epochs": options.epochs,
+            "sides": sides,
+            "epoch_speedup": round(sides["plain"]["epoch_s"] / sides["cached"]["epoch_s"], 2),
+            "total_speedup": round(sides["plain"]["total_s"] / sides["cached"]["total_s"], 2),
+        },
+    )
+    print(sides)
+
+
+if __name__ == "__main__":
+    main()

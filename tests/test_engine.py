@@ -1,0 +1,102 @@
+"""Compiled parts: as torch says, for any number of items, kept on disk, refused when wrong."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core import engine
+from core.config import Settings, build_preset
+from core.embedder import build_embedder, embed_together
+from core.phantom import draw
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NEIGHBORDX_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def build_part() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU6()).eval()
+
+
+def force(monkeypatch: pytest.MonkeyPatch, *, openvino_ms: float) -> None:
+    """The trial's outcome must not depend on what else the machine does."""
+    monkeypatch.setattr(
+        engine, "_time", lambda run, _: 1.0 if isinstance(run, nn.Module) else openvino_ms
+    )
+
+
+def test_a_compiled_part_says_what_torch_says_and_is_kept(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force(monkeypatch, openvino_ms=0.1)
+    part, batch = build_part(), torch.rand(5, 3, 16, 16)
+    first = engine.compile_part(part, batch[:1], name="p")
+    assert first is not None
+    with torch.inference_mode():
+        torch.testing.assert_close(first(batch), part(batch), atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr(engine, "_convert", lambda *_: pytest.fail("converted again"))
+    again = engine.compile_part(part, batch[:1], name="p")
+    assert again is not None
+    torch.testing.assert_close(again(batch), first(batch))
+    (trial,) = [json.loads(path.read_text()) for path in cache.glob("*.json")]
+    assert trial["route"] == "openvino"
+    assert trial["agreement"] > engine.MIN_AGREEMENT
+    assert sys.modules["openvino_telemetry"] is None  # nothing is reported to anyone
+
+
+def test_a_slower_or_wrong_part_is_left_to_torch(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force(monkeypatch, openvino_ms=2.0)
+    example = torch.rand(1, 3, 16, 16)
+    assert engine.compile_part(build_part(), example, name="slow") is None
+    force(monkeypatch, openvino_ms=0.1)
+    assert engine.compile_part(build_part(), example, name="slow") is None  # remembered
+    other = nn.Sequential(build_part(), nn.Conv2d(8, 8, 1)).eval()
+    right = engine._convert
+    monkeypatch.setattr(engine, "_convert", lambda _, x: right(other, x))
+    assert engine.compile_part(build_part(), example, name="wrong") is None
+    assert not list(cache.glob("*.xml"))
+
+
+def test_the_offline_model_compiled_equals_torch_in_float32(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force(monkeypatch, openvino_ms=0.1)
+    config = build_preset("offline").with_overrides(["preprocess.input_size=128"])
+    fast = build_embedder(config, Settings(device="cpu")).freeze(name="untrained")
+    assert fast.precision == "float32"
+    assert all(b.compiled is not None for b in fast.backbones)
+    exact = dataclasses.replace(
+        fast,
+        backbones=tuple(dataclasses.replace(b, compiled=None) for b in fast.backbones),
+        frozen_tails=(),
+    )
+    pictures = [draw(seed, is_diseased=True, size=128).pixels for seed in (900_001, 900_002)]
+    ours, plain = fast.embed_batch(pictures), exact.embed_batch(pictures)
+    cosine = (ours.embeddings * plain.embeddings).sum(axis=1)
+    assert cosine.min() > 0.99999
+    np.testing.assert_allclose(ours.descriptors, plain.descriptors, atol=1e-4)
+    assert embed_together([fast, exact], pictures)[1].embeddings.shape == ours.embeddings.shape
+    assert cache.is_dir()
+
+
+def test_half_precision_keeps_the_answer_of_a_transformer(cache: Path) -> None:
+    config = build_preset("tiny-random")
+    exact = build_embedder(config, Settings(device="cpu"))
+    asked = config.with_overrides(["embedder.precision=bfloat16"])
+    half = build_embedder(asked, Settings(device="cpu")).freeze(name="untrained")
+    assert half.precision == "bfloat16"
+    pictures = [draw(seed, is_diseased=True, size=96).pixels for seed in (900_001, 900_002)]
+    cosine = (half.embed_batch(pictures).embeddings * exact.embed_batch(pictures).embeddings).sum(1)
+    assert cosine.min() > 0.999
+    assert not list(cache.iterdir())  # nothing is compiled at 64 px
