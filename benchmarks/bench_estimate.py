@@ -4,7 +4,8 @@ Each run is measured as the app does it: a ``trial`` job predicts, then a ``trai
 parameters is watched from outside: time from start to end, the worker's peak of resident memory,
 the most that its run folder took on the disk. The images are drawn phantoms, the backbones those of
 the ``offline`` preset at 96 px. On a shared machine the time is compared in seconds of a core:
-``total_cpu_s``.
+``total_cpu_s``. Disk is predicted with room for the checkpoint twice, as while one replaces the
+other; that moment is mostly shorter than the sampling here, so the ratio is above 1.
 
     python benchmarks/bench_estimate.py --json benchmarks/results/estimate.json
 """

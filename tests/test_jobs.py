@@ -248,6 +248,7 @@ def test_running_without_a_process_is_found_at_start(directory: Path) -> None:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "job.memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "job.memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "job.memory"),
+        (RuntimeError("can't start new thread"), "job.memory"),
         (DataError("gone", code="data.removed"), "data.removed"),
         (RuntimeError("something else"), "job.unexpected"),
     ],

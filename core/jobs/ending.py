@@ -57,7 +57,11 @@ def _chain(err: BaseException | None) -> Iterator[BaseException]:
 
 def _is_memory(err: BaseException) -> bool:
     text = str(err).lower()
-    wording = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    wording = (
+        "out of memory", "can't allocate memory", "cannot allocate memory",
+        "can't start new thread",  # no room for its stack
+        "could not create a primitive",  # oneDNN's words for it
+    )  # fmt: skip
     return isinstance(err, RuntimeError | OSError) and any(words in text for words in wording)
 
 
