@@ -76,13 +76,18 @@ def explain_vote(
 
 def draw_shares(shares: NDArray[np.float32], recipe: Recipe = SHOWN) -> NDArray[np.float32]:
     """One (h, w) heatmap in [0, 1] of the signed (V, h, w) shares of the views."""
+    return normalise(np.maximum(prepare_views(shares, recipe).mean(axis=0), 0.0))
+
+
+def prepare_views(shares: NDArray[np.float32], recipe: Recipe = SHOWN) -> NDArray[np.float32]:
+    """The (V, h, w) shares of the views as the recipe wants them before their mean is taken."""
     if recipe.rectifies_views:
         shares = np.maximum(shares, 0.0)
-    mean = shares.mean(axis=0)
-    if recipe.sigma > 0:
-        cells = recipe.sigma * max(mean.shape)
-        mean = cv2.GaussianBlur(mean, (0, 0), cells, borderType=cv2.BORDER_REFLECT)
-    return normalise(np.maximum(mean, 0.0))
+    if recipe.sigma <= 0:
+        return shares
+    cells = recipe.sigma * max(shares.shape[1:])
+    views = [cv2.GaussianBlur(v, (0, 0), cells, borderType=cv2.BORDER_REFLECT) for v in shares]
+    return np.stack(views).astype(np.float32)
 
 
 def integrate_vote(

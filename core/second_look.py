@@ -9,14 +9,15 @@ The caller need not hold the model's lock.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core import evaluation, faithfulness
-from core.attribution import INTEGRATED, integrate_vote
+from core.attribution import INTEGRATED, integrate_vote, prepare_views
 from core.diagnosis import Diagnosis, Heatmap
-from core.embedder import embed_together
+from core.embedder import Embedder, embed_together
 from core.ensemble import Model
 from core.errors import ConfigError, ImageError, ShapeError
 from core.evidence import draw_heatmaps
@@ -104,8 +105,16 @@ def draw_maps(
             class_names=[class_name],
             excluded=_list_excluded(model, diagnosis),
             method=method,
-            compute=integrate_vote,
+            compute=_integrate,
         )
+
+
+def _integrate(
+    embedder: Embedder, activations: Sequence[Any], **target: Any
+) -> dict[str, NDArray[np.float32]]:
+    """Integrated gradients of every view, as the study of the Evaluate page draws them."""
+    shares = integrate_vote(embedder, activations, **target)
+    return {name: prepare_views(maps) for name, maps in shares.items()}
 
 
 def scrutinise(model: Model, diagnosis: Diagnosis, maps: Sequence[Heatmap]) -> Scrutiny:
