@@ -42,8 +42,10 @@ def build_random_ensemble(directory: Path) -> None:
     settings = dataclasses.replace(Settings.from_env(), checkpoints_dir=directory)
     for index, objective in enumerate(("triplet", "metric-ensemble")):
         run = build_preset("paper", recipe="report").with_overrides(
-            ["embedder.random_weights=true", f"objective.name={objective}", f"train.seed={index}"]
+            [f"objective.name={objective}", f"train.seed={index}"]
         )
+        random = dataclasses.replace(run.embedder, random_weights=True)
+        run = dataclasses.replace(run, embedder=random)
         write_random_model(directory, f"random-{index}", run, settings)
     build_ensemble(directory, "ensemble", ["random-0", "random-1"], min_val_accuracy=0.0)
 
