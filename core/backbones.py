@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import timm
 import torch
@@ -22,7 +21,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import Attention, global_pool_nlc
+from timm.layers import global_pool_nlc
 from torch import Tensor, nn
 
 from core.engine import Run, compile_part
@@ -43,7 +42,6 @@ _MIN_COMPILED_SIZE = 128  # below it a trunk takes no time worth a compilation
 # In bfloat16 their activations keep a cosine of 0.9999 to float32; of EfficientNet, 0.99.
 _HALF_FAMILIES = ("ConvNeXt", "SwinTransformer", "VisionTransformer", "Beit")
 _TOKEN_FAMILIES = ("VisionTransformer", "Beit")
-_Part = TypeVar("_Part", bound=nn.Module)
 _Loaded = tuple[nn.Module, str, str]  # model, where its parameters came from, licence
 
 
@@ -182,7 +180,7 @@ class Backbone:
         """
         trunk = self.trunk.to(device)
         if half:
-            stored = to_half(trunk) if self.keeps_half else trunk
+            stored = trunk.to(torch.bfloat16) if self.keeps_half else trunk
             return replace(self, trunk=stored, dtype=torch.bfloat16)
         size = self.input_size
         compiled = None
@@ -190,37 +188,6 @@ class Backbone:
             gray = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
             compiled = compile_part(_Features(trunk), self._normalise(gray), name=self.trunk_hash)
         return replace(self, trunk=trunk, compiled=compiled)
-
-
-def to_half(part: _Part) -> _Part:
-    """Keep a part's parameters in bfloat16, in place, with the attention that is fast in it."""
-    for module in part.modules():
-        if type(module) is Attention and module.gate is None:
-            module.__class__ = _DenseAttention
-    return part.to(torch.bfloat16)
-
-
-class _DenseAttention(Attention):  # type: ignore[misc]
-    """timm's attention as products of contiguous tensors, on a CPU.
-
-    In bfloat16 torch's fused kernel takes twice as long there (785 tokens, 16 heads: 31 ms against
-    15). Parameters and their names are timm's.
-    """
-
-    def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        if x.device.type != "cpu" or attn_mask is not None or is_causal:
-            out: Tensor = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-            return out
-        n_rows, n_tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(n_rows, n_tokens, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
-        shares = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)
-        mixed = (shares @ v).transpose(1, 2).reshape(n_rows, n_tokens, self.attn_dim)
-        out = self.proj(self.norm(mixed))
-        return out
 
 
 class _Features(nn.Module):

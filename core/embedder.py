@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from core.backbones import Backbone, Tail, build_backbone, to_half
+from core.backbones import Backbone, Tail, build_backbone
 from core.config import EmbedderConfig, RunConfig, Settings
 from core.engine import Run, compile_part
 from core.errors import ConfigError
@@ -305,7 +305,7 @@ def embed_together(
 def _freeze_tail(backbone: Backbone, *, name: str, device: torch.device) -> FrozenTail:
     tail = backbone.tail
     if backbone.dtype == torch.bfloat16 and backbone.keeps_half:
-        half = to_half(copy.deepcopy(tail))
+        half = copy.deepcopy(tail).to(torch.bfloat16)
         return FrozenTail(lambda a: half.body(a.to(torch.bfloat16)), half)
     compiled = None
     is_mixed = backbone.dtype == torch.bfloat16 and device.type == "cpu"
