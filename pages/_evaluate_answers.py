@@ -253,7 +253,7 @@ def show_subgroups(evaluation: Evaluation) -> None:
         hide_index=True,
         alt=_("Table of the figures by subgroup"),
         column_config={
-            "value": st.column_config.TextColumn(plain(name)),
+            "value": st.column_config.TextColumn(name),
             "n": st.column_config.NumberColumn(_("Images")),
             "n_disease": st.column_config.NumberColumn(_("of them diseased")),
             "accuracy": st.column_config.TextColumn(_("Accuracy")),

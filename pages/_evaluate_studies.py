@@ -116,6 +116,7 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
     st.dataframe(
         pd.DataFrame([_describe_method(row) for row in study["rows"]]),
         hide_index=True,
+        height="content",  # the baselines come last and must be seen
         alt=_("Table of the heatmap figures by backbone and method"),
         column_config={
             "backbone": st.column_config.TextColumn(_("Backbone")),
