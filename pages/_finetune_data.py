@@ -202,7 +202,7 @@ def _show_result(result: dict[str, Any], folder: Path) -> None:
         counts = result["counts"]
         by_split = counts[str(seeds[0])]
         table = pd.DataFrame({_(w): by_split[s] for s, w in SPLITS.items() if s in by_split})
-        st.table(table.rename(index=class_label), alt=_("Number of images by class and split"))
+        st.table(table.rename(index=class_label).T, alt=_("Number of images by class and split"))
         if len({str(counts[str(seed)]) for seed in seeds}) > 1:
             st.caption(
                 _("With seed {seed}; each seed sets other images apart for validation.").format(

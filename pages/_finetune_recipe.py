@@ -196,7 +196,7 @@ def _show_costs(found: dict[str, Any], n_seeds: int) -> None:
     columns = st.columns(4)
     columns[0].metric(_("Time"), _say_minutes(found["total_s"] * max(1, n_seeds)))
     columns[1].metric(_("Memory"), _say_size(found["memory_bytes"]))
-    columns[2].metric(_("Memory of the graphics card"), _say_gpu(found))
+    columns[2].metric(_("GPU memory"), _say_gpu(found))
     columns[3].metric(_("Disk, while it trains"), _say_size(found["disk_bytes"]))
     st.caption(
         _(

@@ -217,7 +217,7 @@ def test_what_a_training_will_take_is_shown_with_and_without_a_graphics_card(
     put_job(tmp_path / "ck", "trial", wanted, "done", cost)
     app.run()
     assert {m.label: m.value for m in app.metric} == {
-        "Time": "10 min", "Memory": "2.0 GB", "Memory of the graphics card": "no GPU",
+        "Time": "10 min", "Memory": "2.0 GB", "GPU memory": "no GPU",
         "Disk, while it trains": "300 MB",
     }  # fmt: skip
     gpu = {"device": "cuda:0", "gpu_name": "Card", "gpu_bytes": 5e9, "gpu_free_bytes": 4e9}
