@@ -122,11 +122,13 @@ def test_from_an_outline_to_a_correction_and_back(
     n_listed, by_class = read_counts(page)
     assert 0 < n_listed < n_drawn
     assert sum(by_class) == n_listed
-    assert page.locator("[class*='st-key-card-'] img").count() == min(24, n_listed)
+    cards = page.locator("[class*='st-key-card-'] img")
+    cards.nth(min(24, n_listed) - 1).wait_for(timeout=30_000)  # pictures arrive one by one
+    assert cards.count() == min(24, n_listed)
     page.locator("[class*='st-key-explore_open_'] button").first.click()
     await_text(page, "The others say")
     voters = page.locator("[class*='st-key-card-'][class*='-n'] img[alt^='Training image']")
-    assert voters.count() >= 3
+    voters.nth(2).wait_for(timeout=30_000)
     click(page, "Show the heatmap")
     await_text(page, "Bright areas speak for")
     assert page.locator("img[alt^='Heatmap of']").count() == 2
