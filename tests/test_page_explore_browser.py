@@ -128,7 +128,7 @@ def test_from_an_outline_to_a_correction_and_back(
     page.locator("[class*='st-key-explore_open_'] button").first.click()
     await_text(page, "The others say")
     voters = page.locator("[class*='st-key-card-'][class*='-n'] img[alt^='Training image']")
-    voters.nth(2).wait_for(timeout=30_000)
+    voters.first.wait_for(timeout=30_000)  # K of the tiny model may be 1
     click(page, "Show the heatmap")
     await_text(page, "Bright areas speak for")
     assert page.locator("img[alt^='Heatmap of']").count() == 2
