@@ -1,6 +1,6 @@
 """Systems 1, 4, 5 and 6 of the report on the real data sets, three seeds, test split.
 
-    python benchmarks/bench_ablation.py --data ../shared/data [--only idrid ...]
+    PYTHONPATH=. python benchmarks/bench_ablation.py --data ../shared/data [--only idrid ...]
 
 Runs what ``python -m core ablation`` runs; a killed run goes on where it was. Per data set it
 writes results/ablation_<data>.json (every run, means with intervals, paired tests; without the
@@ -9,18 +9,15 @@ of systems 4 and 5 beside the frozen floors). A data set that is not there is le
 """
 
 import argparse
-import json
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import harness
 
 from core.ablation import run_ablation, write_table
 from core.bundle import write_text
 from core.config import Settings
 
-RESULTS = Path(__file__).parent / "results"
 SETS = {
     "kermany_cxr_1639": "kermany_cxr_1639",
     "idrid": "idrid",
@@ -30,16 +27,6 @@ SETS = {
 SYSTEMS = ("1", "4", "5", "6")
 FLOORS = ("knn_frozen", "logreg_frozen")
 ENSEMBLE = "6"
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the times depend on."""
-    return {
-        "cpus": os.cpu_count(),
-        "platform": platform.platform(),
-        "torch": version("torch"),
-        "timm": version("timm"),
-    }
 
 
 def drop_answers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -69,7 +56,6 @@ def judge_ensemble(result: dict[str, Any]) -> dict[str, Any]:
             }
             for key in FLOORS
         },
-        "machine": result["machine"],
     }
 
 
@@ -83,13 +69,12 @@ def run(data: Path, name: str, *, checkpoints: Path, n_seeds: int) -> None:
         settings=Settings(checkpoints_dir=checkpoints),
         progress=lambda done, text: print(f"{name} {done:4.0%} {text}", flush=True),
     )
-    result["machine"] = describe_machine()
     accuracy = judge_ensemble(result)
-    write_text(RESULTS / f"ablation_{name}.md", write_table(result))
+    write_text(harness.RESULTS / f"ablation_{name}.md", write_table(result))
     for key in ("runs", "floors"):
         result[key] = drop_answers(result[key])
-    for stem, content in ((f"ablation_{name}", result), (f"accuracy_{name}", accuracy)):
-        write_text(RESULTS / f"{stem}.json", json.dumps(content, indent=1) + "\n")
+    harness.write_result(f"ablation_{name}", result)
+    harness.write_result(f"accuracy_{name}", accuracy)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ lettering that the image really holds, which some ultrasound pictures do) and wi
 invented patient data drawn into its upper or lower edge (``found``), letters 2.5 to 6 % of the
 image's longer side high.
 
-    python benchmarks/bench_burned_in.py --data ../shared/data
+    PYTHONPATH=. python benchmarks/bench_burned_in.py --data ../shared/data
 """
 
 import argparse

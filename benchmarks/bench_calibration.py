@@ -4,7 +4,7 @@ Per data set and trained model: the raw vote is read on validation and test; the
 fitted on validation alone (temperature or isotonic, chosen there by cross-validation) and judged
 on test. ``ece_before`` is of the raw vote, ``ece_after`` of the calibrated probability.
 
-    NEIGHBORDX_CHECKPOINTS=checkpoints python benchmarks/bench_calibration.py \\
+    PYTHONPATH=. NEIGHBORDX_CHECKPOINTS=checkpoints python benchmarks/bench_calibration.py \\
         --model kermany=cxr --model idrid=idrid --model busi=busi
 """
 

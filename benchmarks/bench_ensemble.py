@@ -1,6 +1,6 @@
 """What the vote of two models on one preset costs beside one of its members, per image.
 
-    python benchmarks/bench_ensemble.py --models MODELS --name demo
+    PYTHONPATH=. python benchmarks/bench_ensemble.py --models MODELS --name demo
 
 The same drawn fundus images are answered one by one by the vote and by its first member, in turn,
 without heatmaps (they are asked for by themselves) and with them. Writes results/ensemble.json.
@@ -8,21 +8,18 @@ without heatmaps (they are asked for by themselves) and with them. Writes result
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-from core.bundle import write_text
+import harness
+
 from core.config import Settings
 from core.image_io import decode, encode_png
 from core.inference import diagnose
 from core.phantom import draw
 from core.registry import load_bundle
 
-RESULTS = Path(__file__).parent / "results"
 SEED = 1000
 
 
@@ -59,11 +56,8 @@ def main() -> None:
         "model": args.name,
         "without_heatmaps": run(args.models, args.name, n_images=args.images, with_maps=False),
         "with_heatmaps": run(args.models, args.name, n_images=args.images, with_maps=True),
-        "cpus": os.cpu_count(),
-        "platform": platform.platform(),
-        "torch": version("torch"),
     }
-    write_text(RESULTS / "ensemble.json", json.dumps(result, indent=1) + "\n")
+    harness.write_result("ensemble", result)
     print(json.dumps(result, indent=1))
 
 

@@ -7,7 +7,7 @@ the ``offline`` preset at 96 px. On a shared machine the time is compared in sec
 ``total_cpu_s``. Disk is predicted with room for the checkpoint twice, as while one replaces the
 other; that moment is mostly shorter than the sampling here, so the ratio is above 1.
 
-    python benchmarks/bench_estimate.py --json benchmarks/results/estimate.json
+    PYTHONPATH=. python benchmarks/bench_estimate.py --json benchmarks/results/estimate.json
 """
 
 import argparse

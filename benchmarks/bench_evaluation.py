@@ -1,6 +1,7 @@
 """How long the figures of a kept evaluation take, from its stored embeddings and answers.
 
-    python benchmarks/bench_evaluation.py --models MODELS --model NAME [--evaluation DATA-SPLIT]
+    PYTHONPATH=. python benchmarks/bench_evaluation.py --models MODELS --model NAME \\
+        [--evaluation DATA-SPLIT]
 
 First ``python -m core evaluate --model NAME --data DATA``. Times everything that the Evaluate page
 and the report compute without running the model. Writes results/evaluation.json.

@@ -1,6 +1,6 @@
 """Heatmaps against lesion masks and against the vote, on busi and idrid.
 
-    python benchmarks/bench_explanations.py --models MODELS --data ../shared/data
+    PYTHONPATH=. python benchmarks/bench_explanations.py --models MODELS --data ../shared/data
 
 MODELS holds a model named after each data set (``python -m core train --name busi ...``). Every
 test lesion with a mask counts for the pointing game and the energy, the first 16 (drawn) for

@@ -1,6 +1,7 @@
 """Which picture of the vote's integrated gradients finds lesions, chosen away from the test split.
 
-    python benchmarks/bench_heatmap_variants.py --models MODELS --model busi --data ../shared/data
+    PYTHONPATH=. python benchmarks/bench_heatmap_variants.py --models MODELS --model busi \\
+        --data ../shared/data
 
 Draws lesions of the validation images and of some training images (which never vote on
 themselves), explains them once, and measures every recipe of ``core.attribution``. The one that

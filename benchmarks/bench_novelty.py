@@ -11,8 +11,9 @@ own limit, refused where one member refuses; the score is the largest distance o
 of its limit, and a sample is put through ``inference.diagnose`` to see that it decides the same.
 Without one the reference is the preset's frozen backbones on the training images.
 
-    python benchmarks/bench_novelty.py --data ../shared/data --model demo=checkpoints/demo \\
-        --model kermany=checkpoints/cxr --model idrid=checkpoints/idrid
+    PYTHONPATH=. python benchmarks/bench_novelty.py --data ../shared/data \\
+        --model demo=checkpoints/demo --model kermany=checkpoints/cxr \\
+        --model idrid=checkpoints/idrid
 """
 
 import argparse

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from core.backbones import Tail
 from core.embedder import Embedder, EmbeddingNet
-from core.explain import METHODS, compute_heatmaps, compute_vote_log_odds, normalise
-from core.transforms import merge_views, undo_views
+from core.explain import METHODS, compute_feature_log_odds, compute_heatmaps, keep_positive
+from core.transforms import undo_views
 
 INTEGRATED = "integrated"
 ALL_METHODS = (INTEGRATED, *METHODS)
@@ -40,7 +40,6 @@ class Recipe:
 # Of 12 recipes the one that hit most of 80 busi lesions, none of them test images (benchmarks/
 # results/heatmap_variants.json): 0.70 against 0.66 without smoothing, well within chance.
 SHOWN = Recipe(sigma=0.08)
-_MIN_PROBABILITY = 1e-7
 
 
 def explain_vote(
@@ -76,7 +75,7 @@ def explain_vote(
 
 def draw_shares(shares: NDArray[np.float32], recipe: Recipe = SHOWN) -> NDArray[np.float32]:
     """One (h, w) heatmap in [0, 1] of the signed (V, h, w) shares of the views."""
-    return normalise(np.maximum(prepare_views(shares, recipe).mean(axis=0), 0.0))
+    return keep_positive(prepare_views(shares, recipe).mean(axis=0))
 
 
 def prepare_views(shares: NDArray[np.float32], recipe: Recipe = SHOWN) -> NDArray[np.float32]:
@@ -135,14 +134,7 @@ def compute_log_odds(
     net: EmbeddingNet, activations: Sequence[Tensor], neighbours: Sequence[Sequence[Tensor]]
 ) -> Tensor:
     """(1, C) log-odds of the vote on one image from its (V, ...) activations; differentiable."""
-    features = net.pool(activations)
-    if net.classifier is not None:
-        probs = net.classifier(features).softmax(dim=1).mean(dim=0)
-        inner = probs.clamp(_MIN_PROBABILITY, 1.0 - _MIN_PROBABILITY)
-        log_odds: Tensor = (inner.log() - (1.0 - inner).log())[None]
-        return log_odds
-    parts = [merge_views(part[:, None]) for part in net.embed_parts(features)]
-    return compute_vote_log_odds(parts, neighbours)
+    return compute_feature_log_odds(net, net.pool(activations), neighbours)
 
 
 def _flatten_places(tail: Tail, activation: Tensor) -> Tensor:

@@ -170,6 +170,11 @@ class Backbone:
         std = torch.tensor(self.std, device=batch.device).view(1, 3, 1, 1)
         return (batch - mean) / std
 
+    def draw_example(self) -> Tensor:
+        """(1, 3, S, S) of noise in [0, 1], always the same: what compiled parts are tried on."""
+        size = self.input_size
+        return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+
     def make_fast(self, *, half: bool, device: torch.device) -> "Backbone":
         """The same backbone with its trunk on a device, in the fastest form found there.
 
@@ -182,11 +187,10 @@ class Backbone:
         if half:
             stored = trunk.to(torch.bfloat16) if self.keeps_half else trunk
             return replace(self, trunk=stored, dtype=torch.bfloat16)
-        size = self.input_size
         compiled = None
-        if device.type == "cpu" and size >= _MIN_COMPILED_SIZE:
-            gray = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-            compiled = compile_part(_Features(trunk), self._normalise(gray), name=self.trunk_hash)
+        if device.type == "cpu" and self.input_size >= _MIN_COMPILED_SIZE:
+            example = self._normalise(self.draw_example())
+            compiled = compile_part(_Features(trunk), example, name=self.trunk_hash)
         return replace(self, trunk=trunk, compiled=compiled)
 
 

@@ -310,9 +310,8 @@ def _freeze_tail(backbone: Backbone, *, name: str, device: torch.device) -> Froz
     compiled = None
     is_mixed = backbone.dtype == torch.bfloat16 and device.type == "cpu"
     if backbone.compiled is not None or is_mixed:
-        size = backbone.input_size
-        grey = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-        compiled = compile_part(_Body(tail), backbone.run_trunk(grey).float(), name=name)
+        example = backbone.run_trunk(backbone.draw_example()).float()
+        compiled = compile_part(_Body(tail), example, name=name)
     return FrozenTail(compiled or (lambda a: tail.body(a.float())), tail)
 
 

@@ -108,10 +108,10 @@ def _merge(
     method: str,
 ) -> Heatmap:
     """Members' (V, h, w) maps -> one record. Members may differ in views and in resolution."""
-    whole = [(weight, _keep_positive(views.mean(axis=0))) for weight, views in maps]
+    whole = [(weight, explain.keep_positive(views.mean(axis=0))) for weight, views in maps]
     n_views = min(len(views) for _, views in maps)
     by_view = [
-        explain.merge_heatmaps([(w, _keep_positive(views[index])) for w, views in maps])
+        explain.merge_heatmaps([(w, explain.keep_positive(views[index])) for w, views in maps])
         for index in range(n_views)
     ]
     return Heatmap(
@@ -121,11 +121,6 @@ def _merge(
         views=np.stack(by_view).astype(np.float32),
         method=method,
     )
-
-
-def _keep_positive(heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What speaks for the class, its peak at 1."""
-    return explain.normalise(np.maximum(heatmap, 0.0))
 
 
 def measure_views(

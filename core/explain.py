@@ -22,7 +22,7 @@ from pytorch_grad_cam.base_cam import BaseCAM
 from torch import Tensor
 
 from core.backbones import Tail
-from core.embedder import Embedder
+from core.embedder import Embedder, EmbeddingNet
 from core.errors import ConfigError, ShapeError, check_shape
 from core.knn import Gallery, split_parts
 from core.transforms import merge_views, undo_views
@@ -90,6 +90,22 @@ def compute_vote_log_odds(
         votes = torch.stack([(1.0 / distance).sum() for distance in distances])
         shares.append(votes / votes.sum())
     return _compute_log_odds(torch.stack(shares).mean(dim=0))
+
+
+def compute_feature_log_odds(
+    net: EmbeddingNet, features: Tensor, neighbours: Sequence[Sequence[Tensor]]
+) -> Tensor:
+    """(1, C) log-odds of the answer to one image from the (V, F) features of its views.
+
+    Args:
+        net: the model's; a classifier's probabilities are used where it has one.
+        features: with gradient where one is wanted.
+        neighbours: as ``compute_vote_log_odds``; empty for a classifier.
+    """
+    if net.classifier is not None:
+        return _compute_log_odds(net.classifier(features).softmax(dim=1).mean(dim=0))
+    parts = [merge_views(part[:, None]) for part in net.embed_parts(features)]
+    return compute_vote_log_odds(parts, neighbours)
 
 
 def _compute_log_odds(probs: Tensor) -> Tensor:
@@ -251,12 +267,8 @@ def _follow_vote(
     finally:
         for handle in handles:
             handle.remove()
-    if net.classifier is not None:
-        log_odds = _compute_log_odds(net.classifier(features).softmax(dim=1).mean(dim=0))
-    else:
-        rows = [[torch.from_numpy(n).to(embedder.device) for n in part] for part in neighbours]
-        parts = [merge_views(part[:, None]) for part in net.embed_parts(features)]
-        log_odds = compute_vote_log_odds(parts, rows)
+    rows = [[torch.from_numpy(n).to(embedder.device) for n in part] for part in neighbours]
+    log_odds = compute_feature_log_odds(net, features, rows)
     return layers, torch.autograd.grad(log_odds[0, 0], layers)
 
 
@@ -272,6 +284,11 @@ def _draw_views(
     cam.activations_and_grads.activations, cam.activations_and_grads.gradients = [], []
     upright: NDArray[np.float32] = undo_views(torch.from_numpy(maps)).numpy()
     return upright.astype(np.float32)
+
+
+def keep_positive(heatmap: NDArray[np.floating]) -> NDArray[np.float32]:
+    """What speaks for the class in a signed map, its peak at 1."""
+    return normalise(np.maximum(heatmap, 0.0))
 
 
 def normalise(heatmap: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -72,26 +72,16 @@ def train(
     check_data(dataset, has_look=has_look and not is_resumed)
     quiet_lightning()
     with show_progress("train") as report:
-        if is_ensemble:
-            folder = train_ensemble(
-                dataset,
-                config,
-                name=name,
-                settings=settings,
-                resume=resume,
-                cache_trunk=cache_trunk,
-                progress=report,
-            )
-        else:
-            folder = run_training(
-                dataset,
-                config,
-                name=name,
-                settings=settings,
-                resume=resume,
-                cache_trunk=cache_trunk,
-                progress=report,
-            )
+        run = train_ensemble if is_ensemble else run_training
+        folder = run(
+            dataset,
+            config,
+            name=name,
+            settings=settings,
+            resume=resume,
+            cache_trunk=cache_trunk,
+            progress=report,
+        )
     CONSOLE.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, markup=False)
 
 
