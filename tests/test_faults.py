@@ -144,9 +144,10 @@ def wait_for(check: Callable[[], object], *, seconds: float) -> None:
 
 
 def is_settled(checkpoints: Path) -> bool:
-    """Whether the job has ended, or a living process has it."""
+    """Whether the job has ended, or living processes have it; of a dead worker one hears later."""
     job = read_only_job(checkpoints)
-    return not job.is_open or state.is_alive(job.supervisor)
+    works = job.worker is None or state.is_alive(job.worker)
+    return not job.is_open or (state.is_alive(job.supervisor) and works)
 
 
 def test_sigkill_at_twenty_random_moments_of_job_server_and_both(
