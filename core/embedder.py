@@ -171,7 +171,12 @@ class Embedder:
             name: of the trained parameters (their hash); compiled tails are kept by it.
         """
         frozen = tuple(
-            _freeze_tail(backbone, name=f"{name}:{index}", device=self.device)
+            _freeze_tail(
+                backbone,
+                name=f"{name}:{index}",
+                device=self.device,
+                asked=self.config.embedder.precision,
+            )
             for index, backbone in enumerate(self.backbones)
         )
         return replace(self, frozen_tails=frozen)
@@ -302,7 +307,7 @@ def embed_together(
     return embedded
 
 
-def _freeze_tail(backbone: Backbone, *, name: str, device: torch.device) -> FrozenTail:
+def _freeze_tail(backbone: Backbone, *, name: str, device: torch.device, asked: str) -> FrozenTail:
     tail = backbone.tail
     if backbone.dtype == torch.bfloat16 and backbone.keeps_half:
         half = copy.deepcopy(tail).to(torch.bfloat16)
@@ -311,7 +316,12 @@ def _freeze_tail(backbone: Backbone, *, name: str, device: torch.device) -> Froz
     is_mixed = backbone.dtype == torch.bfloat16 and device.type == "cpu"
     if backbone.compiled is not None or is_mixed:
         example = backbone.run_trunk(backbone.draw_example()).float()
-        compiled = compile_part(_Body(tail), example, name=name)
+        compiled = compile_part(
+            _Body(tail),
+            example,
+            name=name,
+            may_be_half=choose_precision(asked, device) == "bfloat16",
+        )
     return FrozenTail(compiled or (lambda a: tail.body(a.float())), tail)
 
 

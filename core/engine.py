@@ -1,8 +1,8 @@
 """A frozen part of a network, run the fastest way that this machine has and that agrees with torch.
 
-Owns the compiled form (OpenVINO, float32) and the choice between it and torch: a short trial on
-first use, whose outcome and compiled file are kept in a folder of the user's. Knows nothing of
-backbones or images. Where OpenVINO cannot take the part, is slower, or disagrees with
+Owns the compiled form (OpenVINO, float32 or bfloat16) and the choice between it and torch: a short
+trial on first use, whose outcome and compiled file are kept in a folder of the user's. Knows
+nothing of backbones or images. Where OpenVINO cannot take the part, is slower, or disagrees with
 torch, torch runs it.
 """
 
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], Tensor]
-MIN_AGREEMENT = 0.9999  # cosine with torch below which a compiled part is not used
+MIN_AGREEMENT = {"f32": 0.9999, "bf16": 0.999}  # cosine with torch in float32; below: not used
 _N_TRIALS = 3
 
 
@@ -39,9 +39,9 @@ _N_TRIALS = 3
 class Trial:
     """What the first use on this machine measured."""
 
-    route: str  # "openvino" or "torch"
+    route: str  # "torch", or the precision that OpenVINO computes in: "f32", "bf16"
     milliseconds: dict[str, float]  # per route, one item
-    agreement: float  # cosine of the two outputs
+    agreement: dict[str, float]  # per precision, cosine with torch in float32
 
 
 def find_cache_dir() -> Path:
@@ -50,18 +50,22 @@ def find_cache_dir() -> Path:
     return Path(os.environ.get("NEIGHBORDX_CACHE") or Path(base) / "neighbordx")
 
 
-def compile_part(part: nn.Module, example: Tensor, *, name: str) -> Run | None:
+def compile_part(
+    part: nn.Module, example: Tensor, *, name: str, may_be_half: bool = False
+) -> Run | None:
     """Make a frozen part fast on this CPU, or return None where torch is the better choice.
 
     Args:
         part: float32, in eval mode, on the CPU. Its parameters must not change afterwards.
         example: one item (1, ...), drawn like the real input.
         name: of the parameters; with the example's shape it names the compiled file.
+        may_be_half: try bfloat16 too; the part keeps float32 inputs and outputs.
 
     Returns:
         A function of any number of items (N, ...); callers wait for each other.
     """
-    key = _compute_key(name, example)
+    precisions = ("f32", "bf16") if may_be_half else ("f32",)
+    key = _compute_key(name, example, precisions)
     folder = find_cache_dir()
     model_file, trial_file = folder / f"{key}.xml", folder / f"{key}.json"
     trial = _read_trial(trial_file)
@@ -69,28 +73,43 @@ def compile_part(part: nn.Module, example: Tensor, *, name: str) -> Run | None:
         return None
     try:
         if trial is not None and model_file.is_file():
-            return _OpenVinoRun(_read_model(model_file))
-        return _try(part, example, model_file=model_file, trial_file=trial_file)
+            return _OpenVinoRun(_read_model(model_file), trial.route)
+        return _try(part, example, precisions, model_file=model_file, trial_file=trial_file)
     except (ImportError, RuntimeError, OSError, ValueError) as err:  # OpenVINO's are RuntimeErrors
         logger.warning("a part of the network is run by torch: %s", str(err)[:200])
         return None
 
 
-def _try(part: nn.Module, example: Tensor, *, model_file: Path, trial_file: Path) -> Run | None:
+def _try(
+    part: nn.Module,
+    example: Tensor,
+    precisions: Sequence[str],
+    *,
+    model_file: Path,
+    trial_file: Path,
+) -> Run | None:
     model = _convert(part, example)
-    run = _OpenVinoRun(model)
+    runs = {precision: _OpenVinoRun(model, precision) for precision in precisions}
     with torch.inference_mode():
         expected = part(example)
-        agreement = nn.functional.cosine_similarity(
-            run(example).flatten().double(), expected.flatten().double(), dim=0
-        )
-        times = {"torch": _time(part, example), "openvino": _time(run, example)}
-    is_better = float(agreement) >= MIN_AGREEMENT and times["openvino"] < times["torch"]
-    trial = Trial("openvino" if is_better else "torch", times, float(agreement))
+        times = {"torch": _time(part, example)}
+        agreement = {}
+        for precision, run in runs.items():
+            times[precision] = _time(run, example)
+            agreement[precision] = _compare(run(example), expected)
+    agreeing = [p for p in precisions if agreement[p] >= MIN_AGREEMENT[p]]
+    route = min(("torch", *agreeing), key=times.__getitem__)
+    trial = Trial(route, times, agreement)
     logger.info("trial of a frozen part: %s", trial)
     with contextlib.suppress(OSError):  # a read-only home: the trial is repeated next time
         _save(model, trial, model_file=model_file, trial_file=trial_file)
-    return run if is_better else None
+    return runs.get(route)
+
+
+def _compare(output: Tensor, expected: Tensor) -> float:
+    """Cosine of two outputs."""
+    pair = (output.flatten().double(), expected.flatten().double())
+    return float(nn.functional.cosine_similarity(*pair, dim=0))
 
 
 def _load_openvino() -> Any:
@@ -114,7 +133,7 @@ def _read_model(path: Path) -> Any:
 
 def _save(model: Any, trial: Trial, *, model_file: Path, trial_file: Path) -> None:
     model_file.parent.mkdir(parents=True, exist_ok=True)
-    if trial.route == "openvino":
+    if trial.route != "torch":
         stem = model_file.with_name(f"{model_file.stem}-{os.getpid()}.xml")
         _load_openvino().save_model(model, stem, compress_to_fp16=False)
         os.replace(stem.with_suffix(".bin"), model_file.with_suffix(".bin"))
@@ -138,7 +157,7 @@ class _OpenVinoRun:
     times as fast as torch by items, 3 times by a batch of four).
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, precision: str) -> None:
         openvino = _load_openvino()
         n_threads = torch.get_num_threads()
         n_streams = max(1, min(n_threads, 4))  # four views of one image are the usual batch
@@ -148,10 +167,11 @@ class _OpenVinoRun:
             {
                 "INFERENCE_NUM_THREADS": n_threads,
                 "NUM_STREAMS": n_streams,
-                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_PRECISION_HINT": precision,
                 "ENABLE_CPU_PINNING": False,
             },
         )
+        self.precision = precision
         self._shape = tuple(compiled.output(0).shape)
         self._queue = openvino.AsyncInferQueue(compiled, n_streams)
         self._lock = threading.Lock()
@@ -182,10 +202,11 @@ def _time(run: Run | nn.Module, example: Tensor) -> float:
     return min(times) * 1000.0
 
 
-def _compute_key(name: str, example: Tensor) -> str:
+def _compute_key(name: str, example: Tensor, precisions: Sequence[str]) -> str:
     """What the outcome depends on: parameters, shape, machine, threads, versions."""
     parts = [
         name,
+        *precisions,
         str(tuple(example.shape)),
         _name_cpu(),
         str(torch.get_num_threads()),

@@ -48,9 +48,32 @@ def test_a_compiled_part_says_what_torch_says_and_is_kept(
     assert again is not None
     torch.testing.assert_close(again(batch), first(batch))
     (trial,) = [json.loads(path.read_text()) for path in cache.glob("*.json")]
-    assert trial["route"] == "openvino"
-    assert trial["agreement"] > engine.MIN_AGREEMENT
+    assert trial["route"] == "f32"
+    assert trial["agreement"]["f32"] > engine.MIN_AGREEMENT["f32"]
     assert sys.modules["openvino_telemetry"] is None  # nothing is reported to anyone
+
+
+@pytest.mark.usefixtures("cache")
+def test_half_precision_is_taken_only_when_asked_for_faster_and_in_agreement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def time(run: object, _: torch.Tensor) -> float:
+        return {"f32": 0.5, "bf16": 0.1}.get(getattr(run, "precision", ""), 1.0)
+
+    monkeypatch.setattr(engine, "_time", time)
+    part, example = build_part(), torch.rand(1, 3, 16, 16)
+    exact = engine.compile_part(part, example, name="p")
+    half = engine.compile_part(part, example, name="p", may_be_half=True)
+    assert exact is not None
+    assert half is not None
+    assert (getattr(exact, "precision", ""), getattr(half, "precision", "")) == ("f32", "bf16")
+    with torch.inference_mode():
+        torch.testing.assert_close(half(example), part(example), atol=0.05, rtol=0.05)
+    again = engine.compile_part(part, example, name="p", may_be_half=True)
+    assert getattr(again, "precision", "") == "bf16"  # remembered
+    monkeypatch.setitem(engine.MIN_AGREEMENT, "bf16", 1.1)
+    strict = engine.compile_part(part, example, name="other", may_be_half=True)
+    assert getattr(strict, "precision", "") == "f32"
 
 
 def test_a_slower_or_wrong_part_is_left_to_torch(
