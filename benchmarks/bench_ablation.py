@@ -9,6 +9,7 @@ of systems 4 and 5 beside the frozen floors). A data set that is not there is le
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,26 @@ from core.ablation import run_ablation, write_table
 from core.bundle import write_text
 from core.config import Settings
 
+
+@dataclass(frozen=True)
+class Case:
+    """One data set: where it lies, which systems, and what differs from the preset."""
+
+    path: str
+    systems: tuple[str, ...] = ("1", "4", "5", "6")
+    overrides: tuple[str, ...] = ()
+
+
 SETS = {
-    "kermany_cxr_1639": "kermany_cxr_1639",
-    "idrid": "idrid",
-    "busi": "busi",
-    "pneumoniamnist": "pneumoniamnist/pneumoniamnist.npz",
+    "kermany_cxr_1639": Case("kermany_cxr_1639"),
+    # The small set also carries the costly questions: input size, views, a weak member.
+    "idrid": Case("idrid", ("1", "4", "5", "6", "4-small", "4-one-view", "weak", "6-weak")),
+    "busi": Case("busi"),
+    # Pictures of 28 px: 288 px of input would show nothing that 128 do not.
+    "pneumoniamnist": Case(
+        "pneumoniamnist/pneumoniamnist.npz", ("4", "5", "6"), ("preprocess.input_size=128",)
+    ),
 }
-SYSTEMS = ("1", "4", "5", "6")
 FLOORS = ("knn_frozen", "logreg_frozen")
 ENSEMBLE = "6"
 
@@ -45,6 +59,7 @@ def judge_ensemble(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "data": result["data_name"],
         "preset": result["preset"],
+        "overrides": result["overrides"],
         "runs": [row for row in drop_answers(result["runs"]) if row["system"] == ENSEMBLE],
         "mean": figures(ENSEMBLE),
         "floors": {key: figures(key) for key in FLOORS},
@@ -59,12 +74,13 @@ def judge_ensemble(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run(data: Path, name: str, *, checkpoints: Path, n_seeds: int) -> None:
+def run(data: Path, name: str, *, case: Case, checkpoints: Path, n_seeds: int) -> None:
     """One data set, and its three files."""
     result = run_ablation(
         data,
         preset="offline",
-        systems=SYSTEMS,
+        systems=case.systems,
+        overrides=case.overrides,
         n_seeds=n_seeds,
         settings=Settings(checkpoints_dir=checkpoints),
         progress=lambda done, text: print(f"{name} {done:4.0%} {text}", flush=True),
@@ -85,11 +101,12 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     args = parser.parse_args()
     for name in args.only:
-        data = args.data / SETS[name]
+        case = SETS[name]
+        data = args.data / case.path
         if not data.exists():
             print(f"{name}: left out, {data} is not there")
             continue
-        run(data, name, checkpoints=args.checkpoints, n_seeds=args.seeds)
+        run(data, name, case=case, checkpoints=args.checkpoints, n_seeds=args.seeds)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,27 @@ def test_bad_requests_are_refused(phantom_folder: Path, tmp_path: Path) -> None:
             )
 
 
+def test_overrides_reach_every_run_and_have_a_folder_of_their_own(
+    phantom_folder: Path, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(SETTINGS, checkpoints_dir=tmp_path)
+    result = run_ablation(
+        phantom_folder,
+        preset="tiny-random",
+        systems=["4"],
+        n_seeds=1,
+        settings=settings,
+        overrides=["train.epochs=1", "embedder.tta=false"],
+    )
+    (recipe,) = result["runs"][0]["recipe"].values()
+    assert recipe["train"]["epochs"] == 1
+    assert recipe["embedder"]["tta"] is False
+    assert result["overrides"] == ["train.epochs=1", "embedder.tta=false"]
+    assert "tiny-random train.epochs=1" in write_table(result).splitlines()[0]
+    (folder,) = (tmp_path / ".ablation").iterdir()
+    assert folder.name.count("-") == 3  # data, preset of two words, overrides
+
+
 def test_every_system_of_the_report_is_there() -> None:
     assert {"1", "2", "3", "4", "5", "6"} <= set(SYSTEMS)
     for system in SYSTEMS.values():

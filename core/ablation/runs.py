@@ -5,6 +5,7 @@ ablation goes on where it was; the trunk cache is shared by all systems of one s
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import shutil
@@ -85,6 +86,7 @@ class _Bench:
     preset: str
     settings: Settings  # its checkpoints folder holds this ablation's models
     disease_class: str | None
+    overrides: tuple[str, ...] = ()
 
 
 def run_ablation(
@@ -95,6 +97,7 @@ def run_ablation(
     n_seeds: int,
     settings: Settings,
     disease_class: str | None = None,
+    overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train and measure the systems, each with seeds 0 .. n_seeds - 1.
@@ -106,6 +109,7 @@ def run_ablation(
         n_seeds: training runs per system.
         settings: the work is kept in ``.ablation`` of its checkpoints folder.
         disease_class: which class is disease, where names do not say.
+        overrides: ``section.key=value`` for every system; what a system sets itself comes after.
         progress: told the share done and a sentence.
 
     Returns:
@@ -121,11 +125,12 @@ def run_ablation(
     if n_seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {n_seeds}.")
     data_id = read_dataset(data, disease_class=disease_class).data_id
-    folder = settings.checkpoints_dir / ".ablation" / f"{data_id}-{preset}"
+    changed = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8] if overrides else ""
+    kind = "-".join(part for part in (data_id, preset, changed) if part)
+    folder = settings.checkpoints_dir / ".ablation" / kind
     folder.mkdir(parents=True, exist_ok=True)
-    bench = _Bench(
-        data, preset, dataclasses.replace(settings, checkpoints_dir=folder), disease_class
-    )
+    own = dataclasses.replace(settings, checkpoints_dir=folder)
+    bench = _Bench(data, preset, own, disease_class, tuple(overrides))
     runs, floors = [], []
     n_parts, n_done = n_seeds * (len(chosen) + 1), 0
     for seed in range(n_seeds):
@@ -143,6 +148,7 @@ def run_ablation(
         "data": data_id,
         "data_name": data.name,
         "preset": preset,
+        "overrides": list(overrides),
         "n_seeds": n_seeds,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": runs,
@@ -173,9 +179,9 @@ def _choose_systems(keys: Sequence[str]) -> list[System]:
 
 def _configure(bench: _Bench, system: System, *, seed: int) -> RunConfig:
     config = build_preset(system.preset or bench.preset)
-    overrides = [*system.overrides, f"train.seed={seed}"]
+    overrides = [*bench.overrides, *system.overrides, f"train.seed={seed}"]
     if system.key == "4-small":
-        size = config.preprocess.input_size
+        size = config.with_overrides(bench.overrides).preprocess.input_size
         overrides.append(f"preprocess.input_size={_SMALLER.get(size, size // 2)}")
     return config.with_overrides(overrides)
 

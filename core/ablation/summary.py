@@ -119,9 +119,9 @@ def _test_pair(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]
 
 def write_table(result: dict[str, Any]) -> str:
     """The summary as a Markdown table, then the tests."""
+    preset = " ".join([result["preset"], *result.get("overrides", [])])
     lines = [
-        f"# Ablation on {result['data_name']}, preset {result['preset']}, "
-        f"{result['n_seeds']} seeds",
+        f"# Ablation on {result['data_name']}, preset {preset}, {result['n_seeds']} seeds",
         "",
         "Mean over seeds; 95 % intervals from resampling seeds and test patients.",
         "",

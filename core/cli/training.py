@@ -19,6 +19,10 @@ from core.cli.terminal import (
 )
 from core.config import OBJECTIVES, PRESETS, RECIPES, EnsembleConfig, build_preset
 
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
+]
+
 
 def demo(checkpoints: Checkpoints = None) -> None:
     """Build the embedded demo model on synthetic images; does nothing when it exists."""
@@ -39,9 +43,7 @@ def train(
         bool, typer.Option("--ensemble", help="Train the two models NAME-... and their vote NAME.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Fixes every random draw.")] = 0,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
     cache_trunk: Annotated[
         bool, typer.Option("--cache-trunk/--no-cache-trunk", help="Keep trunk activations on disk.")
@@ -111,6 +113,7 @@ def ablation(
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "offline",
     systems: Annotated[str, typer.Option(help="Systems of the report, with commas.")] = "1,4,5,6",
     seeds: Annotated[int, typer.Option(help="Training runs per system.")] = 3,
+    overrides: Overrides = None,
     disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
 ) -> None:
@@ -126,6 +129,7 @@ def ablation(
             n_seeds=seeds,
             settings=read_settings(checkpoints),
             disease_class=disease_class,
+            overrides=overrides or (),
             progress=report,
         )
     write_json(json_file, result)
