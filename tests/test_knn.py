@@ -5,7 +5,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from core.errors import DataError, ShapeError
-from core.knn import Gallery, cast_votes, compute_shares, search_k, split_parts, vote
+from core.knn import Ballot, Gallery, cast_votes, compute_shares, search_k, split_parts, vote
 
 
 def build_gallery(embeddings: np.ndarray, labels: list[int], **columns: tuple[str, ...]) -> Gallery:
@@ -192,6 +192,13 @@ def test_the_ballot_of_two_parts_by_hand() -> None:
     assert ballot.sum_by_class(gallery.labels, n_classes=2) == pytest.approx([0.5, 0.5])
     (barred,) = cast_votes(gallery, query, 1, excluded=[np.array([0])])
     assert sorted(barred.rows.tolist()) == [1, 2]
+
+
+def test_the_sum_of_a_vote_never_exceeds_one() -> None:
+    shares = np.array([0.5, 0.5, 2e-8])
+    ballot = Ballot(np.arange(3), np.ones(3, np.float32), np.ones(3), shares)
+    sums = ballot.sum_by_class(np.array([1, 1, 1]), n_classes=2)
+    assert sums.tolist() == [0.0, 1.0]
 
 
 def test_one_part_votes_as_the_plain_vote(rng: np.random.Generator) -> None:
