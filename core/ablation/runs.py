@@ -181,7 +181,7 @@ def _configure(bench: _Bench, system: System, *, seed: int) -> RunConfig:
     config = build_preset(system.preset or bench.preset)
     overrides = [*bench.overrides, *system.overrides, f"train.seed={seed}"]
     if system.key == "4-small":
-        size = config.with_overrides(bench.overrides).preprocess.input_size
+        size = config.with_overrides(list(bench.overrides)).preprocess.input_size
         overrides.append(f"preprocess.input_size={_SMALLER.get(size, size // 2)}")
     return config.with_overrides(overrides)
 
