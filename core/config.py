@@ -8,6 +8,7 @@ import json
 import os
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -263,7 +264,7 @@ class RunConfig:
         config: RunConfig = build_record(RunConfig, raw, "config")
         return config
 
-    def with_overrides(self, assignments: list[str]) -> "RunConfig":
+    def with_overrides(self, assignments: Sequence[str]) -> "RunConfig":
         """Apply ``section.key=value`` strings, values in JSON (bare words are strings)."""
         raw = dataclasses.asdict(self)
         for assignment in assignments:

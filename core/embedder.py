@@ -2,8 +2,8 @@
 
 Owns the network. The trunks run without gradients, in bfloat16 where the machine has it and the
 backbone keeps its answer in it, else in float32, compiled where that is faster. Tails are trained
-in float32; of a finished model they run as its trunks do. Gallery and queries go through the same
-function.
+in float32; of a finished model they run as its trunks do, or compiled in bfloat16 where a trial
+finds that faster and in agreement. Gallery and queries go through the same function.
 Knows nothing of neighbours, labels or files.
 """
 
@@ -170,12 +170,11 @@ class Embedder:
         Args:
             name: of the trained parameters (their hash); compiled tails are kept by it.
         """
+        precision = choose_precision(self.config.embedder.precision, self.device)
+        may_be_half = precision == "bfloat16"
         frozen = tuple(
             _freeze_tail(
-                backbone,
-                name=f"{name}:{index}",
-                device=self.device,
-                asked=self.config.embedder.precision,
+                backbone, name=f"{name}:{index}", device=self.device, may_be_half=may_be_half
             )
             for index, backbone in enumerate(self.backbones)
         )
@@ -307,7 +306,9 @@ def embed_together(
     return embedded
 
 
-def _freeze_tail(backbone: Backbone, *, name: str, device: torch.device, asked: str) -> FrozenTail:
+def _freeze_tail(
+    backbone: Backbone, *, name: str, device: torch.device, may_be_half: bool
+) -> FrozenTail:
     tail = backbone.tail
     if backbone.dtype == torch.bfloat16 and backbone.keeps_half:
         half = copy.deepcopy(tail).to(torch.bfloat16)
@@ -316,12 +317,7 @@ def _freeze_tail(backbone: Backbone, *, name: str, device: torch.device, asked: 
     is_mixed = backbone.dtype == torch.bfloat16 and device.type == "cpu"
     if backbone.compiled is not None or is_mixed:
         example = backbone.run_trunk(backbone.draw_example()).float()
-        compiled = compile_part(
-            _Body(tail),
-            example,
-            name=name,
-            may_be_half=choose_precision(asked, device) == "bfloat16",
-        )
+        compiled = compile_part(_Body(tail), example, name=name, may_be_half=may_be_half)
     return FrozenTail(compiled or (lambda a: tail.body(a.float())), tail)
 
 

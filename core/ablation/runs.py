@@ -86,7 +86,7 @@ class _Bench:
     preset: str
     settings: Settings  # its checkpoints folder holds this ablation's models
     disease_class: str | None
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...]
 
 
 def run_ablation(
@@ -178,10 +178,10 @@ def _choose_systems(keys: Sequence[str]) -> list[System]:
 
 
 def _configure(bench: _Bench, system: System, *, seed: int) -> RunConfig:
-    config = build_preset(system.preset or bench.preset)
-    overrides = [*bench.overrides, *system.overrides, f"train.seed={seed}"]
+    config = build_preset(system.preset or bench.preset).with_overrides(bench.overrides)
+    overrides = [*system.overrides, f"train.seed={seed}"]
     if system.key == "4-small":
-        size = config.with_overrides(list(bench.overrides)).preprocess.input_size
+        size = config.preprocess.input_size
         overrides.append(f"preprocess.input_size={_SMALLER.get(size, size // 2)}")
     return config.with_overrides(overrides)
 

@@ -119,7 +119,7 @@ def _test_pair(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]
 
 def write_table(result: dict[str, Any]) -> str:
     """The summary as a Markdown table, then the tests."""
-    preset = " ".join([result["preset"], *result.get("overrides", [])])
+    preset = " ".join([result["preset"], *result["overrides"]])
     lines = [
         f"# Ablation on {result['data_name']}, preset {preset}, {result['n_seeds']} seeds",
         "",
