@@ -88,3 +88,8 @@ def test_saved_ablations_are_found_and_others_passed_over(tmp_path: Path) -> Non
     assert (found.name, found.data_name, found.n_seeds) == ("ablation_cxr", "cxr", 3)
     assert list_ablations(tmp_path / "none", tmp_path / "none") == []
     assert np.size(found.summary) == 1
+    assert found.preset == "offline"
+    changed = {**result, "overrides": ["preprocess.input_size=128"]}
+    (tmp_path / "ablation_cxr.json").write_text(json.dumps(changed), encoding="utf-8")
+    (found,) = list_ablations(tmp_path, tmp_path / "none")
+    assert found.preset == "offline preprocess.input_size=128"

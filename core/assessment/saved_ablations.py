@@ -20,7 +20,7 @@ class Ablation:
 
     name: str  # of its file, without suffix
     data_name: str
-    preset: str
+    preset: str  # with what was set differently
     n_seeds: int
     created: str
     summary: tuple[Mapping[str, Any], ...]  # rows of ``ablation.run_ablation``
@@ -48,7 +48,7 @@ def _read(path: Path) -> Ablation | None:
     return Ablation(
         name=path.stem,
         data_name=str(raw["data_name"]),
-        preset=str(raw["preset"]),
+        preset=" ".join(str(part) for part in (raw["preset"], *raw.get("overrides", ()))),
         n_seeds=int(raw["n_seeds"]),
         created=str(raw["created"]),
         summary=tuple(raw["summary"]),
