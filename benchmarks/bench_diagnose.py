@@ -22,7 +22,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import inference, novelty, phantom
-from core.bundle import BackboneInfo, BundleConfig, Contents, save_bundle
+from core.backbones import BackboneInfo
+from core.bundle import BundleConfig, Contents, save_bundle
 from core.config import RunConfig, Settings, build_preset
 from core.embedder import build_embedder, embed_together
 from core.ensemble import Model, build_ensemble, read_ensemble
@@ -189,16 +190,23 @@ def count_flops(embedders: list, pixels: list) -> dict[str, float]:
     for number, embedder in enumerate(embedders):
         size = embedder.config.preprocess.input_size
         batch = build_batch(pixels, size=size)
-        for backbone in embedder.backbones:
-            name = str(backbone.dtype).removeprefix("torch.")
+        for backbone, frozen in zip(embedder.backbones, embedder.frozen_tails, strict=True):
             with torch.no_grad(), FlopCounterMode(display=False) as trunk:
+                like = next(backbone.trunk.parameters())  # of a compiled trunk: without values
                 activation = backbone.trunk.forward_features(
-                    backbone._normalise(batch).to(backbone.dtype)
+                    backbone._normalise(batch).to(like.device, like.dtype)
                 )
             with torch.no_grad(), FlopCounterMode(display=False) as tail:
-                backbone.tail(activation.float())
-            one = (trunk.get_total_flops() if number == 0 else 0) + tail.get_total_flops()
-            counted[name] = counted.get(name, 0.0) + 4.0 * one
+                backbone.tail(torch.zeros(activation.shape))
+            is_half = (
+                frozen.dtype == torch.bfloat16 or getattr(frozen.body, "precision", "") == "bf16"
+            )
+            for name, part, counts in (
+                (str(backbone.dtype).removeprefix("torch."), trunk, number == 0),
+                ("bfloat16" if is_half else "float32", tail, True),
+            ):
+                more = 4.0 * part.get_total_flops() if counts else 0.0
+                counted[name] = counted.get(name, 0.0) + more
     return counted
 
 

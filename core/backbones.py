@@ -4,6 +4,7 @@ Owns the cut, the three weight sources and their hash. Never falls back to rando
 only a preset that asks for them (tests) gets them. Knows nothing of adapters or images.
 """
 
+import copy
 import hashlib
 import importlib
 import logging
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 from timm.layers import global_pool_nlc
 from torch import Tensor, nn
 
-from core.engine import Run, compile_part
+from core.engine import Run, compile_part, find_compiled
 from core.errors import BackboneError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,17 @@ _MIN_COMPILED_SIZE = 128  # below it a trunk takes no time worth a compilation
 _HALF_FAMILIES = ("ConvNeXt", "SwinTransformer", "VisionTransformer", "Beit")
 _TOKEN_FAMILIES = ("VisionTransformer", "Beit")
 _Loaded = tuple[nn.Module, str, str]  # model, where its parameters came from, licence
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """Which frozen trunk a finished model stands on; checked when it is loaded."""
+
+    name: str
+    trunk_hash: str
+    source_kind: str
+    source_location: str
+    licence: str
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ class Backbone:
         """Normalise a (B, 3, S, S) batch in [0, 1] and return the trunk's activation."""
         normalised = self._normalise(batch)
         if self.compiled is not None:
-            return self.compiled(normalised)
+            return self.compiled(normalised).to(self.dtype)
         kind = batch.device.type
         n_rows = _CPU_ROWS if kind == "cpu" else len(batch)
         mixed = self.dtype == torch.bfloat16 and not self.keeps_half
@@ -184,26 +196,47 @@ class Backbone:
             device: where it runs.
         """
         trunk = self.trunk.to(device)
-        if half:
-            stored = trunk.to(torch.bfloat16) if self.keeps_half else trunk
-            return replace(self, trunk=stored, dtype=torch.bfloat16)
         compiled = None
-        if device.type == "cpu" and self.input_size >= _MIN_COMPILED_SIZE:
-            example = self._normalise(self.draw_example())
-            compiled = compile_part(_Features(trunk), example, name=self.trunk_hash)
-        return replace(self, trunk=trunk, compiled=compiled)
+        if precisions := self.list_compiled(half=half, device=device):
+            compiled = compile_part(
+                _Features(trunk, torch.float32),
+                self._normalise(self.draw_example()),
+                name=self.trunk_hash,
+                precisions=precisions,
+                rival=(lambda: _Features(copy.deepcopy(trunk), torch.bfloat16)) if half else None,
+            )
+        if half and self.keeps_half:
+            trunk = trunk.to(torch.bfloat16)
+        dtype = torch.bfloat16 if half else torch.float32
+        return replace(self, trunk=trunk, dtype=dtype, compiled=compiled)
+
+    def find_fast(self, *, half: bool, device: torch.device) -> "Backbone | None":
+        """The same backbone on its trunk as compiled on this machine before; None: it never was."""
+        precisions = self.list_compiled(half=half, device=device)
+        shape = (1, 3, self.input_size, self.input_size)
+        compiled = precisions and find_compiled(shape, name=self.trunk_hash, precisions=precisions)
+        dtype = torch.bfloat16 if half else torch.float32
+        return replace(self, dtype=dtype, compiled=compiled) if compiled else None
+
+    def list_compiled(self, *, half: bool, device: torch.device) -> tuple[str, ...]:
+        """The precisions in which the trunk may run compiled; none: torch runs it."""
+        is_mixed = half and not self.keeps_half
+        if device.type != "cpu" or self.input_size < _MIN_COMPILED_SIZE or is_mixed:
+            return ()
+        return ("bf16",) if half else ("f32",)
 
 
 class _Features(nn.Module):
-    """A trunk as a plain module: image in, activation out."""
+    """A trunk as a plain module: image in, activation out, both float32."""
 
-    def __init__(self, trunk: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk = trunk.to(dtype)
+        self.dtype = dtype
 
     def forward(self, batch: Tensor) -> Tensor:
-        out: Tensor = self.trunk.forward_features(batch)  # type: ignore[operator]
-        return out
+        out: Tensor = self.trunk.forward_features(batch.to(self.dtype))  # type: ignore[operator]
+        return out.float()
 
 
 def build_backbone(
@@ -244,6 +277,37 @@ def build_backbone(
         std=cfg[1],
         source=source,
         trunk_hash=hashlib.sha256(key.encode()).hexdigest()[:16],
+    )
+
+
+def sketch_backbone(info: BackboneInfo, *, input_size: int, tail_depth: int) -> Backbone | None:
+    """The backbone of a finished model without reading pretrained weights.
+
+    Its trunk has no values: it answers through its compiled form alone. The values of its tail
+    mean nothing until the model's own are loaded.
+
+    Returns:
+        None for families whose tails have values that a model's file does not hold.
+    """
+    with torch.device("meta"):
+        model = _create(info.name, input_size=input_size)
+    model.eval().requires_grad_(False)
+    source = WeightSource(info.source_kind, info.source_location, "", info.licence)
+    mean, std = _normalisation(model, source)
+    trunk, tail = cut(model, tail_depth=tail_depth)
+    if {name for name, _ in tail.named_buffers()} - set(tail.state_dict()):
+        return None
+    return Backbone(
+        name=info.name,
+        input_size=input_size,
+        tail_depth=tail_depth,
+        trunk=trunk,
+        tail=tail.to_empty(device="cpu"),
+        n_features=int(model.num_features),  # type: ignore[arg-type]
+        mean=mean,
+        std=std,
+        source=source,
+        trunk_hash=info.trunk_hash,
     )
 
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from core import novelty
-from core.backbones import Backbone
+from core.backbones import Backbone, BackboneInfo
 from core.config import RunConfig, Settings, build_record
 from core.curation import GalleryState
 from core.curation.store import CurationStore, default_url
@@ -44,17 +44,6 @@ logger = logging.getLogger(__name__)
 _N_SHOWN_BY_CLASSIFIER = 15
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """Which frozen trunk a bundle stands on; checked when it is loaded."""
-
-    name: str
-    trunk_hash: str
-    source_kind: str
-    source_location: str
-    licence: str
 
 
 @dataclass(frozen=True)
@@ -359,7 +348,8 @@ def _build_embedder(
     native = choose_precision(asked, choose_device(settings.device))
     if asked == "auto" and config.precision == native == "bfloat16":
         run = run.with_overrides(["embedder.precision=bfloat16"])
-    return dataclasses.replace(build_embedder(run, settings, shared=shared), config=config.run)
+    embedder = build_embedder(run, settings, shared=shared, known=config.backbones)
+    return dataclasses.replace(embedder, config=config.run)
 
 
 def _read_curation(url: str, data_id: str) -> GalleryState:

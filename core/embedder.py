@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from core.backbones import Backbone, Tail, build_backbone
+from core.backbones import Backbone, BackboneInfo, Tail, build_backbone, sketch_backbone
 from core.config import EmbedderConfig, RunConfig, Settings
 from core.engine import Run, compile_part
 from core.errors import ConfigError
@@ -317,7 +317,8 @@ def _freeze_tail(
     is_mixed = backbone.dtype == torch.bfloat16 and device.type == "cpu"
     if backbone.compiled is not None or is_mixed:
         example = backbone.run_trunk(backbone.draw_example()).float()
-        compiled = compile_part(_Body(tail), example, name=name, may_be_half=may_be_half)
+        precisions = ("f32", "bf16") if may_be_half else ("f32",)
+        compiled = compile_part(_Body(tail), example, name=name, precisions=precisions)
     return FrozenTail(compiled or (lambda a: tail.body(a.float())), tail)
 
 
@@ -333,7 +334,11 @@ class _Body(nn.Module):
 
 
 def build_embedder(
-    config: RunConfig, settings: Settings, *, shared: Sequence[Backbone] = ()
+    config: RunConfig,
+    settings: Settings,
+    *,
+    shared: Sequence[Backbone] = (),
+    known: Sequence[BackboneInfo] = (),
 ) -> Embedder:
     """Build the network with pretrained backbones and a fresh, seeded adapter.
 
@@ -341,6 +346,8 @@ def build_embedder(
         config: the run; ``train.seed`` seeds the adapter.
         settings: device, threads and where local weights lie.
         shared: backbones of another model; those that this one needs too lend it their trunks.
+        known: the trunks of a finished model, whose tails the caller loads; where one of them was
+            compiled on this machine before, its pretrained weights are not read.
 
     Raises:
         BackboneError: no weights were found.
@@ -351,6 +358,7 @@ def build_embedder(
     device = choose_device(settings.device)
     backbones = tuple(
         _borrow(name, config, shared, device=device)
+        or _find_fast(name, config, known, device=device)
         or _build_fast(name, config, settings, device=device)
         for name in config.embedder.backbones
     )
@@ -376,6 +384,23 @@ def _build_fast(
     )
     half = _is_half(config.embedder.precision, backbone, device)
     return backbone.make_fast(half=half, device=device)
+
+
+def _find_fast(
+    name: str, config: RunConfig, known: Sequence[BackboneInfo], *, device: torch.device
+) -> Backbone | None:
+    """A finished model's trunk as it was compiled here before."""
+    for info in known:
+        if info.name == name:
+            sketch = sketch_backbone(
+                info,
+                input_size=config.preprocess.input_size,
+                tail_depth=config.embedder.tail_depth,
+            )
+            if sketch is not None:
+                half = _is_half(config.embedder.precision, sketch, device)
+                return sketch.find_fast(half=half, device=device)
+    return None
 
 
 def _borrow(

@@ -51,7 +51,12 @@ def find_cache_dir() -> Path:
 
 
 def compile_part(
-    part: nn.Module, example: Tensor, *, name: str, may_be_half: bool = False
+    part: nn.Module,
+    example: Tensor,
+    *,
+    name: str,
+    precisions: Sequence[str] = ("f32",),
+    rival: Callable[[], nn.Module] | None = None,
 ) -> Run | None:
     """Make a frozen part fast on this CPU, or return None where torch is the better choice.
 
@@ -59,25 +64,55 @@ def compile_part(
         part: float32, in eval mode, on the CPU. Its parameters must not change afterwards.
         example: one item (1, ...), drawn like the real input.
         name: of the parameters; with the example's shape it names the compiled file.
-        may_be_half: try bfloat16 too; the part keeps float32 inputs and outputs.
+        precisions: "f32", "bf16": what OpenVINO may compute in; inputs and outputs stay float32.
+        rival: makes what torch would run instead, where that is not the part itself.
 
     Returns:
         A function of any number of items (N, ...); callers wait for each other.
     """
-    precisions = ("f32", "bf16") if may_be_half else ("f32",)
-    key = _compute_key(name, example, precisions)
-    folder = find_cache_dir()
-    model_file, trial_file = folder / f"{key}.xml", folder / f"{key}.json"
-    trial = _read_trial(trial_file)
+    files = _name_files(name, tuple(example.shape), precisions)
+    trial = _read_trial(files.trial)
     if trial is not None and trial.route == "torch":
         return None
     try:
-        if trial is not None and model_file.is_file():
-            return _OpenVinoRun(_read_model(model_file), trial.route)
-        return _try(part, example, precisions, model_file=model_file, trial_file=trial_file)
+        return _read_run(files, trial) or _try(
+            part, example, precisions, rival=rival() if rival else part, files=files
+        )
     except (ImportError, RuntimeError, OSError, ValueError) as err:  # OpenVINO's are RuntimeErrors
         logger.warning("a part of the network is run by torch: %s", str(err)[:200])
         return None
+
+
+def find_compiled(
+    shape: Sequence[int], *, name: str, precisions: Sequence[str] = ("f32",)
+) -> Run | None:
+    """What an earlier ``compile_part`` kept for one item of this shape; None where it kept none."""
+    files = _name_files(name, shape, precisions)
+    try:
+        return _read_run(files, _read_trial(files.trial))
+    except (ImportError, RuntimeError, OSError, ValueError) as err:
+        logger.warning("a compiled part cannot be read: %s", str(err)[:200])
+        return None
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where a compiled part and the outcome of its trial are kept."""
+
+    model: Path
+    trial: Path
+
+
+def _name_files(name: str, shape: Sequence[int], precisions: Sequence[str]) -> _Files:
+    key = _compute_key(name, shape, precisions)
+    folder = find_cache_dir()
+    return _Files(folder / f"{key}.xml", folder / f"{key}.json")
+
+
+def _read_run(files: _Files, trial: Trial | None) -> Run | None:
+    if trial is None or trial.route == "torch" or not files.model.is_file():
+        return None
+    return _OpenVinoRun(_load_openvino().Core().read_model(files.model), trial.route)
 
 
 def _try(
@@ -85,14 +120,14 @@ def _try(
     example: Tensor,
     precisions: Sequence[str],
     *,
-    model_file: Path,
-    trial_file: Path,
+    rival: nn.Module,
+    files: _Files,
 ) -> Run | None:
     model = _convert(part, example)
     runs = {precision: _OpenVinoRun(model, precision) for precision in precisions}
     with torch.inference_mode():
         expected = part(example)
-        times = {"torch": _time(part, example)}
+        times = {"torch": _time(rival, example)}
         agreement = {}
         for precision, run in runs.items():
             times[precision] = _time(run, example)
@@ -102,7 +137,7 @@ def _try(
     trial = Trial(route, times, agreement)
     logger.info("trial of a frozen part: %s", trial)
     with contextlib.suppress(OSError):  # a read-only home: the trial is repeated next time
-        _save(model, trial, model_file=model_file, trial_file=trial_file)
+        _save(model, trial, files)
     return runs.get(route)
 
 
@@ -127,20 +162,17 @@ def _convert(part: nn.Module, example: Tensor) -> Any:
     return model
 
 
-def _read_model(path: Path) -> Any:
-    return _load_openvino().Core().read_model(path)
-
-
-def _save(model: Any, trial: Trial, *, model_file: Path, trial_file: Path) -> None:
-    model_file.parent.mkdir(parents=True, exist_ok=True)
+def _save(model: Any, trial: Trial, files: _Files) -> None:
+    files.model.parent.mkdir(parents=True, exist_ok=True)
     if trial.route != "torch":
-        stem = model_file.with_name(f"{model_file.stem}-{os.getpid()}.xml")
-        _load_openvino().save_model(model, stem, compress_to_fp16=False)
-        os.replace(stem.with_suffix(".bin"), model_file.with_suffix(".bin"))
-        os.replace(stem, model_file)
-    temporary = trial_file.with_suffix(f".{os.getpid()}")
+        stem = files.model.with_name(f"{files.model.stem}-{os.getpid()}.xml")
+        # Half the file for half the precision: float16 keeps more digits than bfloat16 computes in.
+        _load_openvino().save_model(model, stem, compress_to_fp16=trial.route == "bf16")
+        os.replace(stem.with_suffix(".bin"), files.model.with_suffix(".bin"))
+        os.replace(stem, files.model)
+    temporary = files.trial.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(vars(trial)), encoding="utf-8")
-    os.replace(temporary, trial_file)
+    os.replace(temporary, files.trial)
 
 
 def _read_trial(path: Path) -> Trial | None:
@@ -202,12 +234,12 @@ def _time(run: Run | nn.Module, example: Tensor) -> float:
     return min(times) * 1000.0
 
 
-def _compute_key(name: str, example: Tensor, precisions: Sequence[str]) -> str:
+def _compute_key(name: str, shape: Sequence[int], precisions: Sequence[str]) -> str:
     """What the outcome depends on: parameters, shape, machine, threads, versions."""
     parts = [
         name,
         *precisions,
-        str(tuple(example.shape)),
+        str(tuple(shape)),
         _name_cpu(),
         str(torch.get_num_threads()),
         torch.__version__,

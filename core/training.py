@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from core import evaluation, novelty, projection
+from core.backbones import BackboneInfo
 from core.bundle import (
-    BackboneInfo,
     BundleConfig,
     Contents,
     check_model_id,

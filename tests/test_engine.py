@@ -15,6 +15,8 @@ from core.config import Settings, build_preset
 from core.embedder import build_embedder, embed_together
 from core.phantom import draw
 
+EITHER = ("f32", "bf16")
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -63,16 +65,16 @@ def test_half_precision_is_taken_only_when_asked_for_faster_and_in_agreement(
     monkeypatch.setattr(engine, "_time", time)
     part, example = build_part(), torch.rand(1, 3, 16, 16)
     exact = engine.compile_part(part, example, name="p")
-    half = engine.compile_part(part, example, name="p", may_be_half=True)
+    half = engine.compile_part(part, example, name="p", precisions=EITHER)
     assert exact is not None
     assert half is not None
     assert (getattr(exact, "precision", ""), getattr(half, "precision", "")) == ("f32", "bf16")
     with torch.inference_mode():
         torch.testing.assert_close(half(example), part(example), atol=0.05, rtol=0.05)
-    again = engine.compile_part(part, example, name="p", may_be_half=True)
+    again = engine.compile_part(part, example, name="p", precisions=EITHER)
     assert getattr(again, "precision", "") == "bf16"  # remembered
     monkeypatch.setitem(engine.MIN_AGREEMENT, "bf16", 1.1)
-    strict = engine.compile_part(part, example, name="other", may_be_half=True)
+    strict = engine.compile_part(part, example, name="other", precisions=EITHER)
     assert getattr(strict, "precision", "") == "f32"
 
 
@@ -123,3 +125,22 @@ def test_half_precision_keeps_the_answer_of_a_transformer(cache: Path) -> None:
     cosine = (half.embed_batch(pictures).embeddings * exact.embed_batch(pictures).embeddings).sum(1)
     assert cosine.min() > 0.999
     assert not list(cache.iterdir())  # nothing is compiled at 64 px
+
+
+def test_a_transformer_compiled_in_half_precision_answers_as_in_float32(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force(monkeypatch, openvino_ms=0.1)
+    config = build_preset("tiny-random").with_overrides(["preprocess.input_size=128"])
+    exact = build_embedder(config, Settings(device="cpu"))
+    exact = dataclasses.replace(
+        exact, backbones=tuple(dataclasses.replace(b, compiled=None) for b in exact.backbones)
+    )
+    asked = config.with_overrides(["embedder.precision=bfloat16"])
+    half = build_embedder(asked, Settings(device="cpu")).freeze(name="untrained")
+    assert all(b.compiled is not None and b.dtype == torch.bfloat16 for b in half.backbones)
+    pictures = [draw(seed, is_diseased=True, size=128).pixels for seed in (900_001, 900_002)]
+    cosine = (half.embed_batch(pictures).embeddings * exact.embed_batch(pictures).embeddings).sum(1)
+    assert cosine.min() > 0.999
+    routes = {json.loads(path.read_text())["route"] for path in cache.glob("*.json")}
+    assert routes == {"f32", "bf16"}

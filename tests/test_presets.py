@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from core import backbones
 from core.config import PRESETS, RunConfig, Settings, build_preset
 from core.datasets import Dataset
 from core.embedder import build_embedder
@@ -51,8 +52,13 @@ def test_every_preset_is_named_here() -> None:
     ],
 )
 def test_a_preset_trains_its_tails_alone_and_explains(
-    preset: str, size: int, phantom_dataset: Dataset, tmp_path: Path
+    preset: str,
+    size: int,
+    phantom_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(backbones, "compile_part", lambda *_, **__: None)  # minutes each
     config = build_random(preset, f"preprocess.input_size={size}")
     embedder = build_embedder(config, Settings(device="cpu"))
     assert tuple(b.n_features for b in embedder.backbones) == FEATURES[preset]
