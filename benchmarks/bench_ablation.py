@@ -31,8 +31,9 @@ class Case:
 
 SETS = {
     "kermany_cxr_1639": Case("kermany_cxr_1639"),
+    "idrid": Case("idrid"),
     # The small set also carries the costly questions: input size, views, a weak member.
-    "idrid": Case("idrid", ("1", "4", "5", "6", "4-small", "4-one-view", "weak", "6-weak")),
+    "idrid_extras": Case("idrid", ("4", "6", "4-small", "4-one-view", "weak", "6-weak")),
     "busi": Case("busi"),
     # Pictures of 28 px: 288 px of input would show nothing that 128 do not.
     "pneumoniamnist": Case(

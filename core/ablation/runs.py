@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,6 +87,7 @@ class _Bench:
     settings: Settings  # its checkpoints folder holds this ablation's models
     disease_class: str | None
     overrides: tuple[str, ...]
+    frozen: dict[str, NDArray[np.float32] | None] = field(default_factory=dict)  # by image key
 
 
 def run_ablation(
@@ -312,19 +313,25 @@ def _run_floors(bench: _Bench, *, seed: int) -> list[dict[str, Any]]:
 def _embed_frozen(
     bench: _Bench, dataset: Dataset, config: RunConfig
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, list[Record]]]:
-    """Frozen features of every readable image by split: an untrained classifier's embedding."""
-    embedder = build_embedder(config, bench.settings)
+    """Frozen features of every readable image by split: an untrained classifier's embedding.
+
+    They are the same for every seed, which only moves images between training and validation.
+    """
+    missing = [record for record in dataset.records if record.key not in bench.frozen]
+    embedder = build_embedder(config, bench.settings) if missing else None
+    for record in missing:
+        assert embedder is not None
+        try:
+            pixels = load_record(record).pixels
+        except CoreError as err:
+            logger.warning("an image was left out: %s", err.code)
+            bench.frozen[record.key] = None
+        else:
+            bench.frozen[record.key] = embedder.embed([pixels]).embeddings[0]
     features, kept = {}, {}
     for split in ("train", "val", "test"):
-        images, records = [], []
-        for record in dataset.subset(split):
-            try:
-                images.append(load_record(record).pixels)
-            except CoreError as err:
-                logger.warning("an image was left out: %s", err.code)
-            else:
-                records.append(record)
-        features[split], kept[split] = embedder.embed(images).embeddings, records
+        kept[split] = [r for r in dataset.subset(split) if bench.frozen[r.key] is not None]
+        features[split] = np.array([bench.frozen[r.key] for r in kept[split]], dtype=np.float32)
     return features, kept
 
 

@@ -120,8 +120,9 @@ def _test_pair(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]
 def write_table(result: dict[str, Any]) -> str:
     """The summary as a Markdown table, then the tests."""
     preset = " ".join([result["preset"], *result["overrides"]])
+    seeds = "1 seed" if result["n_seeds"] == 1 else f"{result['n_seeds']} seeds"
     lines = [
-        f"# Ablation on {result['data_name']}, preset {preset}, {result['n_seeds']} seeds",
+        f"# Ablation on {result['data_name']}, preset {preset}, {seeds}",
         "",
         "Mean over seeds; 95 % intervals from resampling seeds and test patients.",
         "",
