@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from core import novelty
 from core.backbones import Backbone, BackboneInfo
@@ -249,11 +249,9 @@ def save_bundle(
 def _write_files(
     folder: Path, config: BundleConfig, embedder: Embedder, contents: Contents
 ) -> None:
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in embedder.net.state_dict().items()},
-        folder / "weights.safetensors",
-    )
-    config = dataclasses.replace(config, weights_sha256=_hash_file(folder / "weights.safetensors"))
+    packed = _pack_weights(embedder)
+    (folder / "weights.safetensors").write_bytes(packed)
+    config = dataclasses.replace(config, weights_sha256=hashlib.sha256(packed).hexdigest())
     _save_arrays(folder, contents)
     for name, value in (
         ("config.json", dataclasses.asdict(config)),
@@ -266,6 +264,18 @@ def _write_files(
     for path in folder.iterdir():
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def _pack_weights(embedder: Embedder) -> bytes:
+    """The trained parameters as a safetensors file."""
+    state = embedder.net.state_dict()
+    packed: bytes = save({key: v.detach().cpu().contiguous() for key, v in state.items()})
+    return packed
+
+
+def freeze_trained(embedder: Embedder) -> Embedder:
+    """The model as it will be once it is loaded from a bundle: the gallery must be its own."""
+    return embedder.freeze(name=hashlib.sha256(_pack_weights(embedder)).hexdigest())
 
 
 def _save_arrays(folder: Path, contents: Contents) -> None:

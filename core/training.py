@@ -24,6 +24,7 @@ from core.bundle import (
     BundleConfig,
     Contents,
     check_model_id,
+    freeze_trained,
     save_bundle,
     write_text,
 )
@@ -109,7 +110,7 @@ def train(
         seconds["fit"] = time.monotonic() - began  # of this process; a resumed run's was longer
         if progress:
             progress(0.97, "choosing K, fitting the map, writing the model")
-        contents = _finish(embedder, cache, dataset, log=log)
+        contents = _finish(freeze_trained(embedder), cache, dataset, log=log)
         contents = dataclasses.replace(
             contents,
             metrics={**contents.metrics, "seconds": seconds},
@@ -240,8 +241,7 @@ def _embed_split(embedder: Embedder, cache: TrunkCache, rows: NDArray[np.int64])
     batches = []
     for start in range(0, len(rows), _EMBED_ROWS):
         activations = cache.read_clean(rows[start : start + _EMBED_ROWS])
-        embedded = embedder.embed_activations(activations)
-        batches.append(dataclasses.replace(embedded, activations=()))
+        batches.append(embedder.embed_activations(activations).without_tensors())
     return join_embedded(batches)
 
 

@@ -112,7 +112,8 @@ class _Watcher:
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS].tolist()
             clean = self.cache.read_views(part, [0] * len(part))
-            batches.append(self.embedder.embed_activations([a[None] for a in clean]))
+            embedded = self.embedder.embed_activations([a[None] for a in clean])
+            batches.append(embedded.without_tensors())
         return join_embedded(batches)
 
     def _place(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
