@@ -58,7 +58,7 @@ def test_a_preset_trains_its_tails_alone_and_explains(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(backbones, "compile_part", lambda *_, **__: None)  # minutes each
+    monkeypatch.setattr(backbones.parts, "compile_part", lambda *_, **__: None)  # minutes each
     config = build_random(preset, f"preprocess.input_size={size}")
     embedder = build_embedder(config, Settings(device="cpu"))
     assert tuple(b.n_features for b in embedder.backbones) == FEATURES[preset]
