@@ -30,6 +30,7 @@ from core.ensemble import Model, build_ensemble, read_ensemble
 from core.evaluation import Calibration
 from core.evidence import draw_heatmaps
 from core.image_io import decode, encode_jpeg
+from core.inference.votes import vote_batch
 from core.knn import Gallery, split_parts
 from core.registry import load_bundle
 from core.transforms import build_batch, build_test_views
@@ -146,7 +147,7 @@ def measure_stages(model: Model, data: bytes, *, rounds: int) -> dict[str, float
         embedded = [e.embed_activations(activations) for e in embedders]
         at = clock("tails", at)
         votes = [
-            inference._vote_batch(member, outcome, [image], groups=[""])[0]
+            vote_batch(member, outcome, [image], groups=[""])[0]
             for member, outcome in zip(model.members, embedded, strict=True)
         ]
         at = clock("vote", at)

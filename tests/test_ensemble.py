@@ -72,9 +72,9 @@ def test_an_even_vote_is_a_tie_and_gets_no_answer(
 ) -> None:
     answers = iter([0.8, 0.2])
     monkeypatch.setattr(
-        "core.inference._compute_probability", lambda *_args, **_options: next(answers)
+        "core.inference.votes._compute_probability", lambda *_args, **_options: next(answers)
     )
-    monkeypatch.setattr("core.inference._measure_novelty", lambda *_args: [NOT_NOVEL])
+    monkeypatch.setattr("core.inference.votes._measure_novelty", lambda *_args: [NOT_NOVEL])
     done = diagnose(weigh(tiny_ensemble, 0.7, 0.7), [eye()], explain=False)[0]
     assert done.probabilities["disease"] == pytest.approx(0.5)
     assert (done.status, done.abstain_reason) == ("abstained", "uncertain")

@@ -13,8 +13,8 @@ from core.assessment.readings import Evaluation, save_evaluation, save_study
 from core.assessment.robustness import measure_robustness
 from core.config import Settings
 from core.datasets import read_dataset
+from core.embedder import Progress
 from core.errors import ConfigError
-from core.inference import Progress
 from core.registry import load_bundle
 
 PARTS = ("robustness", "explanations")

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from core.assessment.readings import Evaluation
 from core.bundle import ModelBundle
 from core.datasets import Dataset, load_record
+from core.embedder import Progress
 from core.ensemble import Model
 from core.image_io import encode_jpeg, thumbnail
-from core.inference import Progress, SplitReading, describe_reading, read_split
+from core.inference import SplitReading, describe_reading, read_split
 from core.knn import search_k
 
 _THUMBNAIL_PX = 192

@@ -17,12 +17,11 @@ from core import explain
 from core.attribution import explain_vote
 from core.bundle import Member
 from core.datasets import Dataset, Record, load_record
-from core.embedder import Embedded, embed_together
+from core.embedder import Embedded, Progress, embed_together
 from core.ensemble import Model
 from core.errors import DataError, ImageError
 from core.faithfulness import compute_agreement, compute_energy, has_hit, measure
 from core.image_io import Image, load
-from core.inference import Progress
 from core.proportions import Mean, Share, measure_mean, measure_share
 
 _METHODS = ("integrated", "grad-cam", "hirescam", "layercam")

@@ -12,10 +12,11 @@ import numpy as np
 
 from core.corruptions import N_LEVELS, STRENGTHS, corrupt
 from core.datasets import Dataset, Record, load_record
+from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import DataError, ImageError
 from core.evaluation import rank_auroc
-from core.inference import Progress, read_split
+from core.inference import read_split
 from core.proportions import measure_share
 
 _N_IMAGES = 80

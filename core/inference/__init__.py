@@ -1,0 +1,13 @@
+"""Images + model -> answers: one image with its evidence, or a whole split measured."""
+
+from core.inference.answers import diagnose, reject
+from core.inference.splits import SplitReading, describe_reading, evaluate, read_split
+
+__all__ = [
+    "SplitReading",
+    "describe_reading",
+    "diagnose",
+    "evaluate",
+    "read_split",
+    "reject",
+]

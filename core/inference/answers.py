@@ -1,0 +1,150 @@
+"""Image + model -> Diagnosis: the single call behind the page, the command line, a notebook.
+
+Owns the order of the steps and the decision to answer or abstain. A single model is an ensemble of
+one. Images go one at a time under the model's lock: several users share one model, and Grad-CAM
+puts hooks on it.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from core.burned_in import find_text
+from core.diagnosis import Diagnosis, Heatmap, MemberVote, Novelty
+from core.embedder import Progress
+from core.ensemble import Model
+from core.errors import CoreError
+from core.evidence import compute_close_limit, draw_heatmaps, measure_views
+from core.image_io import Image, thumbnail
+from core.inference.ledger import find_nearest_other, list_left_out, write_ledger
+from core.inference.votes import join_novelty, mix_votes, read_batch
+from core.phantom import find_mark
+
+_SHOWN_PX = 1024
+
+
+def diagnose(
+    model: Model,
+    images: Sequence[Image],
+    *,
+    explain: bool = True,
+    progress: Progress | None = None,
+) -> list[Diagnosis]:
+    """Answer with the evidence, one Diagnosis per image, in order.
+
+    Args:
+        model: a model or an ensemble.
+        images: decoded images; what could not be decoded goes through ``reject``.
+        explain: compute the heatmaps of both classes and each view's own answer (on a CPU they
+            take longer than the rest).
+        progress: told the share done after each image.
+
+    Returns:
+        Status "answered", or "abstained" when the calibrated probability is too near 0.5 or the
+        image is not of the kind the model knows. An image that fails is "rejected", alone.
+    """
+    diagnoses = []
+    for index, image in enumerate(images):
+        try:
+            with model.lock:
+                diagnoses.append(_diagnose_one(model, image, with_maps=explain))
+        except CoreError as err:
+            diagnoses.append(reject(image.name, err, model=model))
+        if progress:
+            progress((index + 1) / len(images), f"{index + 1} of {len(images)} images")
+    return diagnoses
+
+
+def reject(name: str, error: CoreError, *, model: Model) -> Diagnosis:
+    """The record of a file that got no answer, with the reason."""
+    return Diagnosis(
+        file=name,
+        status="rejected",
+        model_id=model.model_id,
+        data_id=model.data_id,
+        created=_now(),
+        disease_class=model.disease_class,
+        error=str(error),
+        error_code=error.code,
+        error_params=dict(error.params),
+    )
+
+
+def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
+    batches, embedded = read_batch(model, [image], groups=[""])
+    votes = batches[0]
+    p_disease, novelty = mix_votes(votes), join_novelty(votes)
+    is_disease = p_disease > 0.5
+    predicted = model.disease_class if is_disease else model.other_class
+    reason = _find_abstain_reason(model, p_disease, novelty)
+    shown = thumbnail(image.pixels, max_px=_SHOWN_PX)
+    maps: tuple[Heatmap, ...] = ()
+    if with_maps:
+        barred = [vote.excluded.tolist() for vote in votes]
+        maps = draw_heatmaps(
+            model.members, embedded, class_names=model.class_names, excluded=barred
+        )
+    views = measure_views(votes, embedded) if with_maps else ()
+    lead = next(vote for vote in votes if vote.member.bundle is model.lead)
+    xy = model.lead.projection.place(model.lead.gallery, lead.embedding[None])[0]
+    ledger = write_ledger(model, votes)
+    text, mark = find_text(image.pixels), find_mark(image.pixels)
+    has_voted = any(vote.member.bundle.has_vote for vote in votes)
+    return Diagnosis(
+        file=image.name,
+        status="abstained" if reason else "answered",
+        model_id=model.model_id,
+        data_id=model.data_id,
+        created=_now(),
+        disease_class=model.disease_class,
+        predicted_class=predicted,
+        probabilities=_name_probabilities(model, p_disease),
+        vote_shares={
+            name: sum(n.share for n in ledger if n.class_name == name)
+            for name in model.class_names
+            if has_voted
+        },
+        k=len(ledger),
+        neighbours=ledger,
+        nearest_other=find_nearest_other(model, lead, ledger, predicted=predicted),
+        left_out=list_left_out(votes),
+        members=tuple(
+            MemberVote(
+                vote.member.bundle.model_id,
+                _name_probabilities(model, vote.p_disease),
+                vote.member.weight,
+            )
+            for vote in votes
+        ),
+        novelty=novelty,
+        maps=maps,
+        view_probabilities=views,
+        close_limit=compute_close_limit(votes),
+        map_xy=(float(xy[0]), float(xy[1])),
+        pixels=shown,
+        abstain_reason=reason,
+        frame=image.frame,
+        window=image.window,
+        is_inverted=image.is_inverted,
+        burned_in=tuple(r for r in text if mark is None or not r.lies_in(mark)),
+        has_synthetic_mark=mark is not None,
+    )
+
+
+def _name_probabilities(model: Model, p_disease: float) -> dict[str, float]:
+    return {
+        name: p_disease if name == model.disease_class else 1.0 - p_disease
+        for name in model.class_names
+    }
+
+
+def _find_abstain_reason(
+    model: Model, p_disease: float, novelty: Novelty
+) -> Literal["uncertain", "novel"] | None:
+    if novelty.is_novel:
+        return "novel"
+    return "uncertain" if abs(p_disease - 0.5) < model.abstain_margin else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,184 @@
+"""A model's answers on a whole split of a data set, and their summary.
+
+Owns the ``evaluate`` JSON of DESIGN section 4. Images go in batches, each under the model's lock.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core import evaluation
+from core.datasets import Dataset, Record, load_record
+from core.embedder import Progress
+from core.ensemble import Model
+from core.errors import DataError, ImageError
+from core.evidence import Vote
+from core.image_io import Image
+from core.inference.votes import join_novelty, mix_votes, read_batch
+
+_BATCH_SIZE = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SplitReading:
+    """A model's answers on one split, before they are summed up."""
+
+    keys: tuple[str, ...]
+    truth: NDArray[np.bool_]  # (N,)
+    p_disease: NDArray[np.float64]  # (N,)
+    member_p: NDArray[np.float64]  # (M, N)
+    is_novel: NDArray[np.bool_]  # (N,)
+    groups: tuple[str, ...]
+    unreadable: Mapping[str, str]
+    embeddings: tuple[NDArray[np.float32], ...] = ()  # per member (N, D)
+    barred: tuple[tuple[tuple[int, ...], ...], ...] = ()  # per member and image: rows that may
+    # not vote on it
+    percentile: NDArray[np.float64] | None = None  # (N,) of the novelty distance, 0..100
+
+
+def evaluate(
+    model: Model, dataset: Dataset, *, split: str, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Measure a model on one split of a data set.
+
+    Args:
+        model: a model or an ensemble.
+        dataset: with the same class names as the model's.
+        split: "train", "val" or "test". Images that are in the gallery do not vote on themselves.
+
+    Returns:
+        The ``evaluate`` JSON of DESIGN section 4.
+
+    Raises:
+        DataError: other classes, an empty split, or one class only.
+    """
+    reading = read_split(model, dataset, split=split, progress=progress)
+    return describe_reading(model, reading, data=dataset.data_id, split=split)
+
+
+def read_split(
+    model: Model, dataset: Dataset, *, split: str, progress: Progress | None = None
+) -> SplitReading:
+    """Answer on every image of a split; see ``evaluate`` for the arguments and errors."""
+    if set(dataset.class_names) != set(model.class_names):
+        raise DataError(
+            f"model {model.model_id!r} knows the classes {', '.join(model.class_names)}; "
+            f"the data has {', '.join(dataset.class_names)}. Rename the class folders to match.",
+            code="data.classes",
+        )
+    records = dataset.subset(split)
+    if not records:
+        raise DataError(
+            f"the data has no {split} split; it has "
+            f"{', '.join(sorted({r.split for r in dataset.records}))}.",
+            code="data.split",
+        )
+    unreadable: dict[str, str] = {}
+    pending: list[Image] = []
+    read: list[Record] = []
+    votes: list[tuple[Vote, ...]] = []
+
+    def flush() -> None:
+        groups = [record.group or "" for record in read[len(votes) :]]
+        with model.lock:
+            votes.extend(read_batch(model, pending, groups=groups)[0])
+        pending.clear()
+
+    for index, record in enumerate(records):
+        try:
+            pending.append(load_record(record))
+        except ImageError as err:
+            unreadable[record.key] = str(err)
+        else:
+            read.append(record)
+        if pending and (len(pending) == _BATCH_SIZE or index == len(records) - 1):
+            flush()
+        if progress:
+            progress((index + 1) / len(records), f"{index + 1} of {len(records)} images")
+    return SplitReading(
+        keys=tuple(record.key for record in read),
+        truth=np.array([dataset.class_names[r.label] == model.disease_class for r in read], bool),
+        p_disease=np.array([mix_votes(v) for v in votes], dtype=np.float64),
+        member_p=np.array([[one.p_disease for one in v] for v in votes], dtype=np.float64).T,
+        is_novel=np.array([join_novelty(v).is_novel for v in votes], dtype=bool),
+        groups=tuple(record.group or "" for record in read),
+        unreadable=unreadable,
+        embeddings=tuple(
+            np.array([v[m].embedding for v in votes], dtype=np.float32)
+            for m in range(len(model.members))
+        ),
+        barred=tuple(
+            tuple(tuple(sorted(v[m].related)) for v in votes) for m in range(len(model.members))
+        ),
+        percentile=np.array([join_novelty(v).distance_percentile for v in votes]),
+    )
+
+
+def describe_reading(
+    model: Model, reading: SplitReading, *, data: str, split: str
+) -> dict[str, Any]:
+    """Sum a reading up as the ``evaluate`` JSON of DESIGN section 4."""
+    truth, p_disease = reading.truth, reading.p_disease
+    report = evaluation.evaluate(truth, p_disease, groups=reading.groups)
+    unsure = np.abs(p_disease - 0.5) < model.abstain_margin
+    answered = ~unsure & ~reading.is_novel
+    right = (p_disease > 0.5) == truth
+    members = []
+    for member, probs in zip(model.members, reading.member_p, strict=True):
+        own = evaluation.evaluate(truth, probs, groups=reading.groups)
+        members.append(
+            {
+                "model_id": member.bundle.model_id,
+                "weight": member.weight,
+                "accuracy": own.accuracy,
+                "auroc": own.auroc,
+                "k": member.bundle.contents.calibration.k,
+            }
+        )
+    return {
+        "model_id": model.model_id,
+        "data": data,
+        "split": split,
+        **dataclasses.asdict(report),
+        "k": model.lead.contents.calibration.k,
+        "tta": model.lead.config.run.embedder.tta,
+        "members": members,
+        "agreement": _describe_agreement(model, reading),
+        "coverage_at_abstention": {
+            "coverage": float(answered.mean()),
+            "accuracy": float(right[answered].mean()) if answered.any() else None,
+            "n_answered": int(answered.sum()),
+            "n_uncertain": int((unsure & ~reading.is_novel).sum()),
+            "n_novel": int(reading.is_novel.sum()),
+        },
+        "unreadable": dict(reading.unreadable),
+    }
+
+
+def _describe_agreement(model: Model, reading: SplitReading) -> dict[str, Any]:
+    """On how many images all members call the same class, and the list of the others."""
+    calls = reading.member_p > 0.5
+    is_disputed = (calls != calls[0]).any(axis=0)
+
+    def name(is_disease: bool) -> str:
+        return model.disease_class if is_disease else model.other_class
+
+    return {
+        "agree": int((~is_disputed).sum()),
+        "disagree": int(is_disputed.sum()),
+        "disputed": [
+            {
+                "file": reading.keys[i],
+                "truth": name(bool(reading.truth[i])),
+                "answer": name(bool(reading.p_disease[i] > 0.5)),
+                "members": {
+                    member.bundle.model_id: name(bool(calls[m, i]))
+                    for m, member in enumerate(model.members)
+                },
+            }
+            for i in np.flatnonzero(is_disputed)
+        ],
+    }

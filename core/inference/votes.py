@@ -1,0 +1,97 @@
+"""Images + model -> every member's vote, and what the votes say together.
+
+Owns the soft vote and which gallery rows may not vote. Holds no lock: the caller does.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.bundle import Member, ModelBundle
+from core.diagnosis import Novelty
+from core.embedder import Embedded, embed_together
+from core.ensemble import Model
+from core.evidence import Vote
+from core.image_io import Image
+from core.knn import Ballot, cast_votes
+
+
+def read_batch(
+    model: Model, images: Sequence[Image], *, groups: Sequence[str]
+) -> tuple[list[tuple[Vote, ...]], list[Embedded]]:
+    """Every member's vote on each image, and what each member made of the batch."""
+    pixels = [image.pixels for image in images]
+    embedded = embed_together([m.bundle.embedder for m in model.members], pixels)
+    votes = [
+        vote_batch(member, outcome, images, groups=groups)
+        for member, outcome in zip(model.members, embedded, strict=True)
+    ]
+    return list(zip(*votes, strict=True)), embedded
+
+
+def vote_batch(
+    member: Member, embedded: Embedded, images: Sequence[Image], *, groups: Sequence[str]
+) -> list[Vote]:
+    """One member's vote on each image; gallery rows of the image or its group do not vote."""
+    novelties = _measure_novelty(member.bundle, embedded)
+    votes = []
+    for index, (image, group) in enumerate(zip(images, groups, strict=True)):
+        ballot, related = _cast_vote(member, embedded.embeddings[index], image=image, group=group)
+        p_disease = _compute_probability(member.bundle, embedded, ballot, index=index)
+        votes.append(
+            Vote(member, ballot, embedded.embeddings[index], p_disease, related, novelties[index])
+        )
+    return votes
+
+
+def _cast_vote(
+    member: Member, embedding: NDArray[np.float32], *, image: Image, group: str
+) -> tuple[Ballot, Mapping[int, str]]:
+    gallery = member.bundle.gallery
+    related = gallery.find_related(sha256=image.sha256, group=group)
+    # A copy of a gallery image brings its whole patient: none of that patient may vote.
+    for row in [row for row, reason in related.items() if reason == "duplicate"]:
+        others = gallery.find_related(sha256=image.sha256, group=gallery.groups[row])
+        related = {**others, **related}
+    excluded = [np.array(sorted(related), dtype=np.int64)]
+    ballot = cast_votes(gallery, embedding[None], member.bundle.n_shown, excluded=excluded)[0]
+    if not member.bundle.has_vote:
+        ballot = dataclasses.replace(ballot, shares=np.zeros_like(ballot.shares))
+    return ballot, related
+
+
+def _compute_probability(
+    bundle: ModelBundle, embedded: Embedded, ballot: Ballot, *, index: int
+) -> float:
+    disease = bundle.config.disease_index
+    if embedded.class_probs is not None:
+        score = float(embedded.class_probs[index, disease])
+    else:
+        score = float(ballot.sum_by_class(bundle.gallery.labels, n_classes=2)[disease])
+    return float(bundle.contents.calibration.apply(np.array([score]))[0])
+
+
+def _measure_novelty(bundle: ModelBundle, embedded: Embedded) -> list[Novelty]:
+    reference = bundle.contents.novelty
+    scores = reference.score(embedded.descriptors)
+    percentiles = reference.compute_percentiles(scores)
+    return [
+        Novelty(float(percentile), bool(score > bundle.novelty_limit))
+        for score, percentile in zip(scores, percentiles, strict=True)
+    ]
+
+
+def mix_votes(votes: Sequence[Vote]) -> float:
+    """The soft vote: P = sum(w_i P_i) / sum(w_i)."""
+    weights = [vote.member.weight for vote in votes]
+    return float(np.average([vote.p_disease for vote in votes], weights=weights))
+
+
+def join_novelty(votes: Sequence[Vote]) -> Novelty:
+    """An image that one member does not know is answered by none."""
+    return Novelty(
+        max(vote.novelty.distance_percentile for vote in votes),
+        any(vote.novelty.is_novel for vote in votes),
+    )
