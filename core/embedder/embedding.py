@@ -1,6 +1,6 @@
-"""Images to unit embeddings: trunks, tails, adapter; device and precision.
+"""Images to unit embeddings: trunks, tails, adapter, views.
 
-Owns the network. The trunks run without gradients, in bfloat16 where the machine has it and the
+The trunks run without gradients, in bfloat16 where the machine has it and the
 backbone keeps its answer in it, else in float32, compiled where that is faster. Tails are trained
 in float32; of a finished model they run as its trunks do, or compiled in bfloat16 where a trial
 finds that faster and in agreement. Gallery and queries go through the same function.
@@ -8,91 +8,23 @@ Knows nothing of neighbours, labels or files.
 """
 
 import copy
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from core.backbones import Backbone, BackboneInfo, Tail, build_backbone, sketch_backbone
-from core.config import EmbedderConfig, RunConfig, Settings
+from core.backbones import Backbone, Tail
+from core.config import RunConfig
+from core.embedder.devices import choose_precision
+from core.embedder.net import N_CLASSES, EmbeddingNet
 from core.engine import Run, compile_part
-from core.errors import ConfigError
 from core.transforms import build_test_views, merge_views
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 _BATCH_SIZE = 8
-N_CLASSES = 2  # normal and disease
-
-
-class EmbeddingNet(nn.Module):
-    """What is trained and stored: one tail per backbone, and what stands on their features.
-
-    That is one adapter for the triplet objective, three side by side for the metric ensemble, and
-    a linear classifier for cross-entropy, whose embedding is the pooled features themselves.
-
-    BatchNorm inside the tails keeps its pretrained statistics, in training too: batches of the
-    cached activations are too small and too alike to re-estimate them.
-    """
-
-    def __init__(self, tails: Sequence[Tail], *, n_features: int, config: RunConfig) -> None:
-        super().__init__()
-        self.n_features = n_features
-        self.tails = nn.ModuleList(tails)
-        self.tails.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        sizes = config.embedder
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.train.seed)
-            self.adapters = nn.ModuleList(
-                _build_adapter(n_features, sizes) for _ in range(config.objective.n_adapters)
-            )
-            is_classifier = config.objective.n_adapters == 0
-            self.classifier = nn.Linear(n_features, N_CLASSES) if is_classifier else None
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        for module in self.tails.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
-
-    def pool(self, activations: Sequence[Tensor]) -> Tensor:
-        """Turn one trunk activation (B, ...) per backbone into (B, F) features."""
-        features = [tail(a.float()) for tail, a in zip(self.tails, activations, strict=True)]
-        return torch.cat(features, dim=1)
-
-    def embed_parts(self, features: Tensor) -> list[Tensor]:
-        """Turn (B, F) features into one (B, D) unit embedding per adapter."""
-        outputs = [adapter(features) for adapter in self.adapters] or [features]
-        return [nn.functional.normalize(output, dim=1) for output in outputs]
-
-    def embed(self, features: Tensor) -> Tensor:
-        """Turn (B, F) features into (B, P * D) unit embeddings, the parts side by side."""
-        parts = self.embed_parts(features)
-        joined: Tensor = torch.cat(parts, dim=1) / len(parts) ** 0.5
-        return joined
-
-    def forward(self, activations: Sequence[Tensor]) -> Tensor:
-        """Turn one trunk activation (B, ...) per backbone into (B, P * D) unit embeddings."""
-        return self.embed(self.pool(activations))
-
-
-def _build_adapter(n_features: int, sizes: EmbedderConfig) -> nn.Sequential:
-    if sizes.hidden_dim == 0:
-        return nn.Sequential(nn.Linear(n_features, sizes.embedding_dim))
-    return nn.Sequential(
-        nn.Linear(n_features, sizes.hidden_dim),
-        nn.BatchNorm1d(sizes.hidden_dim),
-        nn.ReLU(),
-        nn.Dropout(sizes.dropout),
-        nn.Linear(sizes.hidden_dim, sizes.embedding_dim),
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,144 +263,6 @@ class _Body(nn.Module):
 
     def forward(self, activation: Tensor) -> Tensor:
         return self.tail.body(activation)
-
-
-def build_embedder(
-    config: RunConfig,
-    settings: Settings,
-    *,
-    shared: Sequence[Backbone] = (),
-    known: Sequence[BackboneInfo] = (),
-) -> Embedder:
-    """Build the network with pretrained backbones and a fresh, seeded adapter.
-
-    Args:
-        config: the run; ``train.seed`` seeds the adapter.
-        settings: device, threads and where local weights lie.
-        shared: backbones of another model; those that this one needs too lend it their trunks.
-        known: the trunks of a finished model, whose tails the caller loads; where one of them was
-            compiled on this machine before, its pretrained weights are not read.
-
-    Raises:
-        BackboneError: no weights were found.
-        ConfigError: the asked-for device is not there.
-    """
-    if settings.n_threads:
-        torch.set_num_threads(settings.n_threads)
-    device = choose_device(settings.device)
-    backbones = tuple(
-        _borrow(name, config, shared, device=device)
-        or _find_fast(name, config, known, device=device)
-        or _build_fast(name, config, settings, device=device)
-        for name in config.embedder.backbones
-    )
-    net = EmbeddingNet(
-        [b.tail for b in backbones],
-        n_features=sum(b.n_features for b in backbones),
-        config=config,
-    )
-    embedder = Embedder(backbones, net.to(device).eval(), config, device)
-    logger.info("embedder on %s, trunks in %s", device, embedder.precision)
-    return embedder
-
-
-def _build_fast(
-    name: str, config: RunConfig, settings: Settings, *, device: torch.device
-) -> Backbone:
-    backbone = build_backbone(
-        name,
-        input_size=config.preprocess.input_size,
-        tail_depth=config.embedder.tail_depth,
-        weights_dir=settings.weights_dir,
-        random_weights=config.embedder.random_weights,
-    )
-    half = _is_half(config.embedder.precision, backbone, device)
-    return backbone.make_fast(half=half, device=device)
-
-
-def _find_fast(
-    name: str, config: RunConfig, known: Sequence[BackboneInfo], *, device: torch.device
-) -> Backbone | None:
-    """A finished model's trunk as it was compiled here before."""
-    for info in known:
-        if info.name == name:
-            sketch = sketch_backbone(
-                info,
-                input_size=config.preprocess.input_size,
-                tail_depth=config.embedder.tail_depth,
-            )
-            if sketch is not None:
-                half = _is_half(config.embedder.precision, sketch, device)
-                return sketch.find_fast(half=half, device=device)
-    return None
-
-
-def _borrow(
-    name: str, config: RunConfig, shared: Sequence[Backbone], *, device: torch.device
-) -> Backbone | None:
-    """The same trunk with a tail of one's own, whose parameters the caller loads."""
-    wanted = (name, config.preprocess.input_size, config.embedder.tail_depth)
-    for backbone in shared:
-        half = _is_half(config.embedder.precision, backbone, device)
-        is_same = (backbone.name, backbone.input_size, backbone.tail_depth) == wanted
-        if is_same and half == (backbone.dtype == torch.bfloat16):
-            return replace(backbone, tail=copy.deepcopy(backbone.tail))
-    return None
-
-
-def _is_half(asked: str, backbone: Backbone, device: torch.device) -> bool:
-    """Whether a trunk runs in bfloat16: as asked for, else where that is fast and harmless."""
-    half = choose_precision(asked, device) == "bfloat16"
-    return half and (asked != "auto" or backbone.keeps_half)
-
-
-def choose_device(name: str) -> torch.device:
-    """Resolve "auto" to the GPU where there is one.
-
-    Raises:
-        ConfigError: the named device is not on this machine.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next((kind for kind, there in available.items() if there), "cpu"))
-    if not available.get(name, True):
-        raise ConfigError(
-            f"device {name} was asked for, but this machine has none; "
-            "set NEIGHBORDX_DEVICE=auto or cpu.",
-            code="config.device",
-        )
-    return torch.device(name)
-
-
-@dataclass(frozen=True)
-class GpuMemory:
-    """Memory of a GPU, bytes."""
-
-    name: str
-    peak_bytes: int  # most that this process ever reserved on it
-    free_bytes: int  # free now, with what this process holds
-
-
-def read_gpu_memory(device: torch.device) -> GpuMemory | None:
-    """What a CUDA device has and this process took; None for every other device."""
-    if device.type != "cuda":
-        return None
-    free, _total = torch.cuda.mem_get_info(device)
-    return GpuMemory(
-        name=torch.cuda.get_device_name(device),
-        peak_bytes=int(torch.cuda.max_memory_reserved(device)),
-        free_bytes=int(free + torch.cuda.memory_reserved(device)),
-    )
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """Resolve "auto": bfloat16 where the device computes in it natively, float32 elsewhere."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if native else "float32"
 
 
 def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:

@@ -1,0 +1,193 @@
+"""What a finished model is in memory: its config, its arrays, the model itself.
+
+Owns the names that every part of the app knows a model by. Reads and writes no file.
+"""
+
+import re
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.backbones import BackboneInfo
+from core.config import RunConfig
+from core.curation import GalleryState
+from core.embedder import Embedder
+from core.errors import ConfigError
+from core.evaluation import Calibration
+from core.image_io import decode
+from core.knn import Gallery
+from core.novelty import NoveltyReference
+from core.projection import Projection
+
+_N_SHOWN_BY_CLASSIFIER = 15
+MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """config.json: everything needed to rebuild the model and to say what it is."""
+
+    model_id: str
+    created: str  # ISO 8601, UTC
+    run: RunConfig
+    class_names: tuple[str, ...]  # in label order, normal first
+    disease_index: int
+    data_id: str
+    data_root: str  # where the training images lay
+    is_synthetic: bool
+    backbones: tuple[BackboneInfo, ...]
+    precision: str  # how the trunks ran when the gallery was embedded
+    weights_sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """The arrays and reports of a bundle, beside its config and network."""
+
+    gallery: Gallery
+    novelty: NoveltyReference
+    gallery_xy: NDArray[np.float32]  # (N, 2)
+    projection_key: str
+    calibration: Calibration
+    metrics: dict[str, Any]
+    thumbnails: tuple[bytes, ...]  # encoded pictures, at most 256 px, row i of the gallery
+    card: str
+    log: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One model of a vote: its weight, and where its gallery lies in the album of the whole."""
+
+    bundle: "ModelBundle"
+    weight: float
+    album_rows: NDArray[np.int64]  # (N,) gallery row -> place in the album
+
+    def find_row(self, place: int) -> int | None:
+        """The gallery row of an album place; None where this member does not know the image."""
+        return self._row_of.get(place)
+
+    @cached_property
+    def _row_of(self) -> dict[int, int]:
+        return {place: row for row, place in enumerate(self.album_rows.tolist())}
+
+
+@dataclass(frozen=True, eq=False)
+class ModelBundle:
+    """A loaded model. Shared by every user: read-only; hold ``lock`` while it computes."""
+
+    config: BundleConfig
+    embedder: Embedder
+    contents: Contents
+    projection: Projection
+    novelty_limit: float
+    curation: GalleryState = field(default_factory=GalleryState)  # what people corrected since
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def model_id(self) -> str:
+        """Name of its folder."""
+        return self.config.model_id
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In label order, normal first."""
+        return self.config.class_names
+
+    @property
+    def disease_class(self) -> str:
+        """Name of the positive class."""
+        return self.config.class_names[self.config.disease_index]
+
+    @property
+    def other_class(self) -> str:
+        """Name of the class that is not the disease."""
+        return self.config.class_names[1 - self.config.disease_index]
+
+    @property
+    def abstain_margin(self) -> float:
+        """No answer where the probability is within this of 0.5."""
+        return self.config.run.knn.abstain_margin
+
+    @property
+    def has_vote(self) -> bool:
+        """Whether the nearest images decide; a plain classifier only shows them."""
+        return self.config.run.objective.n_adapters > 0
+
+    @property
+    def n_shown(self) -> int:
+        """Neighbours of an image: the K of the vote, or a fixed number for a classifier."""
+        return self.contents.calibration.k if self.has_vote else _N_SHOWN_BY_CLASSIFIER
+
+    @property
+    def lead(self) -> "ModelBundle":
+        """The model whose map is shown: itself."""
+        return self
+
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        """A single model votes alone."""
+        return (Member(self, 1.0, np.arange(len(self.gallery), dtype=np.int64)),)
+
+    def find_image(self, index: int) -> tuple[Member, int]:
+        """The member and gallery row behind an album place."""
+        return self.members[0], index
+
+    @property
+    def data_id(self) -> str:
+        """Short hash of the training data, and the gallery's version where it was curated."""
+        version = self.curation.version
+        return f"{self.config.data_id}+g{version}" if version else self.config.data_id
+
+    @property
+    def created(self) -> str:
+        """When training finished, ISO 8601, UTC."""
+        return self.config.created
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether it was trained on the drawn demo images."""
+        return self.config.is_synthetic
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """The images that vote, with the corrections people made."""
+        return self.curation.apply(self.contents.gallery, self.class_names)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        return self.contents.metrics
+
+    def thumbnail(self, index: int) -> NDArray[np.uint8]:
+        """Picture of a gallery row, (h, w, 3) uint8, at most 256 px."""
+        return decode(self.encoded_thumbnail(index), name=self.gallery.keys[index]).pixels
+
+    def encoded_thumbnail(self, index: int) -> bytes:
+        """The same picture as the PNG or JPEG file that is kept."""
+        return self.contents.thumbnails[index]
+
+    def has_original(self, index: int) -> bool:
+        """Whether the training image still lies where it was."""
+        root = Path(self.config.data_root)
+        return root.is_file() or (root / self.gallery.keys[index]).is_file()
+
+
+def check_model_id(model_id: str) -> str:
+    """Return the id if it is a safe folder name.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not MODEL_ID.fullmatch(model_id):
+        raise ConfigError(
+            f"model name {model_id!r}: expected 1 to 64 letters, digits, dots, dashes or "
+            "underscores, beginning with a letter or digit.",
+            code="config.model_id",
+        )
+    return model_id

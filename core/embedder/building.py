@@ -1,0 +1,105 @@
+"""RunConfig -> Embedder: whose trunk is lent, found compiled, or built from pretrained weights."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from core.backbones import Backbone, BackboneInfo, build_backbone, sketch_backbone
+from core.config import RunConfig, Settings
+from core.embedder.devices import choose_device, choose_precision
+from core.embedder.embedding import Embedder
+from core.embedder.net import EmbeddingNet
+
+logger = logging.getLogger(__name__)
+
+
+def build_embedder(
+    config: RunConfig,
+    settings: Settings,
+    *,
+    shared: Sequence[Backbone] = (),
+    known: Sequence[BackboneInfo] = (),
+) -> Embedder:
+    """Build the network with pretrained backbones and a fresh, seeded adapter.
+
+    Args:
+        config: the run; ``train.seed`` seeds the adapter.
+        settings: device, threads and where local weights lie.
+        shared: backbones of another model; those that this one needs too lend it their trunks.
+        known: the trunks of a finished model, whose tails the caller loads; where one of them was
+            compiled on this machine before, its pretrained weights are not read.
+
+    Raises:
+        BackboneError: no weights were found.
+        ConfigError: the asked-for device is not there.
+    """
+    if settings.n_threads:
+        torch.set_num_threads(settings.n_threads)
+    device = choose_device(settings.device)
+    backbones = tuple(
+        _borrow(name, config, shared, device=device)
+        or _find_fast(name, config, known, device=device)
+        or _build_fast(name, config, settings, device=device)
+        for name in config.embedder.backbones
+    )
+    net = EmbeddingNet(
+        [b.tail for b in backbones],
+        n_features=sum(b.n_features for b in backbones),
+        config=config,
+    )
+    embedder = Embedder(backbones, net.to(device).eval(), config, device)
+    logger.info("embedder on %s, trunks in %s", device, embedder.precision)
+    return embedder
+
+
+def _build_fast(
+    name: str, config: RunConfig, settings: Settings, *, device: torch.device
+) -> Backbone:
+    backbone = build_backbone(
+        name,
+        input_size=config.preprocess.input_size,
+        tail_depth=config.embedder.tail_depth,
+        weights_dir=settings.weights_dir,
+        random_weights=config.embedder.random_weights,
+    )
+    half = _is_half(config.embedder.precision, backbone, device)
+    return backbone.make_fast(half=half, device=device)
+
+
+def _find_fast(
+    name: str, config: RunConfig, known: Sequence[BackboneInfo], *, device: torch.device
+) -> Backbone | None:
+    """A finished model's trunk as it was compiled here before."""
+    for info in known:
+        if info.name == name:
+            sketch = sketch_backbone(
+                info,
+                input_size=config.preprocess.input_size,
+                tail_depth=config.embedder.tail_depth,
+            )
+            if sketch is not None:
+                half = _is_half(config.embedder.precision, sketch, device)
+                return sketch.find_fast(half=half, device=device)
+    return None
+
+
+def _borrow(
+    name: str, config: RunConfig, shared: Sequence[Backbone], *, device: torch.device
+) -> Backbone | None:
+    """The same trunk with a tail of one's own, whose parameters the caller loads."""
+    wanted = (name, config.preprocess.input_size, config.embedder.tail_depth)
+    for backbone in shared:
+        half = _is_half(config.embedder.precision, backbone, device)
+        is_same = (backbone.name, backbone.input_size, backbone.tail_depth) == wanted
+        if is_same and half == (backbone.dtype == torch.bfloat16):
+            return replace(backbone, tail=copy.deepcopy(backbone.tail))
+    return None
+
+
+def _is_half(asked: str, backbone: Backbone, device: torch.device) -> bool:
+    """Whether a trunk runs in bfloat16: as asked for, else where that is fast and harmless."""
+    half = choose_precision(asked, device) == "bfloat16"
+    return half and (asked != "auto" or backbone.keeps_half)
