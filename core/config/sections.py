@@ -1,17 +1,15 @@
-"""Run configuration: frozen records, presets, range checks, JSON in and out, machine settings.
+"""The run configuration: frozen records, range checks, JSON in and out.
 
 Owns every default in one place. Refuses to know paths of data or anything about pixels.
 """
 
 import dataclasses
 import json
-import os
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from core.errors import ConfigError
 
@@ -25,7 +23,8 @@ MEMBERS = {"triplet": "triplet", "metric": "metric-ensemble"}  # of an ensemble:
 K_RULES = ("best", "one-standard-error")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with the message where the condition does not hold."""
     if not condition:
         raise ConfigError(message)
 
@@ -49,7 +48,7 @@ class PreprocessConfig:
     noise: float = 0.0  # largest standard deviation of Gaussian noise, grey levels in 0..1
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             32 <= self.input_size <= 1024, f"input_size must be 32..1024, got {self.input_size}."
         )
         for name in (
@@ -61,16 +60,16 @@ class PreprocessConfig:
             "shift",
         ):
             value = getattr(self, name)
-            _require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
-        _require(0.0 <= self.stretch <= 1.0, f"stretch must be 0..1, got {self.stretch}.")
-        _require(0.0 <= self.gamma <= 3.0, f"gamma must be 0..3, got {self.gamma}.")
-        _require(0.0 <= self.blur <= 10.0, f"blur must be 0..10, got {self.blur}.")
-        _require(
+            require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
+        require(0.0 <= self.stretch <= 1.0, f"stretch must be 0..1, got {self.stretch}.")
+        require(0.0 <= self.gamma <= 3.0, f"gamma must be 0..3, got {self.gamma}.")
+        require(0.0 <= self.blur <= 10.0, f"blur must be 0..10, got {self.blur}.")
+        require(
             0.05 <= self.crop_scale_min <= self.crop_scale_max <= 1.0,
             "crop_scale_min and crop_scale_max must be 0.05..1 and ascending, got "
             f"{self.crop_scale_min} and {self.crop_scale_max}.",
         )
-        _require(
+        require(
             0.0 <= self.rotation_deg <= 180.0,
             f"rotation_deg must be 0..180, got {self.rotation_deg}.",
         )
@@ -91,15 +90,15 @@ class EmbedderConfig:
     random_weights: bool = False  # tests only: the one preset that sets it is not offered
 
     def __post_init__(self) -> None:
-        _require(len(self.backbones) >= 1, "backbones must name at least one timm model.")
-        _require(1 <= self.tail_depth <= 4, f"tail_depth must be 1..4, got {self.tail_depth}.")
-        _require(self.hidden_dim >= 0 and self.embedding_dim > 1, "adapter sizes must be positive.")
-        _require(
+        require(len(self.backbones) >= 1, "backbones must name at least one timm model.")
+        require(1 <= self.tail_depth <= 4, f"tail_depth must be 1..4, got {self.tail_depth}.")
+        require(self.hidden_dim >= 0 and self.embedding_dim > 1, "adapter sizes must be positive.")
+        require(
             0 <= self.exposure_views <= 16,
             f"exposure_views must be 0..16, got {self.exposure_views}.",
         )
-        _require(0.0 <= self.dropout < 1.0, f"dropout must be 0..1, got {self.dropout}.")
-        _require(
+        require(0.0 <= self.dropout < 1.0, f"dropout must be 0..1, got {self.dropout}.")
+        require(
             self.precision in PRECISIONS,
             f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.",
         )
@@ -122,16 +121,16 @@ class ObjectiveConfig:
     )
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.name in OBJECTIVES,
             f"objective must be one of {', '.join(OBJECTIVES)}, got {self.name!r}.",
         )
-        _require(0.0 < self.margin <= 2.0, f"margin must be in (0, 2], got {self.margin}.")
-        _require(
+        require(0.0 < self.margin <= 2.0, f"margin must be in (0, 2], got {self.margin}.")
+        require(
             0.0 <= self.semihard_share <= 1.0,
             f"semihard_share must be 0..1, got {self.semihard_share}.",
         )
-        _require(
+        require(
             0.0 <= self.auxiliary_weight <= 100.0,
             f"auxiliary_weight must be 0..100, got {self.auxiliary_weight}.",
         )
@@ -158,27 +157,27 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(1 <= self.epochs <= 1000, f"epochs must be 1..1000, got {self.epochs}.")
-        _require(
+        require(1 <= self.epochs <= 1000, f"epochs must be 1..1000, got {self.epochs}.")
+        require(
             2 <= self.n_images_per_class <= 256,
             f"n_images_per_class must be 2..256, got {self.n_images_per_class}.",
         )
-        _require(
+        require(
             0.0 <= self.warmup_share <= 0.9,
             f"warmup_share must be 0..0.9, got {self.warmup_share}.",
         )
-        _require(
+        require(
             0.0 <= self.start_share < 1.0,
             f"start_share must be in [0, 1), got {self.start_share}.",
         )
-        _require(1 <= self.n_views <= 64, f"n_views must be 1..64, got {self.n_views}.")
-        _require(
+        require(1 <= self.n_views <= 64, f"n_views must be 1..64, got {self.n_views}.")
+        require(
             0.02 <= self.val_fraction <= 0.5,
             f"val_fraction must be 0.02..0.5, got {self.val_fraction}.",
         )
         for name in ("adapter_lr", "tail_lr", "weight_decay"):
             value = getattr(self, name)
-            _require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
+            require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -192,23 +191,23 @@ class KnnConfig:
     abstain_margin: float = 0.1  # calibrated p within 0.5 +- margin is not answered
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             bool(self.k_candidates) and all(k >= 1 for k in self.k_candidates),
             f"k_candidates must be positive integers, got {self.k_candidates}.",
         )
-        _require(
+        require(
             self.k_rule in K_RULES,
             f"k_rule must be one of {', '.join(K_RULES)}, got {self.k_rule!r}.",
         )
-        _require(
+        require(
             50.0 <= self.novelty_percentile <= 100.0,
             f"novelty_percentile must be 50..100, got {self.novelty_percentile}.",
         )
-        _require(
+        require(
             1.0 <= self.novelty_slack <= 10.0,
             f"novelty_slack must be 1..10, got {self.novelty_slack}.",
         )
-        _require(
+        require(
             0.0 <= self.abstain_margin < 0.5,
             f"abstain_margin must be in [0, 0.5), got {self.abstain_margin}.",
         )
@@ -221,7 +220,7 @@ class EnsembleConfig:
     min_val_accuracy: float = 0.85
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0.0 <= self.min_val_accuracy <= 1.0,
             f"min_val_accuracy must be 0..1, got {self.min_val_accuracy}.",
         )
@@ -257,7 +256,7 @@ class RunConfig:
         except json.JSONDecodeError as err:
             raise ConfigError(f"config.json is not JSON ({err}); restore the file.") from err
         version = raw.get("schema_version") if isinstance(raw, dict) else None
-        _require(
+        require(
             version == SCHEMA_VERSION,
             f"config.json: expected schema_version {SCHEMA_VERSION}, got {version!r}.",
         )
@@ -270,14 +269,14 @@ class RunConfig:
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
             section, dot, key = path.strip().partition(".")
-            _require(bool(equals and dot), f"expected section.key=value, got {assignment!r}.")
-            _require(
+            require(bool(equals and dot), f"expected section.key=value, got {assignment!r}.")
+            require(
                 isinstance(raw.get(section), dict) and key in raw[section],
                 f"unknown setting {path!r}; sections are "
                 + ", ".join(k for k, v in raw.items() if isinstance(v, dict))
                 + ".",
             )
-            _require(path.strip() != _TESTS_ONLY, f"{_TESTS_ONLY} is for tests and cannot be set.")
+            require(path.strip() != _TESTS_ONLY, f"{_TESTS_ONLY} is for tests and cannot be set.")
             try:
                 raw[section][key] = json.loads(text)
             except json.JSONDecodeError:
@@ -288,11 +287,11 @@ class RunConfig:
 
 def build_record(cls: Any, raw: object, where: str) -> Any:
     """Build a frozen dataclass from plain JSON values, refusing unknown keys and wrong types."""
-    _require(isinstance(raw, dict), f"{where}: expected an object, got {type(raw).__name__}.")
+    require(isinstance(raw, dict), f"{where}: expected an object, got {type(raw).__name__}.")
     assert isinstance(raw, dict)
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(raw) - set(hints))
-    _require(
+    require(
         not unknown,
         f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(hints))}.",
     )
@@ -308,144 +307,12 @@ def _convert(hint: Any, value: object, where: str) -> Any:
         return build_record(hint, value, where)
     origin = typing.get_origin(hint)
     if origin is tuple:
-        _require(isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}.")
+        require(isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}.")
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, v, where) for v in typing.cast(list[object], value))
-    _require(
-        not isinstance(hint, types.UnionType) and origin is None, f"{where}: unsupported type."
-    )
+    require(not isinstance(hint, types.UnionType) and origin is None, f"{where}: unsupported type.")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    _require(right, f"{where}: expected {hint.__name__}, got {value!r}.")
+    require(right, f"{where}: expected {hint.__name__}, got {value!r}.")
     return value
-
-
-# What the robust recipe changes in the report's; README says how it was chosen.
-_ROBUST = (
-    "embedder.hidden_dim=0",
-    "embedder.exposure_views=4",
-    "objective.auxiliary_weight=1.0",
-    "knn.k_rule=one-standard-error",
-    "preprocess.crop_scale_min=0.5",
-    "preprocess.crop_scale_max=1.0",
-    "preprocess.brightness=0.4",
-    "preprocess.contrast=0.5",
-    "preprocess.gamma=1.0",
-    "preprocess.blur=1.5",
-    "preprocess.noise=0.05",
-    "train.n_images_per_class=16",
-    "train.start_share=0.5",
-)
-# Rates, cut and length were searched on the packaged backbones alone.
-_ROBUST_OFFLINE = (
-    "embedder.tail_depth=2",
-    "train.tail_lr=0.0001",
-    "train.epochs=6",
-    "train.n_views=4",
-    "train.warmup_share=0.2",
-)
-_BACKBONES = {
-    "paper": ("convnext_large.fb_in22k", "vit_large_patch16_224.augreg_in21k_ft_in1k"),
-    "swin-effnetv2": (
-        "swin_large_patch4_window7_224.ms_in22k",
-        "tf_efficientnetv2_l.in21k_ft_in1k",
-    ),
-    "convnextv2-beit": (
-        "convnextv2_large.fcmae_ft_in22k_in1k",
-        "beit_large_patch16_224.in22k_ft_in22k_in1k",
-    ),
-    "compact": ("convnext_tiny.fb_in22k", "vit_small_patch16_224.augreg_in21k_ft_in1k"),
-    "offline": ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k"),
-}
-PRESETS = tuple(_BACKBONES)
-
-
-def _tiny_random() -> RunConfig:
-    return RunConfig(
-        preset="tiny-random",
-        embedder=EmbedderConfig(
-            backbones=("convnext_atto", "vit_tiny_patch16_224"),
-            hidden_dim=32,
-            precision="float32",
-            random_weights=True,
-        ),
-        preprocess=PreprocessConfig(input_size=64),
-        train=TrainConfig(epochs=2, n_images_per_class=4, n_views=2),
-        knn=KnnConfig(k_candidates=(1, 3, 5)),
-        ensemble=EnsembleConfig(min_val_accuracy=0.0),  # random trunks pass no gate
-    )
-
-
-def build_preset(name: str, *, recipe: str = RECIPES[0]) -> RunConfig:
-    """Return the RunConfig of a preset.
-
-    Args:
-        name: which backbones and input size.
-        recipe: how they are trained: ``report`` as METHOD.md fixes it, ``robust`` as measured here.
-
-    Raises:
-        ConfigError: the name is not a preset or a recipe; the message lists the valid ones.
-    """
-    _require(recipe in RECIPES, f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}.")
-    if name == "tiny-random":
-        return _tiny_random()
-    if name not in _BACKBONES:
-        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
-    config = RunConfig(
-        preset=name,
-        embedder=EmbedderConfig(backbones=_BACKBONES[name]),
-        preprocess=PreprocessConfig(input_size=288 if name == "offline" else 448),
-    )
-    if recipe == "report":
-        return config
-    overrides = [*_ROBUST, *(_ROBUST_OFFLINE if name == "offline" else ())]
-    return dataclasses.replace(config.with_overrides(overrides), recipe=recipe)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Machine settings, read from the environment; never stored in a bundle."""
-
-    checkpoints_dir: Path = Path("checkpoints")
-    weights_dir: Path | None = None
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    n_threads: int = 0  # 0: all cores
-    max_upload_mb: int = 64
-    max_files: int = 50
-    database_url: str = ""  # of the curation database; empty: SQLite beside the models
-    data_dir: Path = Path("data")  # folders in it may be trained on from the app
-    max_zip_mb: int = 500
-
-    @staticmethod
-    def from_env() -> "Settings":
-        """Read NEIGHBORDX_CHECKPOINTS, _WEIGHTS_DIR, _DEVICE, _THREADS, _MAX_UPLOAD_MB, _MAX_FILES,
-        _DATABASE, _DATA, _MAX_ZIP_MB.
-
-        Raises:
-            ConfigError: a number that is not one, or an unknown device.
-        """
-        env = os.environ
-        weights = env.get("NEIGHBORDX_WEIGHTS_DIR")
-        device = env.get("NEIGHBORDX_DEVICE", "auto")
-        _require(
-            device in ("auto", "cpu", "cuda", "mps"),
-            f"NEIGHBORDX_DEVICE must be auto, cpu, cuda or mps, got {device!r}.",
-        )
-        return Settings(
-            checkpoints_dir=Path(env.get("NEIGHBORDX_CHECKPOINTS", "checkpoints")),
-            weights_dir=Path(weights) if weights else None,
-            device=typing.cast(Literal["auto", "cpu", "cuda", "mps"], device),
-            n_threads=_int_env("NEIGHBORDX_THREADS", 0),
-            max_upload_mb=_int_env("NEIGHBORDX_MAX_UPLOAD_MB", 64),
-            max_files=_int_env("NEIGHBORDX_MAX_FILES", 50),
-            database_url=env.get("NEIGHBORDX_DATABASE", ""),
-            data_dir=Path(env.get("NEIGHBORDX_DATA", "data")),
-            max_zip_mb=_int_env("NEIGHBORDX_MAX_ZIP_MB", 500),
-        )
-
-
-def _int_env(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    _require(text.isdigit(), f"{name} must be a whole number, got {text!r}.")
-    return int(text)

@@ -6,28 +6,15 @@ carry drusen-like specks, reflections and dust, and mild disease few and small l
 the task is not trivial. Nothing here is derived from a patient's image.
 """
 
-import csv
-import json
 import math
-import os
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from core.diagnosis import TextRegion
 from core.errors import DataError
-
-_LABELS = ("normal", "disease")
-_MARK = "SYNTHETIC"
-_MARK_LIKENESS = 0.85  # correlation with the mark as drawn: 0.98 and more, elsewhere far below
-_MIN_SIZE = 64
-_RECIPE = 1  # raise it when the drawing changes: older data sets are then drawn anew
+from core.phantom.mark import MIN_SIZE, burn_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +49,8 @@ def draw(seed: int, *, is_diseased: bool, size: int = 384) -> Phantom:
     Raises:
         DataError: the size is too small to hold an eye.
     """
-    if size < _MIN_SIZE:
-        raise DataError(
-            f"a phantom needs at least {_MIN_SIZE} px, got {size}.", code="phantom.size"
-        )
+    if size < MIN_SIZE:
+        raise DataError(f"a phantom needs at least {MIN_SIZE} px, got {size}.", code="phantom.size")
     rng = np.random.default_rng([seed, 0])
     eye = _place(rng, size)
     field = _field_of_view(eye)
@@ -77,79 +62,8 @@ def draw(seed: int, *, is_diseased: bool, size: int = 384) -> Phantom:
     if is_diseased:
         canvas, mask = _paint_lesions(np.random.default_rng([seed, 1]), eye, canvas, field)
     pixels = _expose(rng, eye, canvas, field)
-    _burn_in(pixels)
+    burn_in(pixels)
     return Phantom(pixels, mask, is_diseased)
-
-
-def write_dataset(
-    folder: Path,
-    *,
-    n_train: int,
-    n_test: int,
-    seed: int = 0,
-    size: int = 384,
-    progress: Callable[[float, str], None] | None = None,
-) -> None:
-    """Write a data folder of phantoms with manifest and masks, whole or not at all.
-
-    Args:
-        folder: becomes the data folder; left alone if it already holds this very data set.
-        n_train: images in train, half of them diseased.
-        n_test: images in test.
-        seed: of the first eye; no eye is in both splits.
-        size: side in pixels.
-        progress: told the share drawn.
-
-    Raises:
-        DataError: the folder exists and holds something else.
-    """
-    recipe = {
-        "recipe": _RECIPE,
-        "n_train": n_train,
-        "n_test": n_test,
-        "seed": seed,
-        "size": size,
-    }
-    stamp = folder / "phantom.json"
-    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == recipe:
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise DataError(
-            f"{folder} holds something else; name an empty or new folder.", code="data.exists"
-        )
-    temporary = folder.with_name(f".{folder.name}-{os.getpid()}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    rows = []
-    total = n_train + n_test
-    for index in range(total):
-        split = "train" if index < n_train else "test"
-        label = _LABELS[index % 2]
-        phantom = draw(seed + index, is_diseased=label == "disease", size=size)
-        rows.append(_write_one(temporary, phantom, split=split, label=label, index=index))
-        if progress:
-            progress((index + 1) / total, f"{index + 1} of {total} synthetic images drawn")
-    with (temporary / "manifest.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, ["file", "split", "label", "group", "mask"])
-        writer.writeheader()
-        writer.writerows(rows)
-    (temporary / "phantom.json").write_text(json.dumps(recipe), encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    temporary.rename(folder)
-
-
-def _write_one(
-    folder: Path, phantom: Phantom, *, split: str, label: str, index: int
-) -> dict[str, str]:
-    name = f"eye{index:05d}"
-    file, mask = f"{split}/{label}/{name}.png", ""
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(phantom.pixels).save(folder / file)
-    if phantom.is_diseased:
-        mask = f"masks/{name}.png"
-        (folder / mask).parent.mkdir(exist_ok=True)
-        Image.fromarray(phantom.mask).save(folder / mask)
-    return {"file": file, "split": split, "label": label, "group": name, "mask": mask}
 
 
 def _place(rng: np.random.Generator, size: int) -> _Eye:
@@ -383,48 +297,3 @@ def _expose(
     seen = seen * field[:, :, None]
     seen += rng.normal(0, rng.uniform(0.006, 0.018), seen.shape)
     return np.asarray(np.clip(seen * 255, 0, 255), dtype=np.uint8)
-
-
-def find_mark(pixels: NDArray[np.uint8]) -> TextRegion | None:
-    """Where the generator's own mark stands in a picture; None where it does not.
-
-    Only a picture of the size it was drawn in is recognised; lossy compression does not matter.
-
-    Args:
-        pixels: (H, W, 3) uint8 RGB.
-    """
-    height, width = pixels.shape[:2]
-    if height != width or height < _MIN_SIZE:
-        return None
-    drawn = np.zeros_like(pixels)
-    _burn_in(drawn)
-    mark = drawn[:, :, 0]
-    rows, columns = np.flatnonzero(mark.any(axis=1)), np.flatnonzero(mark.any(axis=0))
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    seen = pixels[box].mean(axis=2).astype(np.float32)
-    drawn_mark = mark[box].astype(np.float32)
-    if np.ptp(seen) == 0 or cv2.matchTemplate(seen, drawn_mark, cv2.TM_CCOEFF_NORMED).item() < (
-        _MARK_LIKENESS
-    ):
-        return None
-    return TextRegion(
-        left=float(columns[0] / width),
-        top=float(rows[0] / height),
-        width=float(len(columns) / width),
-        height=float(len(rows) / height),
-        n_letters=len(_MARK),
-    )
-
-
-def _burn_in(pixels: NDArray[np.uint8]) -> None:
-    size = pixels.shape[0]
-    cv2.putText(
-        pixels,
-        _MARK,
-        (max(2, size // 80), size - max(3, size // 60)),
-        cv2.FONT_HERSHEY_SIMPLEX,
-        size / 900,
-        (190, 190, 190),
-        1,
-        cv2.LINE_AA,
-    )

@@ -14,15 +14,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
-from core import evaluation, novelty, projection
-from core.backbones import BackboneInfo
 from core.bundle import (
-    BundleConfig,
-    Contents,
     check_model_id,
     freeze_trained,
     save_bundle,
@@ -30,16 +24,15 @@ from core.bundle import (
 )
 from core.config import RunConfig, Settings
 from core.datasets import Dataset
-from core.embedder import Embedded, Embedder, Progress, build_embedder, join_embedded
+from core.embedder import Embedder, Progress, build_embedder
 from core.errors import CheckpointError, ConfigError, DataError, JobError
-from core.fitting import Log, Watch, compute_separation, compute_spread, find_collapse, fit
-from core.knn import Gallery, KSearch, cast_votes, search_k
+from core.fitting import Log, Watch, fit
 from core.starting_point import average_with_start, begin_with_pca
+from core.training.finishing import describe, finish, write_card
 from core.trunk_cache import TrunkCache
 
 logger = logging.getLogger(__name__)
 
-_EMBED_ROWS = 32
 _MIN_PER_CLASS = 2
 _CACHE_SHARE = 0.7  # of the progress bar
 
@@ -110,14 +103,14 @@ def train(
         seconds["fit"] = time.monotonic() - began  # of this process; a resumed run's was longer
         if progress:
             progress(0.97, "choosing K, fitting the map, writing the model")
-        contents = _finish(freeze_trained(embedder), cache, dataset, log=log)
+        contents = finish(freeze_trained(embedder), cache, dataset, log=log)
         contents = dataclasses.replace(
             contents,
             metrics={**contents.metrics, "seconds": seconds},
             log=(folder / "train.log").read_text(encoding="utf-8"),
         )
-        bundle_config = _describe(embedder, dataset, name=name, is_synthetic=is_synthetic)
-        contents = dataclasses.replace(contents, card=_write_card(bundle_config, contents))
+        bundle_config = describe(embedder, dataset, name=name, is_synthetic=is_synthetic)
+        contents = dataclasses.replace(contents, card=write_card(bundle_config, contents))
         written = save_bundle(settings.checkpoints_dir, bundle_config, embedder, contents)
         if cache_folder is None:
             cache.delete()
@@ -234,172 +227,3 @@ def _with_eta(
 
 def _say_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def _embed_split(embedder: Embedder, cache: TrunkCache, rows: NDArray[np.int64]) -> Embedded:
-    """Embed cached rows with the views a query would get."""
-    batches = []
-    for start in range(0, len(rows), _EMBED_ROWS):
-        activations = cache.read_clean(rows[start : start + _EMBED_ROWS])
-        batches.append(embedder.embed_activations(activations).without_tensors())
-    return join_embedded(batches)
-
-
-def _build_gallery(
-    cache: TrunkCache, rows: NDArray[np.int64], embeddings: NDArray[np.float32], *, n_parts: int
-) -> Gallery:
-    records = [cache.records[row] for row in rows]
-    return Gallery(
-        embeddings=embeddings,
-        labels=np.array([record.label for record in records], dtype=np.int64),
-        keys=tuple(record.key for record in records),
-        splits=tuple(record.split for record in records),
-        groups=tuple(record.group or "" for record in records),
-        sha256=tuple(cache.compute_sha256(int(row)) for row in rows),
-        n_parts=n_parts,
-    )
-
-
-def _finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log) -> Contents:
-    config = embedder.config
-    train_rows, val_rows = cache.find_rows("train"), cache.find_rows("val")
-    known = _embed_split(embedder, cache, train_rows)
-    held_out = _embed_split(embedder, cache, val_rows)
-    embeddings, queries = known.embeddings, held_out.embeddings
-    n_parts = max(1, config.objective.n_adapters)
-    gallery = _build_gallery(cache, train_rows, embeddings, n_parts=n_parts)
-    labels = np.array([cache.records[row].label for row in val_rows], dtype=np.int64)
-    is_disease = labels == dataset.disease_index
-    if held_out.class_probs is not None:
-        found = KSearch(0, ())  # nobody votes
-        scores = held_out.class_probs[:, dataset.disease_index].astype(np.float64)
-    else:
-        found, scores = _vote_on_validation(
-            cache, dataset, gallery, queries, val_rows, labels, config=config
-        )
-    groups = [cache.records[row].group or "" for row in val_rows]
-    calibration = evaluation.fit_calibration(is_disease, scores, k=found.k, groups=groups)
-    p_disease = calibration.apply(scores)
-    report = evaluation.evaluate(is_disease, p_disease, groups=groups)
-    spread = compute_spread(embeddings)
-    separation = compute_separation(queries, labels)
-    collapse = find_collapse(spread, separation)
-    log(f"validation: accuracy {report.accuracy:.4f}, AUROC {report.auroc:.4f}, K {found.k}")
-    mapped = projection.fit(embeddings, seed=config.train.seed)
-    return Contents(
-        gallery=gallery,
-        novelty=novelty.fit(known.descriptors),
-        gallery_xy=mapped.gallery_xy,
-        projection_key=mapped.cache_key,
-        calibration=calibration,
-        metrics={
-            "k": found.k,
-            "n_gallery": len(gallery),
-            "validation": dataclasses.asdict(report),
-            "validation_answers": {
-                "keys": [cache.records[row].key for row in val_rows],
-                "groups": groups,
-                "is_disease": is_disease.tolist(),
-                "p_disease": [round(float(p), 6) for p in p_disease],
-            },
-            "k_search": [dataclasses.asdict(score) for score in found.scores],
-            "spread": spread,
-            "separation": separation,
-            "warnings": [collapse] if collapse else [],
-            "left_out": cache.skipped,
-        },
-        thumbnails=tuple(cache.read_thumbnail(int(row)) for row in train_rows),
-        card="",
-    )
-
-
-def _vote_on_validation(
-    cache: TrunkCache,
-    dataset: Dataset,
-    gallery: Gallery,
-    queries: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    *,
-    config: RunConfig,
-) -> tuple[KSearch, NDArray[np.float64]]:
-    """Choose K, and the share of the vote for disease of every validation image."""
-    related = [
-        gallery.find_related(
-            sha256=cache.compute_sha256(int(row)), group=cache.records[row].group or ""
-        )
-        for row in rows
-    ]
-    excluded = [np.array(sorted(barred), dtype=np.int64) for barred in related]
-    found = search_k(
-        gallery,
-        queries,
-        labels,
-        candidates=config.knn.k_candidates,
-        disease_index=dataset.disease_index,
-        excluded=excluded,
-        rule=config.knn.k_rule,
-    )
-    ballots = cast_votes(gallery, queries, found.k, excluded=excluded)
-    n_classes = len(dataset.class_names)
-    shares = [ballot.sum_by_class(gallery.labels, n_classes=n_classes) for ballot in ballots]
-    return found, np.array(shares)[:, dataset.disease_index]
-
-
-def _describe(
-    embedder: Embedder, dataset: Dataset, *, name: str, is_synthetic: bool
-) -> BundleConfig:
-    return BundleConfig(
-        model_id=name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        run=embedder.config,
-        class_names=dataset.class_names,
-        disease_index=dataset.disease_index,
-        data_id=dataset.data_id,
-        data_root=str(dataset.root.resolve()),
-        is_synthetic=is_synthetic,
-        backbones=tuple(
-            BackboneInfo(
-                name=backbone.name,
-                trunk_hash=backbone.trunk_hash,
-                source_kind=backbone.source.kind,
-                source_location=backbone.source.location,
-                licence=backbone.source.licence,
-            )
-            for backbone in embedder.backbones
-        ),
-        precision=embedder.precision,
-        weights_sha256="",
-    )
-
-
-def _write_card(config: BundleConfig, contents: Contents) -> str:
-    report = contents.metrics["validation"]
-    low, high = report["accuracy_ci95"]
-    backbones = "\n".join(
-        f"- {info.name}: {info.source_kind} ({info.source_location}), licence {info.licence}"
-        for info in config.backbones
-    )
-    k = contents.metrics["k"]
-    vote = f"K = {k}" if k else "no vote: a linear classifier answers"
-    kind = "SYNTHETIC demo images" if config.is_synthetic else "images"
-    return f"""# {config.model_id}
-
-Research use, not a diagnosis.
-
-- Made {config.created}, preset {config.run.preset}, recipe {config.run.recipe}, objective
-  {config.run.objective.name}
-- Data {config.data_id}: {len(contents.gallery)} {kind} vote; classes
-  {", ".join(config.class_names)}; disease is {config.class_names[config.disease_index]}
-- Validation, {report["n"]} images: accuracy {report["accuracy"]:.3f} (95 % CI {low:.3f} to
-  {high:.3f}), AUROC {report["auroc"]:.3f}, {vote}
-- {config.run.train.epochs} epochs, seed {config.run.train.seed}; gallery and queries embedded with
-  {config.run.embedder.n_test_views} views, trunks in {config.precision}
-
-Backbones, frozen but for their last stages:
-
-{backbones}
-
-The figures are from a validation split of the training data: another hospital's images will do
-worse. Measure on your own with `python -m core evaluate`.
-"""
