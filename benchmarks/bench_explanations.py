@@ -5,7 +5,7 @@
 MODELS holds a model named after each data set (``python -m core train --name busi ...``). Every
 test lesion with a mask counts for the pointing game and the energy, the first 16 (drawn) for
 deletion and insertion, each curve of 5 steps. Every figure has its 95 % interval, over patients. A
-data set without a model is left out. Writes results/explanations.json.
+data set without a model keeps its former rows. Writes results/explanations.json.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def run(models: Path, data: Path, name: str, *, n_faithful: int, n_images: int |
     summary = find_model(models, name)
     return {
         **study,
+        **describe_machine(),
         "model": {
             "preset": summary.preset,
             "weights_sha256": summary.weights_sha256,
@@ -81,11 +82,9 @@ def main() -> None:
     parser.add_argument("--n-faithful", type=int, default=16)
     parser.add_argument("--out", type=Path, default=RESULTS / "explanations.json")
     arguments = parser.parse_args()
-    result = {
-        **describe_machine(),
-        "shown": {"method": METHODS[0], **dataclasses.asdict(SHOWN)},
-        "data": {},
-    }
+    result: dict = {"shown": {"method": METHODS[0], **dataclasses.asdict(SHOWN)}, "data": {}}
+    if arguments.out.is_file():  # a set measured before stays, with its own machine
+        result["data"] = json.loads(arguments.out.read_text(encoding="utf-8"))["data"]
     for name in arguments.sets.split(","):
         if (arguments.models / name).is_dir() and (arguments.data / name).is_dir():
             result["data"][name] = run(
