@@ -1,4 +1,4 @@
-"""Evaluate page: robustness, heatmaps, the external test, other models, the ablation table."""
+"""Evaluate page: robustness, heatmaps, the external test."""
 
 from typing import Any
 
@@ -8,8 +8,6 @@ import streamlit as st
 from core import external
 from core.assessment import readings
 from core.assessment.readings import Evaluation
-from core.assessment.saved_ablations import Ablation, list_ablations
-from core.comparison import compare_aurocs, compare_calls
 from core.config import Settings
 from core.errors import CoreError
 from pages import _charts_evaluate as charts
@@ -313,111 +311,5 @@ def _show_gains(result: external.Recalibration) -> None:
             "before": st.column_config.NumberColumn(_("Before"), format="%.3f"),
             "after": st.column_config.NumberColumn(_("After"), format="%.3f"),
             "gain": st.column_config.TextColumn(_("Won (95 % of the samples)")),
-        },
-    )
-
-
-def show_rivals(evaluation: Evaluation) -> None:
-    """Other models on the same images, with paired tests."""
-    directory = Settings.from_env().checkpoints_dir
-    rivals = readings.list_rivals(directory, evaluation)
-    if not rivals:
-        st.info(_("No other model has been evaluated on these images."), icon=":material/balance:")
-        return
-    chosen = st.multiselect(
-        _("Models to compare with"), rivals, default=rivals[:3], key="evaluate_rivals"
-    )
-    rows = [_describe_rival(evaluation, evaluation)]
-    for model_id in chosen:
-        other = readings.load_evaluation(directory, model_id, evaluation.name)
-        rows.append(_describe_rival(evaluation, other))
-    st.dataframe(
-        pd.DataFrame(rows),
-        hide_index=True,
-        alt=_("Table of several models on the same images"),
-        column_config={
-            "model": st.column_config.TextColumn(_("Model")),
-            "accuracy": st.column_config.TextColumn(_("Accuracy")),
-            "auroc": st.column_config.TextColumn(_("AUROC")),
-            "sensitivity": st.column_config.NumberColumn(_("Sensitivity"), format="%.3f"),
-            "specificity": st.column_config.NumberColumn(_("Specificity"), format="%.3f"),
-            "mcnemar": st.column_config.TextColumn(
-                _("p, calls"), help=_("Exact McNemar test of the calls on the same images.")
-            ),
-            "delong": st.column_config.TextColumn(
-                _("p, AUROC"), help=_("DeLong's test of the two AUROCs on the same images.")
-            ),
-        },
-    )
-
-
-def _describe_rival(first: Evaluation, second: Evaluation) -> dict[str, object]:
-    result = second.result
-    row: dict[str, object] = {
-        "model": second.model_id,
-        "accuracy": _say_interval(result["accuracy"], *result["accuracy_ci95"]),
-        "auroc": _say_interval(result["auroc"], *result["auroc_ci95"]),
-        "sensitivity": result["sensitivity"],
-        "specificity": result["specificity"],
-        "mcnemar": "",
-        "delong": "",
-    }
-    if second is not first and second.keys == first.keys:
-        calls = compare_calls(first.is_disease, first.p_disease, second.p_disease)
-        aurocs = compare_aurocs(first.is_disease, first.p_disease, second.p_disease)
-        row |= {"mcnemar": f"{calls.p_value:.2g}", "delong": f"{aurocs.p_value:.2g}"}
-    return row
-
-
-def _say_interval(value: float, low: float, high: float) -> str:
-    return f"{value:.3f} ({low:.3f}–{high:.3f})"
-
-
-def show_ablations() -> None:
-    """The report's systems side by side, from saved runs."""
-    found = list_ablations(Settings.from_env().checkpoints_dir)
-    if not found:
-        st.info(_("No ablation has been run."), icon=":material/table:")
-        st.code("python -m core ablation --data DATA --systems 1,4,5,6 --json ablation_data.json")
-        st.caption(
-            _(
-                "Files called ablation\\_….json in the models folder or in benchmarks/results "
-                "are listed here."
-            )
-        )
-        return
-    names = [ablation.name for ablation in found]
-    name = st.selectbox(_("Ablation on view"), names, key="evaluate_ablation", width=420)
-    _show_ablation(found[names.index(name)])
-
-
-def _show_ablation(ablation: Ablation) -> None:
-    st.caption(
-        ngettext(
-            "Data {data}, preset {preset}, {n} seed; 95 % intervals over patients.",
-            "Data {data}, preset {preset}, {n} seeds; 95 % intervals over seeds and patients.",
-            ablation.n_seeds,
-        ).format(data=plain(ablation.data_name), preset=plain(ablation.preset), n=ablation.n_seeds)
-    )
-    rows = [
-        {
-            "system": f"{row['system']}: {row['label']}",
-            "accuracy": _say_interval(*(row["accuracy"][k] for k in ("mean", "low", "high"))),
-            "auroc": _say_interval(*(row["auroc"][k] for k in ("mean", "low", "high"))),
-            "train": row["seconds_train"],
-            "image": row["seconds_per_image"],
-        }
-        for row in ablation.summary
-    ]
-    st.dataframe(
-        pd.DataFrame(rows),
-        hide_index=True,
-        alt=_("Table of the systems of the report"),
-        column_config={
-            "system": st.column_config.TextColumn(_("System")),
-            "accuracy": st.column_config.TextColumn(_("Accuracy")),
-            "auroc": st.column_config.TextColumn(_("AUROC")),
-            "train": st.column_config.NumberColumn(_("Training, s"), format="%.0f"),
-            "image": st.column_config.NumberColumn(_("Per image, s"), format="%.3f"),
         },
     )

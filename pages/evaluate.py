@@ -7,6 +7,7 @@ from core.assessment.readings import Evaluation, Summary
 from core.config import Settings
 from pages import _evaluate_answers as answers
 from pages import _evaluate_curves as curves
+from pages import _evaluate_rivals as rivals
 from pages import _evaluate_studies as studies
 from pages import _shared as shared
 from pages._evaluate_report import show_report
@@ -57,9 +58,9 @@ def _show(summary: Summary) -> None:
         answers.show_members(evaluation)
         curves.show_k(evaluation)
         st.markdown("#### " + _("Other models on the same images"))
-        studies.show_rivals(evaluation)
+        rivals.show_rivals(evaluation)
         st.markdown("#### " + _("The systems of the report (ablation)"))
-        studies.show_ablations()
+        rivals.show_ablations()
     elif chosen == "groups":
         answers.show_subgroups(evaluation)
     elif chosen == "robust":
