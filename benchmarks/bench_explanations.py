@@ -61,6 +61,7 @@ def run(models: Path, data: Path, name: str, *, n_faithful: int, n_images: int |
     return {
         **study,
         **describe_machine(),
+        "shown": {"method": METHODS[0], **dataclasses.asdict(SHOWN)},
         "model": {
             "preset": summary.preset,
             "weights_sha256": summary.weights_sha256,
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--n-faithful", type=int, default=16)
     parser.add_argument("--out", type=Path, default=RESULTS / "explanations.json")
     arguments = parser.parse_args()
-    result: dict = {"shown": {"method": METHODS[0], **dataclasses.asdict(SHOWN)}, "data": {}}
+    result: dict = {"data": {}}
     if arguments.out.is_file():  # a set measured before stays, with its own machine
         result["data"] = json.loads(arguments.out.read_text(encoding="utf-8"))["data"]
     for name in arguments.sets.split(","):

@@ -70,14 +70,14 @@ def compile_part(
     Returns:
         A function of any number of items (N, ...); callers wait for each other.
     """
-    files = _name_files(name, tuple(example.shape), precisions)
-    trial = _read_trial(files.trial)
+    kept = _Kept(_compute_key(name, tuple(example.shape), precisions))
+    trial = kept.read_trial()
     if trial is not None and trial.route == "torch":
         return None
+    if run := kept.read_run(trial):
+        return run
     try:
-        return _read_run(files, trial) or _try(
-            part, example, precisions, rival=rival() if rival else part, files=files
-        )
+        return _try(part, example, precisions, rival=rival, kept=kept)
     except (ImportError, RuntimeError, OSError, ValueError) as err:  # OpenVINO's are RuntimeErrors
         logger.warning("a part of the network is run by torch: %s", str(err)[:200])
         return None
@@ -87,32 +87,72 @@ def find_compiled(
     shape: Sequence[int], *, name: str, precisions: Sequence[str] = ("f32",)
 ) -> Run | None:
     """What an earlier ``compile_part`` kept for one item of this shape; None where it kept none."""
-    files = _name_files(name, shape, precisions)
-    try:
-        return _read_run(files, _read_trial(files.trial))
-    except (ImportError, RuntimeError, OSError, ValueError) as err:
-        logger.warning("a compiled part cannot be read: %s", str(err)[:200])
-        return None
+    kept = _Kept(_compute_key(name, shape, precisions))
+    return kept.read_run(kept.read_trial())
 
 
 @dataclass(frozen=True)
-class _Files:
-    """Where a compiled part and the outcome of its trial are kept."""
+class _Kept:
+    """The files of one compiled part: its outcome, and the model in the precision that won."""
 
-    model: Path
-    trial: Path
+    key: str
 
+    @property
+    def _trial_file(self) -> Path:
+        return find_cache_dir() / f"{self.key}.json"
 
-def _name_files(name: str, shape: Sequence[int], precisions: Sequence[str]) -> _Files:
-    key = _compute_key(name, shape, precisions)
-    folder = find_cache_dir()
-    return _Files(folder / f"{key}.xml", folder / f"{key}.json")
+    def find_model(self, precision: str) -> Path:
+        """Where the model of a precision lies; its .bin lies beside it."""
+        return find_cache_dir() / f"{self.key}-{precision}.xml"
 
+    def read_trial(self) -> Trial | None:
+        """The outcome, where there was a trial."""
+        try:
+            return Trial(**json.loads(self._trial_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
 
-def _read_run(files: _Files, trial: Trial | None) -> Run | None:
-    if trial is None or trial.route == "torch" or not files.model.is_file():
-        return None
-    return _OpenVinoRun(_load_openvino().Core().read_model(files.model), trial.route)
+    def read_run(self, trial: Trial | None) -> Run | None:
+        """The part as it won the trial; None where torch won, or the file is gone or damaged."""
+        if trial is None or trial.route == "torch" or not self.find_model(trial.route).is_file():
+            return None
+        try:
+            return _OpenVinoRun(_read_model(self.find_model(trial.route)), trial.route)
+        except (ImportError, RuntimeError, OSError, ValueError) as err:
+            logger.warning("a compiled part cannot be read: %s", str(err)[:200])
+            return None
+
+    def write_model(self, model: Any, precision: str) -> Any:
+        """Keep a model and return it as later starts will read it; itself where it cannot be kept.
+
+        Half the file for half the precision: float16 keeps more digits than bfloat16 computes in.
+        """
+        path = self.find_model(precision)
+        unique = f"{self.key}-{precision}-{os.getpid()}-{threading.get_ident()}.xml"
+        temporary = path.with_name(unique)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            halves = precision == "bf16"
+            _load_openvino().save_model(model, temporary, compress_to_fp16=halves)
+            os.replace(temporary.with_suffix(".bin"), path.with_suffix(".bin"))
+            os.replace(temporary, path)
+            return _read_model(path)
+        except (OSError, RuntimeError) as err:  # a read-only home, a full disk
+            logger.warning("a compiled part cannot be kept: %s", str(err)[:200])
+            for left in (temporary, temporary.with_suffix(".bin")):
+                with contextlib.suppress(OSError):
+                    left.unlink()
+            return model
+
+    def write_trial(self, trial: Trial, precisions: Sequence[str]) -> None:
+        """Keep the outcome, and drop the models that lost."""
+        for precision in precisions:
+            if precision != trial.route:
+                for suffix in (".xml", ".bin"):
+                    self.find_model(precision).with_suffix(suffix).unlink(missing_ok=True)
+        temporary = self._trial_file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        temporary.write_text(json.dumps(vars(trial)), encoding="utf-8")
+        os.replace(temporary, self._trial_file)
 
 
 def _try(
@@ -120,24 +160,25 @@ def _try(
     example: Tensor,
     precisions: Sequence[str],
     *,
-    rival: nn.Module,
-    files: _Files,
+    rival: Callable[[], nn.Module] | None,
+    kept: _Kept,
 ) -> Run | None:
     model = _convert(part, example)
-    runs = {precision: _OpenVinoRun(model, precision) for precision in precisions}
     with torch.inference_mode():
         expected = part(example)
-        times = {"torch": _time(rival, example)}
-        agreement = {}
-        for precision, run in runs.items():
+        runs, times, agreement = {}, {}, {}
+        for precision in precisions:
+            run = _OpenVinoRun(kept.write_model(model, precision), precision)
+            runs[precision] = run
             times[precision] = _time(run, example)
             agreement[precision] = _compare(run(example), expected)
+        times["torch"] = _time(rival() if rival else part, example)
     agreeing = [p for p in precisions if agreement[p] >= MIN_AGREEMENT[p]]
     route = min(("torch", *agreeing), key=times.__getitem__)
     trial = Trial(route, times, agreement)
     logger.info("trial of a frozen part: %s", trial)
     with contextlib.suppress(OSError):  # a read-only home: the trial is repeated next time
-        _save(model, trial, files)
+        kept.write_trial(trial, precisions)
     return runs.get(route)
 
 
@@ -162,24 +203,8 @@ def _convert(part: nn.Module, example: Tensor) -> Any:
     return model
 
 
-def _save(model: Any, trial: Trial, files: _Files) -> None:
-    files.model.parent.mkdir(parents=True, exist_ok=True)
-    if trial.route != "torch":
-        stem = files.model.with_name(f"{files.model.stem}-{os.getpid()}.xml")
-        # Half the file for half the precision: float16 keeps more digits than bfloat16 computes in.
-        _load_openvino().save_model(model, stem, compress_to_fp16=trial.route == "bf16")
-        os.replace(stem.with_suffix(".bin"), files.model.with_suffix(".bin"))
-        os.replace(stem, files.model)
-    temporary = files.trial.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(vars(trial)), encoding="utf-8")
-    os.replace(temporary, files.trial)
-
-
-def _read_trial(path: Path) -> Trial | None:
-    try:
-        return Trial(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+def _read_model(path: Path) -> Any:
+    return _load_openvino().Core().read_model(path)
 
 
 class _OpenVinoRun:

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 
 from core import projection
+from core.bundle import freeze_trained
 from core.config import MEMBERS, RunConfig, Settings
 from core.datasets import Dataset, Record
 from core.embedder import Embedder, Progress, build_embedder, read_gpu_memory
@@ -202,9 +203,11 @@ def _count_steps(config: RunConfig, labels: Sequence[int]) -> int:
 
 
 def _time_embedding(embedder: Embedder, cache: TrunkCache) -> float:
+    """Seconds per image, as a run embeds its gallery: with the finished model's fast tails."""
     rows = cache.find_rows("train")[:8]
+    finished = freeze_trained(embedder)
     began = time.monotonic()
-    embedder.embed_activations(cache.read_clean(rows))
+    finished.embed_activations(cache.read_clean(rows))
     return (time.monotonic() - began) / len(rows)
 
 

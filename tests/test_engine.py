@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from core import engine
+from core.backbones import BackboneInfo, parts
 from core.config import Settings, build_preset
 from core.embedder import build_embedder, embed_together
 from core.phantom import draw
@@ -144,3 +145,39 @@ def test_a_transformer_compiled_in_half_precision_answers_as_in_float32(
     assert cosine.min() > 0.999
     routes = {json.loads(path.read_text())["route"] for path in cache.glob("*.json")}
     assert routes == {"f32", "bf16"}
+
+    known = [
+        BackboneInfo(b.name, b.trunk_hash, b.source.kind, b.source.location, b.source.licence)
+        for b in half.backbones
+    ]
+    monkeypatch.setattr(parts, "load_pretrained", lambda *_, **__: pytest.fail("read"))
+    again = build_embedder(asked, Settings(device="cpu"), known=known)
+    batch = torch.rand(2, 3, 128, 128)
+    for one, other in zip(half.run_trunks(batch), again.run_trunks(batch), strict=True):
+        assert one.dtype == other.dtype == torch.bfloat16
+        assert torch.equal(one, other)
+
+
+def test_a_damaged_compiled_file_is_made_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, openvino_ms=0.1)
+    part, example = build_part(), torch.rand(1, 3, 16, 16)
+    first = engine.compile_part(part, example, name="p")
+    (model,) = cache.glob("*.xml")
+    model.write_text("<net")
+    assert engine.find_compiled((1, 3, 16, 16), name="p") is None
+    again = engine.compile_part(part, example, name="p")
+    assert first is not None
+    assert again is not None
+    torch.testing.assert_close(again(example), first(example))
+    assert engine.find_compiled((1, 3, 16, 16), name="p") is not None
+
+
+def test_a_cache_that_cannot_be_written_costs_no_speed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force(monkeypatch, openvino_ms=0.1)
+    (cache / "file").write_text("not a folder")
+    monkeypatch.setenv("NEIGHBORDX_CACHE", str(cache / "file"))
+    run = engine.compile_part(build_part(), torch.rand(1, 3, 16, 16), name="p")
+    assert run is not None
+    assert run(torch.rand(3, 3, 16, 16)).shape == (3, 8, 16, 16)

@@ -87,7 +87,7 @@ class _Bench:
     settings: Settings  # its checkpoints folder holds this ablation's models
     disease_class: str | None
     overrides: tuple[str, ...]
-    frozen: dict[str, NDArray[np.float32] | None] = field(default_factory=dict)  # by image key
+    frozen: dict[str, NDArray[np.float32] | None] = field(default_factory=dict)  # memo, by image
 
 
 def run_ablation(

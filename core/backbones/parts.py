@@ -124,8 +124,8 @@ class Backbone:
     std: tuple[float, ...]
     source: WeightSource
     trunk_hash: str
-    dtype: torch.dtype = torch.float32  # of the trunk's parameters and of its activation
-    compiled: Run | None = None  # the trunk in its fastest form here; None: torch runs it
+    dtype: torch.dtype = torch.float32  # of the trunk's activation
+    compiled: Run | None = None  # in its fastest form here, which needs no parameters of ``trunk``
 
     def run_trunk(self, batch: Tensor) -> Tensor:
         """Normalise a (B, 3, S, S) batch in [0, 1] and return the trunk's activation."""
@@ -163,8 +163,8 @@ class Backbone:
         """The same backbone with its trunk on a device, in the fastest form found there.
 
         Args:
-            half: run it in bfloat16: with parameters kept in it (the float32 ones are given up),
-                or, of a family that loses too much by that, mixed with float32.
+            half: run it in bfloat16: compiled or with parameters kept in it (the float32 ones are
+                given up), or, of a family that loses too much by that, mixed with float32.
             device: where it runs.
         """
         trunk = self.trunk.to(device)
@@ -173,20 +173,27 @@ class Backbone:
             compiled = compile_part(
                 _Features(trunk, torch.float32),
                 self._normalise(self.draw_example()),
-                name=self.trunk_hash,
+                name=self._compiled_name,
                 precisions=precisions,
                 rival=(lambda: _Features(copy.deepcopy(trunk), torch.bfloat16)) if half else None,
             )
         if half and self.keeps_half:
-            trunk = trunk.to(torch.bfloat16)
+            trunk = trunk.to("meta") if compiled else trunk.to(torch.bfloat16)
         dtype = torch.bfloat16 if half else torch.float32
         return replace(self, trunk=trunk, dtype=dtype, compiled=compiled)
+
+    @property
+    def _compiled_name(self) -> str:
+        """What a compiled trunk goes by: all that a model's file says, which may be altered."""
+        return f"{self.name}:{self.tail_depth}:{self.trunk_hash}"
 
     def find_fast(self, *, half: bool, device: torch.device) -> "Backbone | None":
         """The same backbone on its trunk as compiled on this machine before; None: it never was."""
         precisions = self.list_compiled(half=half, device=device)
         shape = (1, 3, self.input_size, self.input_size)
-        compiled = precisions and find_compiled(shape, name=self.trunk_hash, precisions=precisions)
+        compiled = precisions and find_compiled(
+            shape, name=self._compiled_name, precisions=precisions
+        )
         dtype = torch.bfloat16 if half else torch.float32
         return replace(self, dtype=dtype, compiled=compiled) if compiled else None
 

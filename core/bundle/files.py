@@ -140,7 +140,8 @@ def read_bundle(
         shared: backbones of a bundle already read, whose trunks serve this one too.
 
     Raises:
-        CheckpointError: damaged, or its backbones' pretrained parameters have changed.
+        CheckpointError: damaged, or its backbones' pretrained parameters have changed (not
+            noticed, and no matter, where their trunks were compiled here before).
         BackboneError: the backbones' parameters are not to be had here.
     """
     config = read_bundle_config(folder)

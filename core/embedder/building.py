@@ -40,7 +40,7 @@ def build_embedder(
         torch.set_num_threads(settings.n_threads)
     device = choose_device(settings.device)
     backbones = tuple(
-        _borrow(name, config, shared, device=device)
+        _borrow(name, config, shared, known=known, device=device)
         or _find_fast(name, config, known, device=device)
         or _build_fast(name, config, settings, device=device)
         for name in config.embedder.backbones
@@ -73,25 +73,34 @@ def _find_fast(
     name: str, config: RunConfig, known: Sequence[BackboneInfo], *, device: torch.device
 ) -> Backbone | None:
     """A finished model's trunk as it was compiled here before."""
-    for info in known:
-        if info.name == name:
-            sketch = sketch_backbone(
-                info,
-                input_size=config.preprocess.input_size,
-                tail_depth=config.embedder.tail_depth,
-            )
-            if sketch is not None:
-                half = _is_half(config.embedder.precision, sketch, device)
-                return sketch.find_fast(half=half, device=device)
-    return None
+    info = next((info for info in known if info.name == name), None)
+    if info is None or device.type != "cpu":
+        return None
+    sketch = sketch_backbone(
+        info,
+        input_size=config.preprocess.input_size,
+        tail_depth=config.embedder.tail_depth,
+    )
+    if sketch is None:
+        return None
+    half = _is_half(config.embedder.precision, sketch, device)
+    return sketch.find_fast(half=half, device=device)
 
 
 def _borrow(
-    name: str, config: RunConfig, shared: Sequence[Backbone], *, device: torch.device
+    name: str,
+    config: RunConfig,
+    shared: Sequence[Backbone],
+    *,
+    known: Sequence[BackboneInfo],
+    device: torch.device,
 ) -> Backbone | None:
     """The same trunk with a tail of one's own, whose parameters the caller loads."""
     wanted = (name, config.preprocess.input_size, config.embedder.tail_depth)
+    hashes = {info.trunk_hash for info in known if info.name == name}
     for backbone in shared:
+        if hashes and backbone.trunk_hash not in hashes:
+            continue  # the same name on other weights
         half = _is_half(config.embedder.precision, backbone, device)
         is_same = (backbone.name, backbone.input_size, backbone.tail_depth) == wanted
         if is_same and half == (backbone.dtype == torch.bfloat16):

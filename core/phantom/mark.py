@@ -43,6 +43,7 @@ def find_mark(pixels: NDArray[np.uint8]) -> TextRegion | None:
 
 
 def burn_in(pixels: NDArray[np.uint8]) -> None:
+    """Write the mark into a square (S, S, 3) picture, in place."""
     size = pixels.shape[0]
     cv2.putText(
         pixels,

@@ -146,6 +146,7 @@ def _vote_on_validation(
 def describe(
     embedder: Embedder, dataset: Dataset, *, name: str, is_synthetic: bool
 ) -> BundleConfig:
+    """What the bundle says of itself; the hash of its weights is filled in when it is written."""
     return BundleConfig(
         model_id=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -171,6 +172,7 @@ def describe(
 
 
 def write_card(config: BundleConfig, contents: Contents) -> str:
+    """The model's card in Markdown: what it was made of, and how it did on validation."""
     report = contents.metrics["validation"]
     low, high = report["accuracy_ci95"]
     backbones = "\n".join(
