@@ -22,7 +22,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import inference, novelty, phantom
-from core.backbones import BackboneInfo
 from core.bundle import BundleConfig, Contents, save_bundle
 from core.config import RunConfig, Settings, build_preset
 from core.embedder import build_embedder, embed_together
@@ -98,10 +97,7 @@ def write_random_model(directory: Path, name: str, run: RunConfig, settings: Set
         data_id="random",
         data_root=str(directory),
         is_synthetic=True,
-        backbones=tuple(
-            BackboneInfo(b.name, b.trunk_hash, b.source.kind, b.source.location, b.source.licence)
-            for b in embedder.backbones
-        ),
+        backbones=tuple(backbone.info for backbone in embedder.backbones),
         precision=embedder.precision,
         weights_sha256="",
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.embedder import Embedded, Embedder, join_embedded
+from core.embedder import Embedded, Embedder
 from core.evaluation import rank_auroc
 from core.fitting import Watch, compute_spread
 from core.knn import Gallery, search_k
@@ -108,13 +108,10 @@ class _Watcher:
         return np.array([self.cache.records[row].label for row in rows], dtype=np.int64)
 
     def _embed(self, rows: NDArray[np.int64]) -> Embedded:
-        batches = []
-        for start in range(0, len(rows), _ROWS):
-            part = rows[start : start + _ROWS].tolist()
-            clean = self.cache.read_views(part, [0] * len(part))
-            embedded = self.embedder.embed_activations([a[None] for a in clean])
-            batches.append(embedded.without_tensors())
-        return join_embedded(batches)
+        parts = (rows[start : start + _ROWS].tolist() for start in range(0, len(rows), _ROWS))
+        return self.embedder.embed_cached(
+            [a[None] for a in self.cache.read_views(part, [0] * len(part))] for part in parts
+        )
 
     def _place(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
         """The two directions of largest spread, turned to agree with the last map's."""

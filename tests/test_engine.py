@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from core import engine
-from core.backbones import BackboneInfo, parts
+from core.backbones import parts
 from core.config import Settings, build_preset
 from core.embedder import build_embedder, embed_together
 from core.phantom import draw
@@ -146,10 +146,7 @@ def test_a_transformer_compiled_in_half_precision_answers_as_in_float32(
     routes = {json.loads(path.read_text())["route"] for path in cache.glob("*.json")}
     assert routes == {"f32", "bf16"}
 
-    known = [
-        BackboneInfo(b.name, b.trunk_hash, b.source.kind, b.source.location, b.source.licence)
-        for b in half.backbones
-    ]
+    known = [backbone.info for backbone in half.backbones]
     monkeypatch.setattr(parts, "load_pretrained", lambda *_, **__: pytest.fail("read"))
     again = build_embedder(asked, Settings(device="cpu"), known=known)
     batch = torch.rand(2, 3, 128, 128)

@@ -25,7 +25,7 @@ from core.ablation.summary import compare_pairs, summarise
 from core.bundle import write_text
 from core.config import RunConfig, Settings, build_preset
 from core.datasets import Dataset, Record, load_record, read_dataset
-from core.embedder import Progress, build_embedder
+from core.embedder import Embedder, Progress, build_embedder
 from core.ensemble import Model, build_ensemble
 from core.errors import ConfigError, CoreError
 from core.inference import SplitReading, describe_reading, read_split
@@ -318,21 +318,27 @@ def _embed_frozen(
     They are the same for every seed, which only moves images between training and validation.
     """
     missing = [record for record in dataset.records if record.key not in bench.frozen]
-    embedder = build_embedder(config, bench.settings) if missing else None
-    for record in missing:
-        assert embedder is not None
-        try:
-            pixels = load_record(record).pixels
-        except CoreError as err:
-            logger.warning("an image was left out: %s", err.code)
-            bench.frozen[record.key] = None
-        else:
-            bench.frozen[record.key] = embedder.embed([pixels]).embeddings[0]
+    if missing:
+        bench.frozen.update(_embed_records(build_embedder(config, bench.settings), missing))
     features, kept = {}, {}
     for split in ("train", "val", "test"):
         kept[split] = [r for r in dataset.subset(split) if bench.frozen[r.key] is not None]
         features[split] = np.array([bench.frozen[r.key] for r in kept[split]], dtype=np.float32)
     return features, kept
+
+
+def _embed_records(
+    embedder: Embedder, records: Sequence[Record]
+) -> dict[str, NDArray[np.float32] | None]:
+    """The features of each image by its key; None where it cannot be read."""
+    images: dict[str, NDArray[np.uint8]] = {}
+    for record in records:
+        try:
+            images[record.key] = load_record(record).pixels
+        except CoreError as err:
+            logger.warning("an image was left out: %s", err.code)
+    features = dict(zip(images, embedder.embed(images.values()).embeddings, strict=True))
+    return {record.key: features.get(record.key) for record in records}
 
 
 def _describe_floor(

@@ -127,6 +127,14 @@ class Backbone:
     dtype: torch.dtype = torch.float32  # of the trunk's activation
     compiled: Run | None = None  # in its fastest form here, which needs no parameters of ``trunk``
 
+    @property
+    def info(self) -> BackboneInfo:
+        """What a finished model's file says of it."""
+        source = self.source
+        return BackboneInfo(
+            self.name, self.trunk_hash, source.kind, source.location, source.licence
+        )
+
     def run_trunk(self, batch: Tensor) -> Tensor:
         """Normalise a (B, 3, S, S) batch in [0, 1] and return the trunk's activation."""
         normalised = self._normalise(batch)
@@ -241,22 +249,15 @@ def build_backbone(
     model, source = load_pretrained(
         name, input_size=input_size, weights_dir=weights_dir, random_weights=random_weights
     )
-    model.eval().requires_grad_(False)
-    cfg = find_normalisation(model, source)
-    trunk, tail = cut(model, tail_depth=tail_depth)
     key = f"{source.sha256}:{type(model).__name__}:{tail_depth}:{input_size}"
-    return Backbone(
-        name=name,
-        input_size=input_size,
-        tail_depth=tail_depth,
-        trunk=trunk,
-        tail=tail,
-        n_features=int(model.num_features),  # type: ignore[arg-type]
-        mean=cfg[0],
-        std=cfg[1],
-        source=source,
-        trunk_hash=hashlib.sha256(key.encode()).hexdigest()[:16],
+    info = BackboneInfo(
+        name,
+        hashlib.sha256(key.encode()).hexdigest()[:16],
+        source.kind,
+        source.location,
+        source.licence,
     )
+    return _assemble(model, info, source, input_size=input_size, tail_depth=tail_depth)
 
 
 def sketch_backbone(info: BackboneInfo, *, input_size: int, tail_depth: int) -> Backbone | None:
@@ -270,18 +271,27 @@ def sketch_backbone(info: BackboneInfo, *, input_size: int, tail_depth: int) -> 
     """
     with torch.device("meta"):
         model = create_model(info.name, input_size=input_size)
-    model.eval().requires_grad_(False)
     source = WeightSource(info.source_kind, info.source_location, "", info.licence)
-    mean, std = find_normalisation(model, source)
-    trunk, tail = cut(model, tail_depth=tail_depth)
+    sketch = _assemble(model, info, source, input_size=input_size, tail_depth=tail_depth)
+    tail = sketch.tail
     if {name for name, _ in tail.named_buffers()} - set(tail.state_dict()):
         return None
+    return replace(sketch, tail=tail.to_empty(device="cpu"))
+
+
+def _assemble(
+    model: nn.Module, info: BackboneInfo, source: WeightSource, *, input_size: int, tail_depth: int
+) -> Backbone:
+    """Cut a whole timm model, which becomes the trunk."""
+    model.eval().requires_grad_(False)
+    mean, std = find_normalisation(model, source)
+    trunk, tail = cut(model, tail_depth=tail_depth)
     return Backbone(
         name=info.name,
         input_size=input_size,
         tail_depth=tail_depth,
         trunk=trunk,
-        tail=tail.to_empty(device="cpu"),
+        tail=tail,
         n_features=int(model.num_features),  # type: ignore[arg-type]
         mean=mean,
         std=std,

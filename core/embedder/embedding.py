@@ -143,6 +143,10 @@ class Embedder:
             view_probs=by_view,
         )
 
+    def embed_cached(self, batches: Iterable[Sequence[Tensor]]) -> Embedded:
+        """Embed activations read a few images at a time (see ``embed_activations``); keep none."""
+        return join_embedded([self.embed_activations(b).without_tensors() for b in batches])
+
     def embed_batch(self, images: Sequence[NDArray[np.uint8]]) -> Embedded:
         """Embed a few images at once and keep their activations.
 

@@ -10,14 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core import evaluation, novelty, projection
-from core.backbones import BackboneInfo
-from core.bundle import (
-    BundleConfig,
-    Contents,
-)
+from core.bundle import BundleConfig, Contents
 from core.config import RunConfig
 from core.datasets import Dataset
-from core.embedder import Embedded, Embedder, join_embedded
+from core.embedder import Embedded, Embedder
 from core.fitting import Log, compute_separation, compute_spread, find_collapse
 from core.knn import Gallery, KSearch, cast_votes, search_k
 from core.trunk_cache import TrunkCache
@@ -27,11 +23,8 @@ _EMBED_ROWS = 32
 
 def _embed_split(embedder: Embedder, cache: TrunkCache, rows: NDArray[np.int64]) -> Embedded:
     """Embed cached rows with the views a query would get."""
-    batches = []
-    for start in range(0, len(rows), _EMBED_ROWS):
-        activations = cache.read_clean(rows[start : start + _EMBED_ROWS])
-        batches.append(embedder.embed_activations(activations).without_tensors())
-    return join_embedded(batches)
+    starts = range(0, len(rows), _EMBED_ROWS)
+    return embedder.embed_cached(cache.read_clean(rows[i : i + _EMBED_ROWS]) for i in starts)
 
 
 def _build_gallery(
@@ -156,16 +149,7 @@ def describe(
         data_id=dataset.data_id,
         data_root=str(dataset.root.resolve()),
         is_synthetic=is_synthetic,
-        backbones=tuple(
-            BackboneInfo(
-                name=backbone.name,
-                trunk_hash=backbone.trunk_hash,
-                source_kind=backbone.source.kind,
-                source_location=backbone.source.location,
-                licence=backbone.source.licence,
-            )
-            for backbone in embedder.backbones
-        ),
+        backbones=tuple(backbone.info for backbone in embedder.backbones),
         precision=embedder.precision,
         weights_sha256="",
     )
