@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core import data_zip, jobs, registry
+from core import data_zip, jobs
 from core.config import Settings
 from pages import _thumbnails as thumbnails
 from pages._sessions import sweep_closed_sessions
@@ -50,6 +50,8 @@ def add_headers(app: ASGIApp) -> ASGIApp:
 
 def ready(_request: Request) -> JSONResponse:
     """200 when a model can be loaded and the disk has room, else 503 with the reason."""
+    from core import registry  # torch: seconds (see import_and_tidy)
+
     directory = Settings.from_env().checkpoints_dir
     reason = None if registry.active_model_id(directory) else "no model can be loaded"
     if shutil.disk_usage(directory if directory.is_dir() else ROOT).free < MIN_FREE_BYTES:
@@ -57,17 +59,29 @@ def ready(_request: Request) -> JSONResponse:
     return JSONResponse({"ready": reason is None, "reason": reason}, 503 if reason else 200)
 
 
+def import_and_tidy(directory: Path) -> None:
+    """Import what every page needs (torch: seconds), drop what killed writers left behind.
+
+    In a thread beside the server, which answers its health address meanwhile. The pages' first
+    import is the same module: a page that comes early waits for this one.
+    """
+    from core import registry
+
+    registry.clean_leftovers(directory)
+
+
 @asynccontextmanager
 async def lifespan(_app: st.App) -> AsyncIterator[None]:
     """Set up logging (no file names, tags or pixels in it), find orphaned jobs, drop old pages."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if (directory := Settings.from_env().checkpoints_dir).is_dir():
-        registry.clean_leftovers(directory)
         data_zip.clean_uploads(directory)
         jobs.settle(directory)
     sweeper = asyncio.create_task(sweep_closed_sessions())
+    importer = asyncio.create_task(asyncio.to_thread(import_and_tidy, directory))
     yield
     sweeper.cancel()
+    importer.cancel()
 
 
 def to_first_page(request: Request) -> RedirectResponse:

@@ -7,8 +7,10 @@ is copied and nothing is loaded: pictures come from models that are in memory an
 import secrets
 import threading
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
-from core.ensemble import Model
+if TYPE_CHECKING:  # the server routes to this module before torch is imported
+    from core.ensemble import Model
 
 _MAX_MODELS = 8  # addresses remembered; the one used longest ago is forgotten first
 
@@ -20,7 +22,7 @@ class Albums:
         self._models: OrderedDict[str, Model] = OrderedDict()
         self._lock = threading.Lock()
 
-    def publish(self, model: Model) -> str:
+    def publish(self, model: "Model") -> str:
         """The token under which a model's pictures are found; the same model keeps its token."""
         with self._lock:
             known = (token for token, other in self._models.items() if other is model)

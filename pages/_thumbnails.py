@@ -6,13 +6,16 @@ row as ``customdata``.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import streamlit as st
 from starlette.requests import Request
 from starlette.responses import Response
 
 from core.album import Albums
-from core.ensemble import Model
+
+if TYPE_CHECKING:  # app.py imports this module before torch
+    from core.ensemble import Model
 
 ADDRESS = "thumbnails"
 _SCRIPT = Path(__file__).parents[1] / "assets" / "thumbnails.js"
@@ -25,7 +28,7 @@ def _albums() -> Albums:
     return Albums()
 
 
-def show_on_hover(model: Model, *, key: str) -> None:
+def show_on_hover(model: "Model", *, key: str) -> None:
     """Let the map drawn under ``key`` show a model's pictures at the pointer."""
     token = _albums().publish(model)
     st.html(
@@ -35,7 +38,7 @@ def show_on_hover(model: Model, *, key: str) -> None:
     )
 
 
-def show_thumbnail(model: Model, row: int, *, alt: str) -> None:
+def show_thumbnail(model: "Model", row: int, *, alt: str) -> None:
     """The kept picture of an album place as wide as its column: its own file, not made anew."""
     data = model.encoded_thumbnail(row)
     kind = "PNG" if data.startswith(_PNG) else "JPEG"

@@ -1,0 +1,300 @@
+"""What each departure of the recipe ``robust`` from ``report`` is worth, on training images alone.
+
+    PYTHONPATH=. python benchmarks/bench_recipe.py --data ../shared/data/kermany_cxr_1639
+
+Every variant is ``robust`` with one departure taken back; ``report`` takes back all. Each is
+trained on a sample of the training split without its darkest (in a second fold: its brightest)
+quarter, K is chosen on other patients of the same kind, and it is measured on the quarter that was
+held out: images at another exposure than any it learnt from, whole patients apart. The test split
+is never read. Also the learning curve: ``robust`` on more and fewer images. A smaller input than
+the preset's keeps it affordable, and one seed per fold is all that it has: intervals are of the
+held-out images, not of seeds. Result: results/recipe.json; a killed run goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core.bundle import write_text
+from core.comparison import compare_aurocs, compute_interval
+from core.config import RunConfig, Settings, build_preset
+from core.datasets import Dataset, Record, load_record, read_dataset
+from core.embedder import Embedder, build_embedder
+from core.evaluation import rank_auroc
+from core.fitting import fit
+from core.knn import Gallery, cast_votes, search_k
+from core.proportions import find_clusters
+from core.starting_point import average_with_start, begin_with_pca
+from core.trunk_cache import TrunkCache
+
+FOLDS = ("dark", "bright")
+HELD_SHARE = 0.25  # of each class
+ROWS = 32
+# Keys that ``robust`` sets together; a variant gives them the values that ``report`` has.
+DEPARTURES = {
+    "linear adapter, begun as PCA": ("embedder.hidden_dim",),
+    "exposure views at test time": ("embedder.exposure_views",),
+    "helping classifier": ("objective.auxiliary_weight",),
+    "largest K within one standard error": ("knn.k_rule",),
+    "crops of half to all of the area": ("preprocess.crop_scale_min", "preprocess.crop_scale_max"),
+    "strong exposure changes": ("preprocess.brightness", "preprocess.contrast", "preprocess.gamma"),
+    "blur and noise": ("preprocess.blur", "preprocess.noise"),
+    "16 images a class in a batch": ("train.n_images_per_class",),
+    "average with the untrained net": ("train.start_share",),
+    "two stages in the tail": ("embedder.tail_depth",),
+    "higher tail rate": ("train.tail_lr",),
+    "6 epochs with a warm-up": ("train.epochs", "train.warmup_share"),
+    "4 stored views": ("train.n_views",),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training: on which fold, how many images a class, how."""
+
+    name: str
+    fold: str
+    n_per_class: int
+    config: RunConfig
+
+
+def take_back(config: RunConfig, keys: tuple[str, ...], report: RunConfig) -> RunConfig:
+    """The configuration with some values of the other one."""
+    for key in keys:
+        section, name = key.split(".")
+        value = getattr(getattr(report, section), name)
+        part = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def list_tasks(size: int, *, n_per_class: int, n_smaller: list[int]) -> list[Task]:
+    """Both folds of every variant, then the learning curve."""
+    robust, report = (
+        build_preset("offline", recipe=name).with_overrides([f"preprocess.input_size={size}"])
+        for name in ("robust", "report")
+    )
+    recipes = {"robust": robust, "report": report}
+    recipes |= {name: take_back(robust, keys, report) for name, keys in DEPARTURES.items()}
+    tasks = [Task(name, f, n_per_class, r) for name, r in recipes.items() for f in FOLDS]
+    return tasks + [Task("robust", f, n, robust) for n in n_smaller for f in FOLDS]
+
+
+def draw_data(dataset: Dataset, fold: str, *, n_per_class: int, n_held: int) -> Dataset:
+    """Training images as train and val, the held-out quarter as test; whole patients apart."""
+    records = [r for r in dataset.records if r.split != "test"]
+    grey = np.array([load_record(r).pixels.mean() for r in records])
+    rng = np.random.default_rng(0)
+    drawn: list[Record] = []
+    for label in range(len(dataset.class_names)):
+        rows = [i for i, r in enumerate(records) if r.label == label]
+        ranked = sorted(rows, key=lambda i: grey[i], reverse=fold == "bright")
+        held = ranked[: round(HELD_SHARE * len(rows))]
+        patients = {records[i].group or records[i].key for i in held}
+        left = [records[i] for i in rng.permutation(ranked).tolist()]
+        left = [r for r in left if (r.group or r.key) not in patients]
+        names = list(dict.fromkeys(r.group or r.key for r in left))
+        val_names = set(names[: len(names) // 5])
+        val = [r for r in left if (r.group or r.key) in val_names]
+        train = [r for r in left if (r.group or r.key) not in val_names][:n_per_class]
+        chosen = rng.permutation(held)[:n_held].tolist()
+        drawn += [dataclasses.replace(r, split="train") for r in train]
+        drawn += [dataclasses.replace(r, split="val") for r in val[: n_held // 2]]
+        drawn += [dataclasses.replace(records[i], split="test") for i in chosen]
+    return dataclasses.replace(dataset, records=tuple(drawn))
+
+
+def run_task(task: Task, data: Dataset, folder: Path) -> dict[str, Any]:
+    """Train, choose K, vote; the trunk cache is shared by variants that see the same views."""
+    began = time.monotonic()
+    embedder = build_embedder(task.config, Settings.from_env())
+    run = task.config
+    seen = repr([run.preprocess, run.embedder, run.train.n_views, task.fold, task.n_per_class])
+    cache_folder = folder / f"cache-{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
+    cache = TrunkCache(cache_folder, embedder, data.records)
+    cache.build()
+    start = begin_with_pca(embedder, cache)
+    with tempfile.TemporaryDirectory(dir=folder) as run_folder:
+        fit(embedder, cache, Path(run_folder), log=lambda _: None)
+    average_with_start(embedder.net, start, share=run.train.start_share)
+    votes, labels, groups, k = vote(embedder, cache, disease=data.disease_index)
+    return {
+        **{"variant": task.name, "fold": task.fold, "n_per_class": task.n_per_class, "k": k},
+        "seconds": round(time.monotonic() - began),
+        **{
+            split: {
+                "is_disease": (labels[split] == data.disease_index).tolist(),
+                "groups": groups[split],
+                "p_disease": [round(float(p), 6) for p in votes[split]],
+            }
+            for split in ("val", "test")
+        },
+    }
+
+
+def vote(
+    embedder: Embedder, cache: TrunkCache, *, disease: int
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]], dict[str, list[str]], int]:
+    """Vote shares of val and test at the K that val chooses, with their labels and patients."""
+    points, labels, groups = {}, {}, {}
+    for split in ("train", "val", "test"):
+        rows = cache.find_rows(split)
+        parts = (cache.read_clean(rows[i : i + ROWS]) for i in range(0, len(rows), ROWS))
+        points[split] = embedder.embed_cached(parts).embeddings
+        labels[split] = np.array([cache.records[row].label for row in rows])
+        groups[split] = [cache.records[row].group or "" for row in rows]
+    rows = cache.find_rows("train")
+    gallery = Gallery(
+        embeddings=points["train"],
+        labels=labels["train"],
+        keys=tuple(cache.records[row].key for row in rows),
+        splits=("train",) * len(rows),
+        groups=tuple(groups["train"]),
+        sha256=("",) * len(rows),
+    )
+    knn = embedder.config.knn
+    k = search_k(
+        gallery,
+        points["val"],
+        labels["val"],
+        candidates=knn.k_candidates,
+        disease_index=disease,
+        rule=knn.k_rule,
+    ).k
+    votes = {}
+    for split in ("val", "test"):
+        ballots = cast_votes(gallery, points[split], k)
+        votes[split] = np.array(
+            [b.sum_by_class(gallery.labels, n_classes=2)[disease] for b in ballots]
+        )
+    return votes, labels, groups, k
+
+
+def measure(rows: list[dict[str, Any]], split: str) -> dict[str, float]:
+    """Accuracy and AUROC, mean over the folds."""
+    figures = []
+    for row in rows:
+        truth, p = np.array(row[split]["is_disease"]), np.array(row[split]["p_disease"])
+        figures.append((np.mean((p > 0.5) == truth), rank_auroc(truth, p)))
+    accuracy, auroc = np.mean(figures, axis=0)
+    return {"accuracy": round(float(accuracy), 4), "auroc": round(float(auroc), 4)}
+
+
+def compare(robust: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
+    """What robust gains on the held-out images: mean over folds, 95 % interval over patients."""
+    truth, first, second, offsets, clusters = [], [], [], [], []
+    for a, b in zip(robust, other, strict=True):
+        assert a["test"]["is_disease"] == b["test"]["is_disease"]
+        start = sum(len(t) for t in truth)
+        truth.append(np.array(a["test"]["is_disease"]))
+        first.append(np.array(a["test"]["p_disease"]))
+        second.append(np.array(b["test"]["p_disease"]))
+        offsets.append(start)
+        clusters += [c + start for c in find_clusters(a["test"]["groups"], len(truth[-1]))]
+    ends = [o + len(t) for o, t in zip(offsets, truth, strict=True)]
+    flat, p, q = (np.concatenate(x) for x in (truth, first, second))
+
+    def gain_accuracy(_: NDArray[np.int64], rows: NDArray[np.int64]) -> float:
+        right = [(v[rows] > 0.5) == flat[rows] for v in (p, q)]
+        return float(right[0].mean() - right[1].mean())
+
+    def gain_auroc(_: NDArray[np.int64], rows: NDArray[np.int64]) -> float:
+        gains = []
+        for low, high in zip(offsets, ends, strict=True):
+            chosen = rows[(rows >= low) & (rows < high)]
+            if len(set(flat[chosen].tolist())) < 2:
+                return float("nan")
+            scores = [rank_auroc(flat[chosen], v[chosen]) for v in (p, q)]
+            gains.append(scores[0] - scores[1])
+        return float(np.mean(gains))
+
+    gains = {"accuracy_gain": gain_accuracy, "auroc_gain": gain_auroc}
+    return {
+        **{
+            name: dataclasses.asdict(compute_interval(gain, n_seeds=1, clusters=clusters))
+            for name, gain in gains.items()
+        },
+        "delong_p": [
+            compare_aurocs(t, a, b).p_value for t, a, b in zip(truth, first, second, strict=True)
+        ],
+    }
+
+
+def summarise(rows: list[dict[str, Any]], *, n_per_class: int) -> dict[str, Any]:
+    """The table of departures and the learning curve, of what has both folds."""
+    whole = [row for row in rows if row["n_per_class"] == n_per_class]
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in whole:
+        by_name.setdefault(row["variant"], []).append(row)
+    done = {name: found for name, found in by_name.items() if len(found) == len(FOLDS)}
+    curve = [row for row in rows if row["variant"] == "robust"]
+    sizes = sorted({row["n_per_class"] for row in curve})
+    return {
+        "variants": [
+            {
+                "without": name,
+                "held_out": measure(found, "test"),
+                "validation": measure(found, "val"),
+                "k": [row["k"] for row in found],
+                **({} if name == "robust" else compare(done["robust"], found)),
+            }
+            for name, found in done.items()
+        ],
+        "learning_curve": [
+            {
+                "n_per_class": n,
+                "folds": len(found := [row for row in curve if row["n_per_class"] == n]),
+                "held_out": measure(found, "test"),
+                "validation": measure(found, "val"),
+            }
+            for n in sizes
+        ],
+    }
+
+
+def main() -> None:
+    """Run what is missing and write the result after each training."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/kermany_cxr_1639"))
+    parser.add_argument("--work", type=Path, default=Path("checkpoints/.recipe"))
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--images", type=int, default=160, help="a class, to train on")
+    parser.add_argument("--held", type=int, default=100, help="a class, to measure on")
+    parser.add_argument("--curve", type=int, nargs="*", default=[20, 40, 80, 320])
+    options = parser.parse_args()
+    tasks = list_tasks(options.size, n_per_class=options.images, n_smaller=options.curve)
+    dataset = read_dataset(options.data)
+    options.work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for task in tasks:
+        key = repr([dataset.data_id, options.held, task])
+        path = options.work / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        if not path.is_file():
+            data = draw_data(dataset, task.fold, n_per_class=task.n_per_class, n_held=options.held)
+            write_text(path, json.dumps(run_task(task, data, options.work)))
+        rows.append(json.loads(path.read_text(encoding="utf-8")))
+        print(task.name, task.fold, task.n_per_class, f"{rows[-1]['seconds']} s", flush=True)
+        if {row["fold"] for row in rows if row["variant"] == "robust"} == set(FOLDS):
+            document = summarise(rows, n_per_class=options.images)
+            settings = {"data": options.data.name, "data_id": dataset.data_id, "seed": 0}
+            settings |= {"n_threads": torch.get_num_threads(), "input_size": options.size}
+            settings |= {"n_per_class": options.images, "n_held_per_class": options.held}
+            harness.write_result("recipe", {**settings, **document})
+    for cache in options.work.glob("cache-*"):
+        shutil.rmtree(cache)
+
+
+if __name__ == "__main__":
+    main()
