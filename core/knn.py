@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from core.errors import DataError, ShapeError, check_shape
 
+_MATRIX_VALUES = 1024  # queries times width from which one matrix product beats query by query
 _N_SPARE = 8  # more than asked for: FAISS's rounding may swap two rows at the last place
 
 
@@ -70,6 +71,7 @@ class Gallery:
     @cached_property
     def _index(self) -> faiss.IndexFlatL2:
         """Over the voters alone: position i in it is row ``voters[i]``."""
+        faiss.cvar.distance_compute_blas_threshold = _MATRIX_VALUES  # its own: 128000
         index = faiss.IndexFlatL2(self.embeddings.shape[1])
         rows = self.embeddings if self.may_vote is None else self.embeddings[self.voters]
         index.add(np.ascontiguousarray(rows))
