@@ -3,12 +3,13 @@
     PYTHONPATH=. python benchmarks/bench_recipe.py --data ../shared/data/kermany_cxr_1639
 
 Every variant is ``robust`` with one departure taken back, or with one thing more (``TRIED``);
-``report`` takes back all. Each is trained on a sample of the training split without its darkest (in a second fold: its brightest)
-quarter, K is chosen on other patients of the same kind, and it is measured on the quarter that was
-held out: images at another exposure than any it learnt from, whole patients apart. The test split
-is never read. Also the learning curve: ``robust`` on more and fewer images. A smaller input than
-the preset's keeps it affordable, and one seed per fold is all that it has: intervals are of the
-held-out images, not of seeds. Result: results/recipe.json; a killed run goes on where it was.
+``report`` takes back all. Each is trained on a sample of the training split without its darkest
+(in a second fold: its brightest) quarter, K is chosen on other patients of the same kind, and it
+is measured on the quarter that was held out: images at another exposure than any it learnt from,
+whole patients apart. The test split is never read. Also the learning curve: ``robust`` on more and
+fewer images. A smaller input than the preset's keeps it affordable, and one seed per fold is all
+that it has: intervals are of the held-out images, not of seeds. Result: results/recipe.json; a
+killed run goes on where it was.
 """
 
 import argparse

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 Run = Callable[[Tensor], Tensor]
 MIN_AGREEMENT = {"f32": 0.9999, "bf16": 0.999}  # cosine with torch in float32; below: not used
 _N_TRIALS = 3
+_KEEP_S = 60 * 86_400.0  # a compiled part that nothing has read for so long is dropped
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,14 @@ class _Kept:
         if trial is None or trial.route == "torch" or not self.find_model(trial.route).is_file():
             return None
         try:
-            return _OpenVinoRun(_read_model(self.find_model(trial.route)), trial.route)
+            run = _OpenVinoRun(_read_model(self.find_model(trial.route)), trial.route)
         except (ImportError, RuntimeError, OSError, ValueError) as err:
             logger.warning("a compiled part cannot be read: %s", str(err)[:200])
             return None
+        for path in find_cache_dir().glob(f"{self.key}*"):
+            with contextlib.suppress(OSError):  # a read-only home
+                os.utime(path)  # in use: see _drop_unused
+        return run
 
     def write_model(self, model: Any, precision: str) -> Any:
         """Keep a model and return it as later starts will read it; itself where it cannot be kept.
@@ -153,6 +158,16 @@ class _Kept:
         temporary = self._trial_file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         temporary.write_text(json.dumps(vars(trial)), encoding="utf-8")
         os.replace(temporary, self._trial_file)
+        _drop_unused()
+
+
+def _drop_unused() -> None:
+    """Delete the files of parts not read for long: deleted models, trials, former versions."""
+    oldest = time.time() - _KEEP_S
+    for path in find_cache_dir().iterdir():
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def _try(

@@ -151,7 +151,8 @@ def build_k_curves(
                 },
             )
     _style(figure, _("K: neighbours that vote (large mark: the chosen one)"), _("Accuracy"))
-    figure.update_xaxes(range=None, tickformat="d")
+    ks = {int(s["k"]) for scores in (*here.values(), *validation.values()) for s in scores}
+    figure.update_xaxes(range=None, tickvals=sorted(ks))
     figure.update_yaxes(range=None)
     return figure
 

@@ -67,6 +67,10 @@ def _say_interval(value: float, low: float, high: float) -> str:
     return f"{value:.3f} ({low:.3f}–{high:.3f})"
 
 
+def _say_seconds(seconds: float | None, *, digits: int) -> str:
+    return "–" if seconds is None else f"{seconds:.{digits}f}"  # frozen features: nothing timed
+
+
 def show_ablations() -> None:
     """The report's systems side by side, from saved runs."""
     found = list_ablations(Settings.from_env().checkpoints_dir)
@@ -98,8 +102,8 @@ def _show_ablation(ablation: Ablation) -> None:
             "system": f"{row['system']}: {row['label']}",
             "accuracy": _say_interval(*(row["accuracy"][k] for k in ("mean", "low", "high"))),
             "auroc": _say_interval(*(row["auroc"][k] for k in ("mean", "low", "high"))),
-            "train": row["seconds_train"],
-            "image": row["seconds_per_image"],
+            "train": _say_seconds(row["seconds_train"], digits=0),
+            "image": _say_seconds(row["seconds_per_image"], digits=3),
         }
         for row in ablation.summary
     ]
@@ -111,7 +115,7 @@ def _show_ablation(ablation: Ablation) -> None:
             "system": st.column_config.TextColumn(_("System")),
             "accuracy": st.column_config.TextColumn(_("Accuracy")),
             "auroc": st.column_config.TextColumn(_("AUROC")),
-            "train": st.column_config.NumberColumn(_("Training, s"), format="%.0f"),
-            "image": st.column_config.NumberColumn(_("Per image, s"), format="%.3f"),
+            "train": st.column_config.TextColumn(_("Training, s")),
+            "image": st.column_config.TextColumn(_("Per image, s")),
         },
     )

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +62,10 @@ def test_a_compiled_part_says_what_torch_says_and_is_kept(
 def test_half_precision_is_taken_only_when_asked_for_faster_and_in_agreement(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def time(run: object, _: torch.Tensor) -> float:
+    def clock(run: object, _: torch.Tensor) -> float:
         return {"f32": 0.5, "bf16": 0.1}.get(getattr(run, "precision", ""), 1.0)
 
-    monkeypatch.setattr(engine, "_time", time)
+    monkeypatch.setattr(engine, "_time", clock)
     part, example = build_part(), torch.rand(1, 3, 16, 16)
     exact = engine.compile_part(part, example, name="p")
     half = engine.compile_part(part, example, name="p", precisions=EITHER)
@@ -178,3 +180,20 @@ def test_a_cache_that_cannot_be_written_costs_no_speed(
     run = engine.compile_part(build_part(), torch.rand(1, 3, 16, 16), name="p")
     assert run is not None
     assert run(torch.rand(3, 3, 16, 16)).shape == (3, 8, 16, 16)
+
+
+def test_parts_that_nothing_read_for_long_are_dropped(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force(monkeypatch, openvino_ms=0.1)
+    part, example = build_part(), torch.rand(1, 3, 16, 16)
+    old = time.time() - engine._KEEP_S - 60.0
+    for name in ("used", "forgotten"):
+        assert engine.compile_part(part, example, name=name) is not None
+    for path in cache.iterdir():
+        os.utime(path, (old, old))
+    assert engine.find_compiled((1, 3, 16, 16), name="used") is not None
+    assert engine.compile_part(part, example, name="new") is not None
+    assert len(list(cache.glob("*.json"))) == 2
+    assert engine.find_compiled((1, 3, 16, 16), name="used") is not None
+    assert engine.find_compiled((1, 3, 16, 16), name="forgotten") is None

@@ -183,6 +183,20 @@ def test_evaluate_refuses_other_classes_and_absent_splits(
         evaluate(tiny_bundle, phantom_dataset, split="holdout")
 
 
+def test_a_split_without_a_readable_image_is_refused(
+    tiny_bundle: ModelBundle, phantom_dataset: Dataset, tmp_path: Path
+) -> None:
+    broken = tmp_path / "a.png"
+    broken.write_bytes(b"no picture")
+    records = tuple(
+        dataclasses.replace(record, path=broken) if record.split == "test" else record
+        for record in phantom_dataset.records
+    )
+    data = dataclasses.replace(phantom_dataset, records=records)
+    with pytest.raises(DataError, match="none of the 16 images of the test split can be read; the"):
+        evaluate(tiny_bundle, data, split="test")
+
+
 def test_the_generators_mark_is_no_burned_in_text_but_a_name_beside_it_is(
     tiny_ensemble: Ensemble,
 ) -> None:

@@ -301,10 +301,10 @@ def _run_floors(bench: _Bench, *, seed: int) -> list[dict[str, Any]]:
     model.fit(features["train"], labels["train"] == disease)
     probs = model.predict_proba(features["test"])[:, 1]
     rows = [
-        _describe_floor(dataset, kept["test"], p, key=key, label=label, seed=seed)
-        for key, label, p in (
-            ("knn_frozen", f"KNN on frozen features, K {k}", votes),
-            ("logreg_frozen", "logistic regression on frozen features", probs),
+        {**_describe_floor(dataset, kept["test"], p, key=key, label=label, seed=seed), **extra}
+        for key, label, p, extra in (
+            ("knn_frozen", "KNN on frozen features", votes, {"k": k}),
+            ("logreg_frozen", "logistic regression on frozen features", probs, {}),
         )
     ]
     return _keep(path, rows)

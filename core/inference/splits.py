@@ -98,6 +98,12 @@ def read_split(
             flush()
         if progress:
             progress((index + 1) / len(records), f"{index + 1} of {len(records)} images")
+    if not read:
+        raise DataError(
+            f"none of the {len(records)} images of the {split} split can be read; the first: "
+            f"{next(iter(unreadable.values()))} Run audit to see them all.",
+            code="data.unreadable",
+        )
     return SplitReading(
         keys=tuple(record.key for record in read),
         truth=np.array([dataset.class_names[r.label] == model.disease_class for r in read], bool),
