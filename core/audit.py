@@ -17,7 +17,7 @@ from scipy import fft, ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from core.datasets import Dataset, Record, load_record
+from core.datasets import Dataset, Record, load_ahead
 from core.errors import ImageError
 
 _MAX_HAMMING = 8  # of 64 bits: candidates
@@ -140,11 +140,9 @@ def _look(
     records: Sequence[Record], progress: Callable[[float, str], None] | None
 ) -> tuple[list[_Seen], list[tuple[str, str]]]:
     seen, unreadable = [], []
-    for index, record in enumerate(records):
-        try:
-            image = load_record(record)
-        except ImageError as err:
-            unreadable.append((record.key, str(err)))
+    for index, (record, image) in enumerate(load_ahead(records)):
+        if isinstance(image, ImageError):
+            unreadable.append((record.key, str(image)))
         else:
             grey = PILImage.fromarray(image.pixels).convert("L")
             seen.append(

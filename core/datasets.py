@@ -7,10 +7,12 @@ or a MedMNIST ``.npz``.
 
 import csv
 import hashlib
+import itertools
 import re
 import zipfile
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -18,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from core.errors import DataError
+from core.errors import DataError, ImageError
 from core.image_io import Image, decode, encode_png, load
 
 SPLITS = ("train", "val", "test")
 _MIN_PER_CLASS = 4
+_N_READERS = 2  # threads of load_ahead ...
+_N_AHEAD = 4  # ... and images that it holds
 _IGNORED = {"thumbs.db", "desktop.ini", "manifest.csv", "phantom.json", "report.json", "source.txt"}
 _IGNORED_FOLDERS = {"masks"}
 _NORMAL = re.compile(
@@ -157,6 +161,28 @@ def load_record(record: Record) -> Image:
     assert record.array is not None
     array = record.array if record.array.ndim == 3 else np.stack([record.array] * 3, axis=2)
     return decode(encode_png(array), name=record.key)
+
+
+def load_ahead(records: Iterable[Record]) -> Iterator[tuple[Record, Image | ImageError]]:
+    """Read images in order, the next ones by other threads while the caller computes.
+
+    Yields:
+        each record with its image, or with the reason why it cannot be read.
+    """
+
+    def read(record: Record) -> Image | ImageError:
+        try:
+            return load_record(record)
+        except ImageError as err:
+            return err
+
+    left = iter(records)
+    with ThreadPoolExecutor(_N_READERS) as pool:
+        waiting = deque((r, pool.submit(read, r)) for r in itertools.islice(left, _N_AHEAD))
+        while waiting:
+            record, reading = waiting.popleft()
+            waiting.extend((r, pool.submit(read, r)) for r in itertools.islice(left, 1))
+            yield record, reading.result()
 
 
 def _find_images(root: Path) -> list[_Found]:

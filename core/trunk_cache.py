@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.datasets import Record, load_record
+from core.datasets import Record, load_ahead, load_record
 from core.embedder import Embedder, Progress
 from core.errors import DataError, ImageError
 from core.image_io import Image, encode_jpeg, thumbnail
@@ -155,19 +155,17 @@ class TrunkCache:
             start = self._state.n_done
             stop = min(start + _GROUP, len(self.records))
             sha256, skipped = dict(self._state.sha256), dict(self._state.skipped)
-            for row in range(start, stop):
-                try:
-                    image = load_record(self.records[row])
-                except ImageError as err:
-                    if err.code == "image.missing":  # listed a moment ago: not a bad file
+            for row, (record, image) in enumerate(load_ahead(self.records[start:stop]), start):
+                if isinstance(image, ImageError):
+                    if image.code == "image.missing":  # listed a moment ago: not a bad file
                         raise DataError(
-                            f"{self.records[row].key} is no longer there: the data was moved or "
-                            "removed while training ran. Put it back, then resume.",
+                            f"{record.key} is no longer there: the data was moved or removed while "
+                            "training ran. Put it back, then resume.",
                             code="data.removed",
-                            params={"key": self.records[row].key},
-                        ) from err
-                    skipped[row] = str(err)
-                    logger.warning("an image was left out: %s", err.code)
+                            params={"key": record.key},
+                        ) from image
+                    skipped[row] = str(image)
+                    logger.warning("an image was left out: %s", image.code)
                     continue
                 sha256[row] = image.sha256
                 self._write_row(row, image)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from core.datasets import load_record, read_dataset
-from core.errors import DataError
+from core import datasets
+from core.datasets import load_ahead, load_record, read_dataset
+from core.errors import DataError, ImageError
 
 
 def write_image(path: Path, seed: int = 0) -> None:
@@ -24,6 +25,31 @@ def write_folders(root: Path, *, n: int = 20, splits: tuple[str, ...] = ("",)) -
             for i in range(n):
                 write_image(root / split / name / f"{i:03d}.png", seed=100 * c + i)
     return root
+
+
+def test_reading_ahead_keeps_order_gives_reasons_and_holds_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_folders(tmp_path / "data", n=20)
+    (root / "normal" / "003.png").write_bytes(b"no picture")
+    records = read_dataset(root).records
+    begun: list[str] = []
+
+    def watch(record: datasets.Record) -> datasets.Image:
+        begun.append(record.key)
+        return load_record(record)
+
+    monkeypatch.setattr(datasets, "load_record", watch)
+    for index, (record, outcome) in enumerate(load_ahead(records)):
+        assert record is records[index]
+        assert len(begun) <= index + 1 + datasets._N_AHEAD
+        if record.key == "normal/003.png":
+            assert isinstance(outcome, ImageError)
+        else:
+            assert not isinstance(outcome, ImageError)
+            np.testing.assert_array_equal(outcome.pixels, load_record(record).pixels)
+    assert sorted(begun) == sorted(record.key for record in records)
+    assert list(load_ahead([])) == []
 
 
 def test_a_flat_folder_gets_a_stratified_validation(tmp_path: Path) -> None:

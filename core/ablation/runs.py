@@ -24,10 +24,10 @@ from core import evaluation
 from core.ablation.summary import compare_pairs, summarise
 from core.bundle import write_text
 from core.config import RunConfig, Settings, build_preset
-from core.datasets import Dataset, Record, load_record, read_dataset
+from core.datasets import Dataset, Record, load_ahead, read_dataset
 from core.embedder import Embedder, Progress, build_embedder
 from core.ensemble import Model, build_ensemble
-from core.errors import ConfigError, CoreError
+from core.errors import ConfigError, ImageError
 from core.inference import SplitReading, describe_reading, read_split
 from core.knn import Gallery, cast_votes, search_k
 from core.registry import load_bundle
@@ -332,11 +332,11 @@ def _embed_records(
 ) -> dict[str, NDArray[np.float32] | None]:
     """The features of each image by its key; None where it cannot be read."""
     images: dict[str, NDArray[np.uint8]] = {}
-    for record in records:
-        try:
-            images[record.key] = load_record(record).pixels
-        except CoreError as err:
-            logger.warning("an image was left out: %s", err.code)
+    for record, image in load_ahead(records):
+        if isinstance(image, ImageError):
+            logger.warning("an image was left out: %s", image.code)
+        else:
+            images[record.key] = image.pixels
     features = dict(zip(images, embedder.embed(images.values()).embeddings, strict=True))
     return {record.key: features.get(record.key) for record in records}
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core import evaluation
-from core.datasets import Dataset, Record, load_record
+from core.datasets import Dataset, Record, load_ahead
 from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import DataError, ImageError
@@ -87,12 +87,11 @@ def read_split(
             votes.extend(read_batch(model, pending, groups=groups)[0])
         pending.clear()
 
-    for index, record in enumerate(records):
-        try:
-            pending.append(load_record(record))
-        except ImageError as err:
-            unreadable[record.key] = str(err)
+    for index, (record, image) in enumerate(load_ahead(records)):
+        if isinstance(image, ImageError):
+            unreadable[record.key] = str(image)
         else:
+            pending.append(image)
             read.append(record)
         if pending and (len(pending) == _BATCH_SIZE or index == len(records) - 1):
             flush()
