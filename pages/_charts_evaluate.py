@@ -113,8 +113,8 @@ def build_coverage(
         line={"color": OTHER_COLOURS[0], "width": 2},
         marker={"size": 6},
     )
-    now = min(drawn, key=lambda row: abs(row.margin - margin), default=None)
-    if now is not None and now.accuracy is not None:
+    now = min(rows, key=lambda row: abs(row.margin - margin), default=None)
+    if now is not None and now.accuracy is not None:  # at this setting it may answer nothing
         _add_point(figure, now.coverage, now.accuracy, name=_("setting of this model"))
     _style(figure, _("Share of images answered"), _("Accuracy of the answered"))
     lowest = min((row.accuracy or 0.0 for row in drawn), default=0.0)

@@ -4,8 +4,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from core.curves import Coverage
 from core.diagnosis import Diagnosis, Neighbour
 from pages import _charts as charts
+from pages import _charts_evaluate as charts_evaluate
 
 CLASSES = ("normal", "disease")
 
@@ -141,3 +143,12 @@ def test_clicked_points_lead_back_to_their_rows() -> None:
     clicked = [{"customdata": 4, "x": 0.0}, {"x": 1.0}, {"customdata": [9]}]
     assert charts.list_rows(clicked) == [4, 9]
     assert charts.list_rows([]) == []
+
+
+def test_the_coverage_curve_marks_the_setting_only_where_it_answers_something() -> None:
+    rows = [Coverage(0.0, 1.0, 10, 0.8), Coverage(0.1, 0.4, 4, 0.9), Coverage(0.2, 0.0, 0, None)]
+    stars = {
+        margin: [t.x for t in charts_evaluate.build_coverage(rows, margin).data][1:]
+        for margin in (0.1, 0.2)
+    }
+    assert stars == {0.1: [(0.4,)], 0.2: []}
