@@ -20,6 +20,8 @@ from core.config import Settings
 from pages import _thumbnails as thumbnails
 from pages._sessions import sweep_closed_sessions
 
+logger = logging.getLogger(__name__)
+
 ROOT = Path(__file__).parent
 MIN_FREE_BYTES = 200 * 2**20
 HEADERS = {
@@ -65,9 +67,13 @@ def import_and_tidy(directory: Path) -> None:
     In a thread beside the server, which answers its health address meanwhile. The pages' first
     import is the same module: a page that comes early waits for this one.
     """
-    from core import registry
+    try:
+        from core import registry
 
-    registry.clean_leftovers(directory)
+        registry.clean_leftovers(directory)
+    except Exception:
+        logger.exception("the app cannot start its pages")
+        raise
 
 
 @asynccontextmanager

@@ -25,8 +25,7 @@ from core.image_io import Image, decode, encode_png, load
 
 SPLITS = ("train", "val", "test")
 _MIN_PER_CLASS = 4
-_N_READERS = 2  # threads of load_ahead ...
-_N_AHEAD = 4  # ... and images that it holds
+_N_AHEAD = 4  # images that load_ahead holds
 _IGNORED = {"thumbs.db", "desktop.ini", "manifest.csv", "phantom.json", "report.json", "source.txt"}
 _IGNORED_FOLDERS = {"masks"}
 _NORMAL = re.compile(
@@ -164,7 +163,7 @@ def load_record(record: Record) -> Image:
 
 
 def load_ahead(records: Iterable[Record]) -> Iterator[tuple[Record, Image | ImageError]]:
-    """Read images in order, the next ones by other threads while the caller computes.
+    """Read images in order, the next ones by another thread while the caller computes.
 
     Yields:
         each record with its image, or with the reason why it cannot be read.
@@ -177,7 +176,7 @@ def load_ahead(records: Iterable[Record]) -> Iterator[tuple[Record, Image | Imag
             return err
 
     left = iter(records)
-    with ThreadPoolExecutor(_N_READERS) as pool:
+    with ThreadPoolExecutor(1) as pool:  # image_io decodes one at a time
         waiting = deque((r, pool.submit(read, r)) for r in itertools.islice(left, _N_AHEAD))
         while waiting:
             record, reading = waiting.popleft()

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 Run = Callable[[Tensor], Tensor]
 MIN_AGREEMENT = {"f32": 0.9999, "bf16": 0.999}  # cosine with torch in float32; below: not used
 _N_TRIALS = 3
+_OWN_FILE = re.compile(r"[0-9a-f]{24}(-(f32|bf16)(-\d+-\d+)?\.(xml|bin)|\.json|\.\d+-\d+)")
 _KEEP_S = 60 * 86_400.0  # a compiled part that nothing has read for so long is dropped
 
 
@@ -74,6 +76,7 @@ def compile_part(
     kept = _Kept(_compute_key(name, tuple(example.shape), precisions))
     trial = kept.read_trial()
     if trial is not None and trial.route == "torch":
+        kept.mark_used()
         return None
     if run := kept.read_run(trial):
         return run
@@ -122,10 +125,14 @@ class _Kept:
         except (ImportError, RuntimeError, OSError, ValueError) as err:
             logger.warning("a compiled part cannot be read: %s", str(err)[:200])
             return None
+        self.mark_used()
+        return run
+
+    def mark_used(self) -> None:
+        """Keep the files from being dropped for another while."""
         for path in find_cache_dir().glob(f"{self.key}*"):
             with contextlib.suppress(OSError):  # a read-only home
-                os.utime(path)  # in use: see _drop_unused
-        return run
+                os.utime(path)
 
     def write_model(self, model: Any, precision: str) -> Any:
         """Keep a model and return it as later starts will read it; itself where it cannot be kept.
@@ -166,7 +173,7 @@ def _drop_unused() -> None:
     oldest = time.time() - _KEEP_S
     for path in find_cache_dir().iterdir():
         with contextlib.suppress(OSError):
-            if path.is_file() and path.stat().st_mtime < oldest:
+            if _OWN_FILE.fullmatch(path.name) and path.stat().st_mtime < oldest:
                 path.unlink()
 
 

@@ -7,6 +7,7 @@ can take its place. Distances are Euclidean between unit embeddings: 0 (same) to
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import faiss
 import numpy as np
@@ -15,7 +16,8 @@ from sklearn.metrics import roc_auc_score
 
 from core.errors import DataError, ShapeError, check_shape
 
-_MATRIX_VALUES = 1024  # queries times width from which one matrix product beats query by query
+_Float = TypeVar("_Float", np.float32, np.float64)
+_MATRIX_QUERIES = 8  # from so many on, one matrix product beats query by query
 _N_SPARE = 8  # more than asked for: FAISS's rounding may swap two rows at the last place
 
 
@@ -69,12 +71,21 @@ class Gallery:
         return np.setdiff1d(np.arange(len(self), dtype=np.int64), self.voters)
 
     @cached_property
+    def _centre(self) -> NDArray[np.float32]:
+        """The mean of the voters; distances from it are small where an embedding is a narrow cone.
+
+        FAISS multiplies out |a - b|^2, which loses what is small beside |a|: without the shift it
+        would find other rows than subtraction does.
+        """
+        mean: NDArray[np.float32] = self.embeddings[self.voters].mean(axis=0, dtype=np.float64)
+        return mean.astype(np.float32)
+
+    @cached_property
     def _index(self) -> faiss.IndexFlatL2:
         """Over the voters alone: position i in it is row ``voters[i]``."""
-        faiss.cvar.distance_compute_blas_threshold = _MATRIX_VALUES  # its own: 128000
         index = faiss.IndexFlatL2(self.embeddings.shape[1])
         rows = self.embeddings if self.may_vote is None else self.embeddings[self.voters]
-        index.add(np.ascontiguousarray(rows))
+        index.add(rows - self._centre)
         return index
 
     def search(
@@ -92,7 +103,8 @@ class Gallery:
             excluded: for each query the rows that may not be found.
 
         Returns:
-            distances (Q, K) float32 ascending and rows (Q, K) int64; equal distances in row order.
+            distances (Q, K) float32 ascending and rows (Q, K) int64; equal distances in row order
+            (of more than eight at the last place, any may come).
 
         Raises:
             ShapeError: wrong width, or k below 1.
@@ -112,7 +124,9 @@ class Gallery:
                 code="knn.nobody",
             )
         n_wanted = min(k + most + _N_SPARE, n_voters)
-        _, places = self._index.search(np.ascontiguousarray(queries), n_wanted)
+        # FAISS compares queries times width with it; its own, 128000, is far too high.
+        faiss.cvar.distance_compute_blas_threshold = _MATRIX_QUERIES * queries.shape[1]
+        _, places = self._index.search(queries - self._centre, n_wanted)
         found = self.voters[places]
         distances = _exact_distances(queries, self.embeddings[found])
         if excluded is not None:
@@ -212,7 +226,17 @@ def vote(
     if labels.size and not (labels.min() >= 0 and labels.max() < n_classes):
         raise ShapeError(f"labels: expected values in 0..{n_classes - 1}.")
     shares = compute_shares(distances)
-    return np.stack([np.where(labels == c, shares, 0.0).sum(1) for c in range(n_classes)], axis=1)
+    sums = np.stack([np.where(labels == c, shares, 0.0).sum(1) for c in range(n_classes)], axis=1)
+    return _make_whole(sums)
+
+
+def _make_whole(sums: NDArray[_Float]) -> NDArray[_Float]:
+    """Divide (..., n_classes) sums by their total, so that a unanimous vote is exactly 1.
+
+    The last digits of many shares would rank unanimous votes among themselves, by chance.
+    """
+    whole: NDArray[_Float] = sums / sums.sum(axis=-1, keepdims=True)
+    return whole
 
 
 def split_parts(embeddings: NDArray[np.float32], n_parts: int) -> list[NDArray[np.float32]]:
@@ -234,7 +258,7 @@ class Ballot:
         """Add the shares up by class: (n_classes,)."""
         sums: NDArray[np.float64] = np.zeros(n_classes)
         np.add.at(sums, labels[self.rows], self.shares)
-        return np.minimum(sums, 1.0)  # the last digits of many shares may add up to more
+        return _make_whole(sums)
 
 
 def cast_votes(

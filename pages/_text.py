@@ -79,6 +79,7 @@ ERRORS: dict[str, str] = {
         "back, then resume."
     ),
     "data.missing": N_("The data is not there. Check the folder, then resume."),
+    "data.unreadable": N_("None of the {n} images of this split ({split}) can be read."),
     "data.too_few": N_("A class has too few images. Add images and start again."),
     "data.not_ready": N_("Training cannot start with this data."),
     "data.no_upload": N_("There is no uploaded data “{name}”."),

@@ -1,6 +1,7 @@
 """Every layout, the split by patient, and every sentence of refusal."""
 
 import io
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -34,14 +35,18 @@ def test_reading_ahead_keeps_order_gives_reasons_and_holds_few(
     (root / "normal" / "003.png").write_bytes(b"no picture")
     records = read_dataset(root).records
     begun: list[str] = []
+    is_begun = {record.key: threading.Event() for record in records}
 
     def watch(record: datasets.Record) -> datasets.Image:
         begun.append(record.key)
+        is_begun[record.key].set()
         return load_record(record)
 
     monkeypatch.setattr(datasets, "load_record", watch)
     for index, (record, outcome) in enumerate(load_ahead(records)):
         assert record is records[index]
+        for following in records[index + 1 : index + 3]:  # read while this one is used
+            assert is_begun[following.key].wait(timeout=10.0)
         assert len(begun) <= index + 1 + datasets._N_AHEAD
         if record.key == "normal/003.png":
             assert isinstance(outcome, ImageError)

@@ -190,10 +190,16 @@ def test_parts_that_nothing_read_for_long_are_dropped(
     old = time.time() - engine._KEEP_S - 60.0
     for name in ("used", "forgotten"):
         assert engine.compile_part(part, example, name=name) is not None
+    force(monkeypatch, openvino_ms=2.0)
+    assert engine.compile_part(part, example, name="slow") is None
+    force(monkeypatch, openvino_ms=0.1)
+    (cache / "notes.json").write_text("a file of somebody's")
     for path in cache.iterdir():
         os.utime(path, (old, old))
     assert engine.find_compiled((1, 3, 16, 16), name="used") is not None
+    assert engine.compile_part(part, example, name="slow") is None  # in use too
     assert engine.compile_part(part, example, name="new") is not None
-    assert len(list(cache.glob("*.json"))) == 2
+    assert len(list(cache.glob("*.json"))) == 4  # used, slow, new and notes
+    assert (cache / "notes.json").is_file()
     assert engine.find_compiled((1, 3, 16, 16), name="used") is not None
     assert engine.find_compiled((1, 3, 16, 16), name="forgotten") is None

@@ -193,8 +193,11 @@ def test_a_split_without_a_readable_image_is_refused(
         for record in phantom_dataset.records
     )
     data = dataclasses.replace(phantom_dataset, records=records)
-    with pytest.raises(DataError, match="none of the 16 images of the test split can be read; the"):
+    with pytest.raises(
+        DataError, match="none of the 16 images of the test split can be read; the"
+    ) as err:
         evaluate(tiny_bundle, data, split="test")
+    assert err.value.code == "data.unreadable"
 
 
 def test_the_generators_mark_is_no_burned_in_text_but_a_name_beside_it_is(

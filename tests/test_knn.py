@@ -58,14 +58,21 @@ def test_vote_equals_scikit_learns(rng: np.random.Generator) -> None:
 
 
 def test_search_of_many_equals_search_of_each(rng: np.random.Generator) -> None:
-    gallery = build_gallery(random_unit(rng, 80), [0, 1] * 40)
-    queries = random_unit(rng, 30)
-    distances, rows = gallery.search(queries, 5)
-    assert np.all(np.diff(distances, axis=1) >= 0)
-    for i, query in enumerate(queries):
-        alone = gallery.search(query[None], 5)
-        np.testing.assert_array_equal(alone[0][0], distances[i])
-        np.testing.assert_array_equal(alone[1][0], rows[i])
+    """Also in a narrow cone, where multiplied-out distances would not tell the rows apart."""
+    for spread in (1.0, 1e-3):
+        points = 1.0 + spread * rng.standard_normal((400, 128))
+        points[7] = points[300]
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        gallery = build_gallery(points[:340].astype(np.float32), [0, 1] * 170)
+        queries = points[276:].astype(np.float32)
+        distances, rows = gallery.search(queries, 5)
+        assert np.all(np.diff(distances, axis=1) >= 0)
+        for i, query in enumerate(queries):
+            apart = np.linalg.norm(gallery.embeddings - query, axis=1)
+            nearest = np.lexsort((np.arange(340), apart))[:5]
+            np.testing.assert_array_equal(rows[i], nearest)
+            np.testing.assert_array_equal(distances[i], apart[nearest])
+            np.testing.assert_array_equal(gallery.search(query[None], 5)[1][0], rows[i])
 
 
 def test_a_copy_is_at_distance_zero_even_in_a_large_batch(rng: np.random.Generator) -> None:
@@ -199,6 +206,16 @@ def test_the_sum_of_a_vote_never_exceeds_one() -> None:
     ballot = Ballot(np.arange(3), np.ones(3, np.float32), np.ones(3), shares)
     sums = ballot.sum_by_class(np.array([1, 1, 1]), n_classes=2)
     assert sums.tolist() == [0.0, 1.0]
+
+
+def test_unanimous_votes_are_equal_whatever_the_distances(rng: np.random.Generator) -> None:
+    """Rounding must not rank them: it would make an AUROC of chance."""
+    distances = np.sort(rng.random((200, 37)).astype(np.float32) + 0.01, axis=1)
+    labels = np.ones((200, 37), np.int64)
+    assert set(vote(distances, labels, n_classes=2)[:, 1].tolist()) == {1.0}
+    gallery = build_gallery(random_unit(rng, 40), [1] * 40)
+    ballots = cast_votes(gallery, random_unit(rng, 50), 33)
+    assert {b.sum_by_class(gallery.labels, n_classes=2)[1] for b in ballots} == {1.0}
 
 
 def test_one_part_votes_as_the_plain_vote(rng: np.random.Generator) -> None:

@@ -53,7 +53,7 @@ def evaluate(
         The ``evaluate`` JSON of DESIGN section 4.
 
     Raises:
-        DataError: other classes, an empty split, or one class only.
+        DataError: other classes, an empty split, no readable image in it, or one class only.
     """
     reading = read_split(model, dataset, split=split, progress=progress)
     return describe_reading(model, reading, data=dataset.data_id, split=split)
@@ -102,6 +102,7 @@ def read_split(
             f"none of the {len(records)} images of the {split} split can be read; the first: "
             f"{next(iter(unreadable.values()))} Run audit to see them all.",
             code="data.unreadable",
+            params={"n": len(records), "split": split},
         )
     return SplitReading(
         keys=tuple(record.key for record in read),
