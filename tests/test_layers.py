@@ -1,8 +1,6 @@
 """Imports run one way: app -> pages -> core, and inside core from high numbers to low."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -123,13 +121,3 @@ def test_the_finder_sees_lazy_imports() -> None:
 def test_no_module_has_a_name_without_meaning() -> None:
     stems = {path.stem for folder in ("core", "pages", "tests") for path in module_files(folder)}
     assert not stems & {"utils", "helpers", "common", "misc"}
-
-
-def test_the_server_starts_without_the_heavy_libraries() -> None:
-    """app.py answers its health address before torch is imported: a page's first run needs it."""
-    heavy = {"torch", "timm", "sklearn", "umap", "faiss", "openvino", "lightning"}
-    code = f"import sys, app; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
