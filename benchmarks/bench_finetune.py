@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import numpy as np
 import torch
 
 from core import phantom
@@ -25,10 +26,9 @@ from core.datasets import Dataset, read_dataset
 from core.embedder import Embedder, build_embedder
 from core.fitting import fit
 from core.starting_point import begin_with_pca
+from core.training.finishing import _embed_split
 from core.trunk_cache import TrunkCache
 from core.watching import _Watcher
-
-_ROWS = 16
 
 
 def build(config: RunConfig, *, is_plain: bool) -> Embedder:
@@ -57,8 +57,7 @@ def run_side(
     fit(embedder, cache, folder, log=lambda _: None)
     fit_s = time.perf_counter() - began
     began = time.perf_counter()
-    rows = range(len(records))
-    embedder.embed_cached(cache.read_clean(rows[i : i + _ROWS]) for i in rows[::_ROWS])
+    _embed_split(embedder, cache, np.arange(len(records)))
     gallery_s = time.perf_counter() - began
     return {
         "cache_s": round(build_s, 2),

@@ -23,6 +23,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,11 @@ from core.fitting import fit
 from core.knn import Gallery, cast_votes, search_k
 from core.proportions import find_clusters
 from core.starting_point import average_with_start, begin_with_pca
+from core.training.finishing import _embed_split
 from core.trunk_cache import TrunkCache
 
 FOLDS = ("dark", "bright")
 HELD_SHARE = 0.25  # of each class
-ROWS = 32
 # Keys that ``robust`` sets together; a variant gives them the values that ``report`` has.
 DEPARTURES = {
     "linear adapter, begun as PCA": ("embedder.hidden_dim",),
@@ -78,12 +79,7 @@ class Task:
 
 def take_back(config: RunConfig, keys: tuple[str, ...], report: RunConfig) -> RunConfig:
     """The configuration with some values of the other one."""
-    for key in keys:
-        section, name = key.split(".")
-        value = getattr(getattr(report, section), name)
-        part = dataclasses.replace(getattr(config, section), **{name: value})
-        config = dataclasses.replace(config, **{section: part})
-    return config
+    return config.with_overrides([f"{key}={attrgetter(key)(report)}" for key in keys])
 
 
 def list_tasks(size: int, *, n_per_class: int, n_smaller: list[int]) -> list[Task]:
@@ -161,8 +157,7 @@ def vote(
     points, labels, groups = {}, {}, {}
     for split in ("train", "val", "test"):
         rows = cache.find_rows(split)
-        parts = (cache.read_clean(rows[i : i + ROWS]) for i in range(0, len(rows), ROWS))
-        points[split] = embedder.embed_cached(parts).embeddings
+        points[split] = _embed_split(embedder, cache, rows).embeddings
         labels[split] = np.array([cache.records[row].label for row in rows])
         groups[split] = [cache.records[row].group or "" for row in rows]
     rows = cache.find_rows("train")
@@ -233,10 +228,8 @@ def compare(first_rows: list[dict[str, Any]], other: list[dict[str, Any]]) -> di
 
     gains = {"accuracy_gain": gain_accuracy, "auroc_gain": gain_auroc}
     return {
-        **{
-            name: dataclasses.asdict(compute_interval(gain, n_seeds=1, clusters=clusters))
-            for name, gain in gains.items()
-        },
+        name: dataclasses.asdict(compute_interval(gain, n_seeds=1, clusters=clusters))
+        for name, gain in gains.items()
     }
 
 
