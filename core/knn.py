@@ -70,6 +70,11 @@ class Gallery:
         """The rows that curation set aside, ascending."""
         return np.setdiff1d(np.arange(len(self), dtype=np.int64), self.voters)
 
+    @property
+    def _voting_rows(self) -> NDArray[np.float32]:
+        """The embeddings of the voters; not a copy where all of them vote."""
+        return self.embeddings if self.may_vote is None else self.embeddings[self.voters]
+
     @cached_property
     def _centre(self) -> NDArray[np.float32]:
         """The mean of the voters; distances from it are small where an embedding is a narrow cone.
@@ -77,15 +82,14 @@ class Gallery:
         FAISS multiplies out |a - b|^2, which loses what is small beside |a|: without the shift it
         would find other rows than subtraction does.
         """
-        mean: NDArray[np.float32] = self.embeddings[self.voters].mean(axis=0, dtype=np.float64)
+        mean: NDArray[np.float32] = self._voting_rows.mean(axis=0, dtype=np.float64)
         return mean.astype(np.float32)
 
     @cached_property
     def _index(self) -> faiss.IndexFlatL2:
         """Over the voters alone: position i in it is row ``voters[i]``."""
         index = faiss.IndexFlatL2(self.embeddings.shape[1])
-        rows = self.embeddings if self.may_vote is None else self.embeddings[self.voters]
-        index.add(rows - self._centre)
+        index.add(self._voting_rows - self._centre)
         return index
 
     def search(
