@@ -269,13 +269,19 @@ def _describe(records: Sequence[Record]) -> Duplicates:
 
 
 def _find_shared_groups(records: Iterable[Record]) -> tuple[str, ...]:
-    """Patient names that occur in two splits that came with the data (they may merely restart)."""
+    """Patient names that occur in two splits.
+
+    Where the data came with splits, or name patients by subfolders of the classes, equal names
+    are kept apart, since they may merely restart.
+    """
     splits: dict[str, set[str]] = {}
     for record in records:
         if record.group:
-            given, _, name = record.group.partition(":")
-            splits.setdefault(name, set()).add(given)
-    return tuple(sorted(name for name, given in splits.items() if len(given) > 1))
+            name = record.group.partition(":")[2]
+            if f"/{name}/" in f"/{record.key}":  # class/patient
+                name = name.rpartition("/")[2]
+            splits.setdefault(name, set()).add(record.split)
+    return tuple(sorted(name for name, found in splits.items() if len(found) > 1))
 
 
 def _range(values: Sequence[int]) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from core.image_io import Image, decode, encode_png, load
 
 SPLITS = ("train", "val", "test")
 _MIN_PER_CLASS = 4
+_SAMPLE = 4096  # bytes, of each of three places of a file, that tell data sets apart
 _N_AHEAD = 4  # images that load_ahead holds
 _IGNORED = {"thumbs.db", "desktop.ini", "manifest.csv", "phantom.json", "report.json", "source.txt"}
 _IGNORED_FOLDERS = {"masks"}
@@ -55,7 +56,7 @@ class Dataset:
     class_names: tuple[str, ...]  # in label order, normal first
     disease_index: int
     records: tuple[Record, ...]
-    data_id: str  # short hash of keys, labels and splits
+    data_id: str  # short hash of the images as they came, see _compute_data_id
 
     def subset(self, split: str) -> tuple[Record, ...]:
         """The records of one split, in order of their keys."""
@@ -120,19 +121,21 @@ def read_splits(
             code="data.empty",
         )
     names, disease_index = _order_classes({item.class_name for item in found}, disease_class)
+    unsaid = "train" if any(item.split for item in found) else ""  # the split of the other rows
     records = tuple(
         Record(
             key=item.key,
             path=item.path,
             label=names.index(item.class_name),
             split=item.split or "train",
-            group=_name_group(item),
+            group=_name_group(item, unsaid),
             mask=item.mask,
             array=item.array,
         )
         for item in found
     )
     has_val = any(record.split == "val" for record in records)
+    data_id = _compute_data_id(records, names)
     found_splits: dict[int, Dataset] = {}
     for seed in dict.fromkeys(seeds):
         if has_val and found_splits:
@@ -144,7 +147,6 @@ def read_splits(
             else _split_validation(records, fraction=val_fraction, seed=seed, names=names)
         )
         _check_counts(mine, names)
-        data_id = _compute_data_id(mine, names)
         found_splits[seed] = Dataset(root, names, disease_index, mine, data_id)
     return found_splits
 
@@ -340,9 +342,9 @@ def _guess_disease(names: set[str]) -> str | None:
     return disease[0] if len(disease) == 1 and not normal else None
 
 
-def _name_group(item: _Found) -> str | None:
+def _name_group(item: _Found, unsaid: str) -> str | None:
     """Group numbers may restart between splits that came with the data: keep those apart."""
-    return f"{item.split}:{item.group}" if item.group else None
+    return f"{item.split or unsaid}:{item.group}" if item.group else None
 
 
 def _split_validation(
@@ -360,13 +362,26 @@ def _split_validation(
             "needed.",
             code="data.too_few",
         )
-    n_folds = max(2, min(round(1.0 / fraction), *per_class))
+    n_folds, n_held = _choose_folds(fraction, most=min(per_class))
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    held_out = next(iter(folds.split(np.zeros(len(rows)), labels, groups)))[1]
-    moved = {rows[i] for i in held_out}
+    held_out = itertools.islice(folds.split(np.zeros(len(rows)), labels, groups), n_held)
+    moved = {rows[i] for _, places in held_out for i in places}
     return tuple(
         replace(record, split="val") if i in moved else record for i, record in enumerate(records)
     )
+
+
+def _choose_folds(fraction: float, *, most: int) -> tuple[int, int]:
+    """How many folds to cut and how many of them to hold out: the fewest within 5 %, or nearest."""
+    pairs = [
+        (n, min(max(1, round(fraction * n)), n - 1))
+        for n in range(2, max(2, min(most, round(3.0 / fraction))) + 1)
+    ]
+
+    def miss(pair: tuple[int, int]) -> float:
+        return abs(pair[1] / pair[0] - fraction)
+
+    return next((pair for pair in pairs if miss(pair) <= 0.05 * fraction), min(pairs, key=miss))
 
 
 def _check_counts(records: Sequence[Record], names: Sequence[str]) -> None:
@@ -382,11 +397,27 @@ def _check_counts(records: Sequence[Record], names: Sequence[str]) -> None:
 
 
 def _compute_data_id(records: Sequence[Record], names: Sequence[str]) -> str:
+    """Hash keys, labels, patients, the splits that the data came with, and what the files hold.
+
+    A validation split that was drawn is not in it: corrections of an image are for every seed.
+    """
     digest = hashlib.sha256("\n".join(names).encode())
     for record in records:
-        digest.update(f"\n{record.key}\t{record.label}\t{record.split}".encode())
+        about = f"\n{record.key}\t{record.label}\t{record.split}\t{record.group or ''}\t"
+        digest.update(about.encode())
         if record.array is not None:
             digest.update(np.ascontiguousarray(record.array).tobytes())
         elif record.path is not None:
-            digest.update(str(record.path.stat().st_size).encode())
+            digest.update(_sample(record.path))
     return digest.hexdigest()[:12]
+
+
+def _sample(path: Path) -> bytes:
+    """The size of a file and its beginning, middle and end: two scanners may both name IM0001."""
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as handle:
+        pieces = []
+        for start in sorted({0, max(0, (size - _SAMPLE) // 2), max(0, size - _SAMPLE)}):
+            handle.seek(start)
+            pieces.append(handle.read(_SAMPLE))
+    return b"".join([str(size).encode(), *pieces])

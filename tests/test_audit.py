@@ -56,6 +56,17 @@ def test_planted_faults_are_found(eyes: Path) -> None:
         assert words in told
 
 
+def test_a_patient_folder_in_both_classes_and_two_splits_is_told(eyes: Path) -> None:
+    for split, name in (("train", "normal"), ("test", "disease")):
+        source = eyes / split / name
+        (source / "P7").mkdir()
+        first = next(source.glob("*.png"))
+        first.rename(source / "P7" / first.name)
+    report = audit(read_dataset(eyes))
+    assert report.groups_across_splits == ("P7",)
+    assert "patients" in {finding.code for finding in judge(report)}
+
+
 def test_another_split_is_stated_without_reading_again(eyes: Path) -> None:
     source = eyes / "train" / "normal" / "eye00000.png"
     shutil.copy(source, eyes / "train" / "normal" / "twin.png")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image as PILImage
 
 from core import datasets
-from core.datasets import load_ahead, load_record, read_dataset
+from core.datasets import load_ahead, load_record, read_dataset, read_splits
 from core.errors import DataError, ImageError
 
 
@@ -94,6 +94,40 @@ def test_no_patient_is_in_two_splits_and_the_seed_decides(tmp_path: Path) -> Non
     assert again.records == dataset.records
     assert again.data_id == dataset.data_id
     assert {r.key for r in other.subset("val")} != {r.key for r in dataset.subset("val")}
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.15, 0.2, 0.3, 0.4, 0.5])
+def test_the_share_that_was_asked_for_is_set_apart(tmp_path: Path, fraction: float) -> None:
+    dataset = read_dataset(write_folders(tmp_path, n=60), val_fraction=fraction)
+    assert len(dataset.subset("val")) / 120 == pytest.approx(fraction, rel=0.05, abs=2 / 120)
+
+
+def test_the_id_is_of_the_images_and_not_of_the_seed(tmp_path: Path) -> None:
+    splits = read_splits(write_folders(tmp_path / "one", n=20), seeds=[0, 1])
+    assert len({dataset.data_id for dataset in splits.values()}) == 1
+    one, two = tmp_path / "bmp", tmp_path / "other"  # equal names and sizes, other pixels
+    for root, shift in ((one, 0), (two, 1000)):
+        for c, name in enumerate(("normal", "disease")):
+            for i in range(8):
+                path = root / name / f"IM{i:04d}.bmp"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng(shift + 100 * c + i).integers(0, 256, (90, 90))
+                PILImage.fromarray(pixels.astype(np.uint8)).save(path)
+    assert read_dataset(one).data_id != read_dataset(two).data_id
+
+
+def test_a_patient_with_and_without_a_given_split_stays_whole(tmp_path: Path) -> None:
+    write_folders(tmp_path, n=20)
+    lines = ["file,split,label,group"]
+    for name in ("normal", "disease"):
+        for i in range(20):
+            split = "train" if i % 2 else ""
+            lines.append(f"{name}/{i:03d}.png,{split},{name},{name}{i // 2}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
+    dataset = read_dataset(tmp_path, val_fraction=0.3)
+    patients = [{r.group for r in dataset.subset(split)} for split in ("train", "val")]
+    assert all(patients)
+    assert not patients[0] & patients[1]
 
 
 def test_a_manifest_wins_and_its_extra_columns_are_ignored(tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_collapse_is_noticed() -> None:
     assert find_collapse(compute_spread(two_places), compute_separation(two_places, labels)) is None
 
 
+def test_separation_of_more_images_than_are_compared_at_a_time() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(600) % 2  # more than are compared at a time
+    many = rng.normal(size=(600, 16)) + labels[:, None]
+    apart = np.linalg.norm(many[:, None] - many[None], axis=2)
+    is_same = labels[:, None] == labels
+    within = apart[is_same & ~np.eye(600, dtype=bool)].mean()
+    assert compute_separation(many, labels) == pytest.approx(apart[~is_same].mean() / within)
+
+
 def test_one_step_changes_tails_and_adapter_and_never_the_trunks(
     phantom_dataset: Dataset, config: RunConfig, tmp_path: Path
 ) -> None:
