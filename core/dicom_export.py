@@ -6,6 +6,7 @@ gets a study of its own without a patient. Both objects say that they are for re
 of what no standard code names are of the private scheme 99NBDX.
 """
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -277,10 +278,16 @@ def _build_group(
 
 
 def _code(meaning: str) -> CodedConcept:
-    """A private code; the value is the meaning in short, so that equal meanings share it."""
+    """A private code; its value is the meaning's beginning and a hash of the whole meaning.
+
+    Equal meanings share it in every file, and no two meanings do.
+    """
     short = "".join(c if c.isascii() and c.isalnum() else "_" for c in meaning).upper()
+    digest = hashlib.sha256(meaning.encode()).hexdigest().upper()
     return CodedConcept(
-        value=short[:16] or "X", scheme_designator=SCHEME, meaning=_cut(meaning, 64)
+        value=f"{short[:7]}_{digest[:8]}",  # at most 16 characters (VR SH)
+        scheme_designator=SCHEME,
+        meaning=_cut(meaning, 64),
     )
 
 

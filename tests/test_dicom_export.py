@@ -72,6 +72,22 @@ def test_the_report_holds_the_answer_and_the_sources_identifiers(source: bytes) 
     assert image.referenced_sop_instance_uid == original.SOPInstanceUID
 
 
+def test_every_meaning_has_a_code_value_of_its_own_the_same_in_every_file(source: bytes) -> None:
+    def read_codes(case: Diagnosis) -> dict[str, str]:
+        report = build_report(case, source=source)
+        group = hd.sr.srread(io.BytesIO(encode(report))).content.get_image_measurement_groups()[0]
+        said = [*group.get_measurements(), *group.get_qualitative_evaluations()]
+        names = [item.name for item in said]
+        return {name.meaning: name.value for name in names}
+
+    codes = read_codes(CASE)
+    assert len(set(codes.values())) == len(codes)
+    assert max(map(len, codes.values())) <= 16
+    assert read_codes(dataclasses.replace(CASE, file="b.dcm")) == codes
+    alike = dataclasses.replace(CASE, probabilities={"läsion": 0.5, "Läsion": 0.5})
+    assert len(set(read_codes(alike).values())) == len(codes)
+
+
 def test_the_picture_is_in_the_sources_study(source: bytes) -> None:
     capture = read(encode(build_secondary_capture(CASE, PICTURE, source=source)))
     original = read(source)
