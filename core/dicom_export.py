@@ -104,6 +104,7 @@ def build_secondary_capture(
     check_shape("picture", picture, (None, None, 3))
     reference = _read_reference(diagnosis, source)
     now = datetime.fromisoformat(diagnosis.created)
+    drawn = hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
     capture = hd.sc.SCImage.from_ref_dataset(
         ref_dataset=reference,
         pixel_array=np.ascontiguousarray(picture),
@@ -112,7 +113,7 @@ def build_secondary_capture(
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),
         series_instance_uid=_name(diagnosis, "picture series"),
-        sop_instance_uid=_name(diagnosis, "picture"),
+        sop_instance_uid=_name(diagnosis, f"picture {drawn}"),
         series_number=_PICTURE_SERIES,
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -311,8 +312,9 @@ def _read_header(data: bytes) -> Dataset | None:
 
 def _name(diagnosis: Diagnosis, kind: str) -> str:
     """The same UID for the same reading of the same file: a report can refer to its picture."""
-    parts = (diagnosis.file, diagnosis.created, diagnosis.model_id, str(diagnosis.frame), kind)
-    return str(generate_uid(entropy_srcs=list(parts)))
+    shown = f"{diagnosis.frame}:{diagnosis.window}:{diagnosis.is_inverted}"
+    parts = (diagnosis.file, diagnosis.sha256, shown, diagnosis.created, diagnosis.model_id, kind)
+    return str(generate_uid(entropy_srcs=["\n".join(parts)]))
 
 
 def _read_reference(diagnosis: Diagnosis, source: bytes | None) -> Dataset:

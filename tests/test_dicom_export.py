@@ -110,6 +110,24 @@ def test_a_picture_gets_a_study_of_its_own_without_a_patient() -> None:
         build_report(CASE, source=b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"sha256": "b" * 64}, {"frame": 1}, {"window": (40.0, 400.0)}, {"is_inverted": True}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_file_or_reading_of_the_same_name_and_second_has_other_uids(
+    other: dict[str, object],
+) -> None:
+    case = dataclasses.replace(CASE, file="IM0001", sha256="a" * 64)
+    one = build_secondary_capture(case, PICTURE)
+    two = build_secondary_capture(dataclasses.replace(case, **other), PICTURE)
+    for tag in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        assert one[tag].value != two[tag].value, tag
+    drawn_anew = build_secondary_capture(case, 255 - PICTURE)
+    assert drawn_anew.StudyInstanceUID == one.StudyInstanceUID
+    assert drawn_anew.SOPInstanceUID != one.SOPInstanceUID
+
+
 def test_a_frame_is_referred_to_by_its_number() -> None:
     path = get_testdata_file("rtdose.dcm")
     assert path is not None
