@@ -15,7 +15,7 @@ from core.bundle import ModelBundle
 from core.config import Settings, build_preset
 from core.errors import CheckpointError, ConfigError
 from core.report import build_report, to_html, to_pdf, write_report
-from core.report.blocks import Report
+from core.report.blocks import Paragraph, Report, Section, TableBlock
 from core.report.claim import IN_PART, ITEMS
 from core.report.recipe import say_choice, say_fitting, say_network, say_validation
 
@@ -157,6 +157,17 @@ def test_foreign_names_are_text_not_markup(report: Report) -> None:
     assert "&lt;b&gt;a &amp; b" in to_html(strange)
     text = PdfReader(io.BytesIO(to_pdf(strange))).pages[0].extract_text()
     assert "<b>a & b</b>" in text
+
+
+def test_chinese_names_are_set_in_a_font_that_has_them() -> None:
+    table = TableBlock(("列 <a>", "n"), (("肺炎 ± 1", "2"),))
+    section = Section("小结", (1,), (Paragraph("数据：胸片"), table))
+    report = Report("评估", "数据", is_synthetic=False, sections=(section,))
+    data = to_pdf(report)
+    text = PdfReader(io.BytesIO(data)).pages[0].extract_text()
+    for words in ("评估", "小结", "数据：胸片", "列 <a>", "肺炎 ± 1"):
+        assert words in text, words
+    assert b"STSong-Light" in data
 
 
 def test_files_are_written_and_refusals_are_said(
