@@ -192,6 +192,25 @@ def test_windows_equal_pydicoms(function: str) -> None:
     np.testing.assert_allclose(np.clip(ours, 0, 1), theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("function", ["LINEAR_EXACT", "SIGMOID"])
+def test_the_files_own_preset_keeps_its_function(function: str) -> None:
+    stored = ramp(np.uint16, 400)
+    data = build_dicom(
+        stored, WindowCenter=[150, 90], WindowWidth=[200, 60], VOILUTFunction=function
+    )
+    as_it_is = decode(data)
+    np.testing.assert_array_equal(decode(data, window=(150.0, 200.0)).pixels, as_it_is.pixels)
+    second = _apply_window(stored.astype(float), centre=90.0, width=60.0, function=function)
+    np.testing.assert_array_equal(
+        decode(data, window=(90.0, 60.0)).pixels[:, :, 0],
+        np.round(np.clip(second, 0, 1) * 255),
+    )
+    free = _apply_window(stored.astype(float), centre=150.0, width=201.0, function="LINEAR")
+    np.testing.assert_array_equal(
+        decode(data, window=(150.0, 201.0)).pixels[:, :, 0], np.round(np.clip(free, 0, 1) * 255)
+    )
+
+
 def test_frames_of_a_dicom_and_its_colour(rng: np.random.Generator) -> None:
     stored = rng.integers(0, 255, (3, 6, 5), dtype=np.uint8)
     data = build_dicom(stored, WindowCenter=128, WindowWidth=256)
