@@ -211,6 +211,25 @@ def test_the_files_own_preset_keeps_its_function(function: str) -> None:
     )
 
 
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_bits_that_lie_high_are_moved_down(is_signed: bool) -> None:
+    values = ramp(np.int16 if is_signed else np.uint16, 3000) - (1500 if is_signed else 0)
+    tags = {"WindowCenter": 700, "WindowWidth": 900, "BitsStored": 12}
+    low = build_dicom(values, **tags, HighBit=11)
+    high = build_dicom(values * 16 + 5, **tags, HighBit=15)  # what lies below is no image
+    np.testing.assert_array_equal(decode(high).pixels, decode(low).pixels)
+    colour = np.stack([ramp(np.uint16, 4095)] * 3, axis=2)
+    rgb = {"PhotometricInterpretation": "RGB", "BitsStored": 12}
+    np.testing.assert_array_equal(
+        decode(build_dicom(colour * 16, **rgb, HighBit=15)).pixels,
+        decode(build_dicom(colour, **rgb, HighBit=11)).pixels,
+    )
+    np.testing.assert_array_equal(  # bit 16 of 16 does not exist
+        decode(build_dicom(colour, **rgb, HighBit=16)).pixels,
+        decode(build_dicom(colour, **rgb, HighBit=11)).pixels,
+    )
+
+
 def test_frames_of_a_dicom_and_its_colour(rng: np.random.Generator) -> None:
     stored = rng.integers(0, 255, (3, 6, 5), dtype=np.uint8)
     data = build_dicom(stored, WindowCenter=128, WindowWidth=256)
