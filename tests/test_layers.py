@@ -15,6 +15,7 @@ LAYERS = {
         "transforms",
         "phantom",
         "selection",
+        "manifest",
         "corruptions",
         "proportions",
         "engine",
