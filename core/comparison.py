@@ -14,6 +14,7 @@ from scipy.stats import binomtest, norm, rankdata
 from core.errors import DataError, check_shape
 
 _N_BOOTSTRAP = 2000
+_NO_VARIANCE = 1e-15  # of an AUROC: rounding
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class DeLong:
     auroc_first: float
     auroc_second: float
     difference: float  # first minus second
-    p_value: float  # two-sided
+    p_value: float  # two-sided; nan where the images tell no variance
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ def compare_aurocs(
 ) -> DeLong:
     """Compare the AUROCs of two systems on the same images.
 
+    The test is undefined, its ``p_value`` nan, where a class has one image only or no image's rank
+    differs from the others' (a perfect system against one that says the same of all).
+
     Raises:
         DataError: one class only.
 
@@ -83,11 +87,15 @@ def compare_aurocs(
     positive = np.stack([p for p, _ in placed])  # (2, n_disease)
     negative = np.stack([n for _, n in placed])  # (2, n_other)
     aurocs = positive.mean(axis=1)
-    covariance = np.cov(positive) / positive.shape[1] + np.cov(negative) / negative.shape[1]
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     difference = float(aurocs[0] - aurocs[1])
-    if variance <= 0:
-        p_value = 1.0 if difference == 0 else 0.0
+    variance = 0.0
+    if min(positive.shape[1], negative.shape[1]) > 1:
+        covariance = np.cov(positive) / positive.shape[1] + np.cov(negative) / negative.shape[1]
+        variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    if np.array_equal(positive[0], positive[1]) and np.array_equal(negative[0], negative[1]):
+        p_value = 1.0
+    elif variance <= _NO_VARIANCE:
+        p_value = float("nan")
     else:
         p_value = float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
     return DeLong(float(aurocs[0]), float(aurocs[1]), difference, p_value)

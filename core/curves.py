@@ -137,6 +137,7 @@ def find_threshold(
     """The threshold of the largest Youden index, or the largest that reaches a sensitivity.
 
     A threshold lies halfway between two neighbouring probabilities, so that rounding moves none.
+    Where diseased images of probability 0 put the sensitivity out of reach, it is 0.
 
     Args:
         is_disease: (N,) truth.
@@ -152,7 +153,7 @@ def find_threshold(
     sensitivity = (called & truth).sum(axis=1) / truth.sum()
     if min_sensitivity is not None:
         fitting = np.flatnonzero(sensitivity >= min_sensitivity)
-        return float(cuts[fitting[-1]])
+        return float(cuts[fitting[-1]]) if len(fitting) else 0.0
     specificity = (~called & ~truth).sum(axis=1) / (~truth).sum()
     return float(cuts[int(np.argmax(sensitivity + specificity))])
 

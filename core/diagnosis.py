@@ -128,6 +128,7 @@ class Diagnosis:
     map_xy: tuple[float, float] | None = None
     pixels: NDArray[np.uint8] | None = None  # (H, W, 3), what the model saw, at most 1024 px
     abstain_reason: Literal["uncertain", "novel"] | None = None
+    sha256: str = ""  # of the file's bytes; empty where it was not read
     frame: int = 0  # of the file, from 0
     window: tuple[float, float] | None = None  # centre and width, where one was applied
     is_inverted: bool = False

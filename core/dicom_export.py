@@ -6,6 +6,7 @@ gets a study of its own without a patient. Both objects say that they are for re
 of what no standard code names are of the private scheme 99NBDX.
 """
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -103,6 +104,7 @@ def build_secondary_capture(
     check_shape("picture", picture, (None, None, 3))
     reference = _read_reference(diagnosis, source)
     now = datetime.fromisoformat(diagnosis.created)
+    drawn = hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
     capture = hd.sc.SCImage.from_ref_dataset(
         ref_dataset=reference,
         pixel_array=np.ascontiguousarray(picture),
@@ -111,7 +113,7 @@ def build_secondary_capture(
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),
         series_instance_uid=_name(diagnosis, "picture series"),
-        sop_instance_uid=_name(diagnosis, "picture"),
+        sop_instance_uid=_name(diagnosis, f"picture {drawn}"),
         series_number=_PICTURE_SERIES,
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -277,10 +279,16 @@ def _build_group(
 
 
 def _code(meaning: str) -> CodedConcept:
-    """A private code; the value is the meaning in short, so that equal meanings share it."""
+    """A private code; its value is the meaning's beginning and a hash of the whole meaning.
+
+    Equal meanings share it in every file, and no two meanings do.
+    """
     short = "".join(c if c.isascii() and c.isalnum() else "_" for c in meaning).upper()
+    digest = hashlib.sha256(meaning.encode()).hexdigest().upper()
     return CodedConcept(
-        value=short[:16] or "X", scheme_designator=SCHEME, meaning=_cut(meaning, 64)
+        value=f"{short[:7]}_{digest[:8]}",  # at most 16 characters (VR SH)
+        scheme_designator=SCHEME,
+        meaning=_cut(meaning, 64),
     )
 
 
@@ -304,8 +312,9 @@ def _read_header(data: bytes) -> Dataset | None:
 
 def _name(diagnosis: Diagnosis, kind: str) -> str:
     """The same UID for the same reading of the same file: a report can refer to its picture."""
-    parts = (diagnosis.file, diagnosis.created, diagnosis.model_id, str(diagnosis.frame), kind)
-    return str(generate_uid(entropy_srcs=list(parts)))
+    shown = f"{diagnosis.frame}:{diagnosis.window}:{diagnosis.is_inverted}"
+    parts = (diagnosis.file, diagnosis.sha256, shown, diagnosis.created, diagnosis.model_id, kind)
+    return str(generate_uid(entropy_srcs=["\n".join(parts)]))
 
 
 def _read_reference(diagnosis: Diagnosis, source: bytes | None) -> Dataset:

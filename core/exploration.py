@@ -5,7 +5,6 @@ array. A notebook gets the same from ``explore``. Answers on training images are
 the network has seen those images: they look better than on new ones.
 """
 
-import csv
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +14,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from core import manifest
 from core.bundle import Member, ModelBundle
 from core.curation import Change, GalleryState
 from core.ensemble import Ensemble, Model
+from core.errors import DataError
 from core.maps import load_neighbours
 from core.neighbourhood import LeaveOneOut, NeighbourTable, compute_leave_one_out
 
 Progress = Callable[[float, str], None]
-_OWN_COLUMNS = {"file", "split", "label", "mask"}  # of a manifest: known already
 _MAX_VALUES = 12  # a numeric column with more different values is shown as a scale
 ManifestStatus = Literal["read", "absent", "moved"]
 
@@ -237,18 +237,13 @@ def read_manifest(
     """
     if not root.exists():
         return {}, "moved"
-    try:
-        with (root / "manifest.csv").open(newline="", encoding="utf-8-sig") as handle:
-            rows = {row.get("file", ""): row for row in csv.DictReader(handle)}
-    except (OSError, UnicodeDecodeError, csv.Error):
+    if not (root / manifest.NAME).is_file():
         return {}, "absent"
-    names = list(dict.fromkeys(name for row in rows.values() for name in row if name))
-    columns = {}
-    for name in names:
-        values = [(rows.get(key, {}).get(name) or "").strip() for key in keys]
-        if name not in _OWN_COLUMNS and any(values):
-            columns[name] = _read_column(values)
-    return columns, "read"
+    try:
+        columns = manifest.read_columns(root, keys, with_patients=True)
+    except DataError:
+        return {}, "absent"
+    return {name: _read_column(values) for name, values in columns.items()}, "read"
 
 
 def _read_column(values: Sequence[str]) -> NDArray[Any]:

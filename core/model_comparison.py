@@ -4,10 +4,8 @@ Owns the comparison's record and where it is kept (``checkpoints/.comparisons``)
 activation can rest on it. "First" is the model in use, "second" the one that may replace it.
 """
 
-import csv
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,8 +24,8 @@ from core.ensemble import Model
 from core.errors import CheckpointError, ConfigError, DataError, ImageError
 from core.image_io import encode_jpeg, thumbnail
 from core.inference import SplitReading, read_split
+from core.manifest import read_columns
 
-_KNOWN_COLUMNS = {"file", "split", "label", "group", "mask"}
 _MAX_VALUES = 12  # of a column that makes subgroups
 _MIN_IMAGES = 10  # of a subgroup that can be called harmed
 _MAX_PICTURES = 60
@@ -137,7 +135,7 @@ def compare_models(
         mcnemar=compare_calls(truth, p_first, p_second),
         delong=compare_aurocs(truth, p_first, p_second),
         rows=rows,
-        subgroups=compare_subgroups(rows, read_columns(dataset.root), limit=limit),
+        subgroups=compare_subgroups(rows, read_subgroups(dataset.root, keys), limit=limit),
         n_unreadable=len(set(one.unreadable) | set(two.unreadable)),
     )
 
@@ -188,19 +186,14 @@ def _add_pictures(
     return tuple(shown)
 
 
-def read_columns(root: Path) -> dict[str, dict[str, str]]:
+def read_subgroups(root: Path, keys: Sequence[str]) -> dict[str, dict[str, str]]:
     """Columns of a manifest that split the images into a few groups: column -> key -> value."""
-    path = root / "manifest.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        names = [c for c in reader.fieldnames or () if c and c not in _KNOWN_COLUMNS]
-        values: dict[str, dict[str, str]] = {name: {} for name in names}
-        for row in reader:
-            for name in names:
-                values[name][Path(row["file"].strip()).as_posix()] = (row[name] or "").strip()
-    return {n: v for n, v in values.items() if 2 <= len(Counter(v.values())) <= _MAX_VALUES}
+    columns = read_columns(root, keys)
+    return {
+        name: dict(zip(keys, values, strict=True))
+        for name, values in columns.items()
+        if 2 <= len(set(values)) <= _MAX_VALUES
+    }
 
 
 def compare_subgroups(

@@ -1,12 +1,11 @@
 """One case as a PDF for the record: image, answer, vote, heatmaps, what answered and when.
 
-Owns the layout (reportlab). Written in English, as all of core; names that the built-in fonts
-cannot spell are set in the reader's own Chinese font (STSong-Light, not embedded).
+Owns the layout (reportlab). Written in English, as all of core; foreign names go through
+core.pdf_text.
 """
 
 import io
 from collections.abc import Mapping, Sequence
-from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,6 @@ from reportlab.lib import colors
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle, getSampleStyleSheet
 from reportlab.lib.units import mm
-from reportlab.pdfbase import pdfmetrics
-from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Spacer, Table
 
@@ -24,10 +21,11 @@ from core.ensemble import Model
 from core.errors import ImageError
 from core.explain import overlay, resize_heatmap
 from core.image_io import encode_jpeg, thumbnail
+from core.pdf_text import spell
 from core.second_look import HEATMAP_METHODS, Scrutiny, describe_reliability
 
 _WIDTH = A4[0] - 36 * mm
-_CHINESE = "STSong-Light"
+_FONT = "Helvetica"  # of the sample styles
 _N_CASES = 10  # with their pictures; the rest of the ledger is in the JSON
 _PICTURE_PX = 700
 _GREY = colors.HexColor("#666666")
@@ -55,8 +53,6 @@ def build_pdf(
             "a file that was not read has no answer to report; choose another case.",
             code="export.rejected",
         )
-    if _CHINESE not in pdfmetrics.getRegisteredFontNames():
-        pdfmetrics.registerFont(UnicodeCIDFont(_CHINESE))
     buffer = io.BytesIO()
     document = SimpleDocTemplate(
         buffer,
@@ -103,13 +99,7 @@ def _say(text: str, *, style: ParagraphStyle | None = None) -> Paragraph:
 
 
 def _spell(text: str) -> str:
-    """Foreign text made safe, and set in a font that has its letters."""
-    safe = escape(text)
-    try:
-        text.encode("latin-1")
-    except UnicodeEncodeError:
-        return f'<font name="{_CHINESE}">{safe}</font>'
-    return safe
+    return spell(text, font=_FONT)
 
 
 def _write_head(diagnosis: Diagnosis) -> list[Flowable]:
@@ -258,8 +248,9 @@ def _lay_table(cells: Sequence[Sequence[object]], widths: Sequence[float]) -> Ta
 def _write_members(diagnosis: Diagnosis) -> list[Flowable]:
     if len(diagnosis.members) < 2:
         return []
+    small = _style(fontSize=8, leading=10)
     cells: list[Sequence[object]] = [
-        ["model", f"probability of {diagnosis.disease_class}", "weight"]
+        ["model", _say(f"probability of {_spell(diagnosis.disease_class)}", style=small), "weight"]
     ]
     for member in diagnosis.members:
         p = member.probabilities[diagnosis.disease_class]

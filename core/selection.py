@@ -102,8 +102,8 @@ def apply_filter(
     Args:
         wanted: conditions; those on a column that is not there let everything through.
         keys: (N,) file names.
-        columns: name -> (N,) values; text for ``allowed``, numbers for ``ranges``. Rows whose
-            number is missing (nan) pass only where the range has no effect on the rest.
+        columns: name -> (N,) values; text for ``allowed``, numbers for ``ranges``. A number that
+            is missing (nan) lies in no range, however wide.
 
     Returns:
         (N,) bool.

@@ -85,10 +85,20 @@ def _name_parts(values: Sequence[str]) -> list[str]:
         return list(values)
     edges = np.unique(np.quantile(numbers[np.isfinite(numbers)], [0, 0.25, 0.5, 0.75, 1]))
     place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, max(0, len(edges) - 2))
+    said = _say_edges(edges)
     return [
-        f"{edges[p]:g} – {edges[min(p + 1, len(edges) - 1)]:g}" if np.isfinite(number) else ""
+        f"{said[p]} – {said[min(p + 1, len(edges) - 1)]}" if np.isfinite(number) else ""
         for p, number in zip(place, numbers, strict=True)
     ]
+
+
+def _say_edges(edges: NDArray[np.float64]) -> list[str]:
+    """Different numbers in as few digits as tell them apart, at least six."""
+    for digits in range(6, 18):
+        said = [f"{edge:.{digits}g}" for edge in edges]
+        if len(set(said)) == len(said) and not any("e" in text for text in said):
+            return said
+    return [repr(float(edge)) for edge in edges]
 
 
 def _to_numbers(values: Sequence[str]) -> NDArray[np.float64] | None:

@@ -1,5 +1,7 @@
 """Evaluate page: other models on the same images, and the ablation table."""
 
+import math
+
 import pandas as pd
 import streamlit as st
 
@@ -59,8 +61,12 @@ def _describe_rival(first: Evaluation, second: Evaluation) -> dict[str, object]:
     if second is not first and second.keys == first.keys:
         calls = compare_calls(first.is_disease, first.p_disease, second.p_disease)
         aurocs = compare_aurocs(first.is_disease, first.p_disease, second.p_disease)
-        row |= {"mcnemar": f"{calls.p_value:.2g}", "delong": f"{aurocs.p_value:.2g}"}
+        row |= {"mcnemar": f"{calls.p_value:.2g}", "delong": _say_p(aurocs.p_value)}
     return row
+
+
+def _say_p(p_value: float) -> str:
+    return "–" if math.isnan(p_value) else f"{p_value:.2g}"
 
 
 def _say_interval(value: float, low: float, high: float) -> str:

@@ -1,5 +1,6 @@
 """Models page: two models on one test set, image by image."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,12 @@ def _show_figures(found: dict[str, Any]) -> None:
         _("AUROC, before and after"), f"{auc['auroc_first']:.3f} → {auc['auroc_second']:.3f}"
     )
     columns[3].metric(_("Fixed / broken"), f"{test['n_only_second']} / {test['n_only_first']}")
+    p_auroc = "–" if math.isnan(auc["p_value"]) else f"{auc['p_value']:.3g}"
     st.markdown(
         _(
             "Could the difference be luck? McNemar's test on the answers: p = {p_calls}. DeLong's "
             "test on the AUROCs: p = {p_auroc}. Small values (under 0.05) speak against luck."
-        ).format(p_calls=f"{test['p_value']:.3g}", p_auroc=f"{auc['p_value']:.3g}")
+        ).format(p_calls=f"{test['p_value']:.3g}", p_auroc=p_auroc)
     )
 
 

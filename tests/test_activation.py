@@ -20,7 +20,7 @@ from core.model_comparison import (
     compare_models,
     compare_subgroups,
     find_comparison,
-    read_columns,
+    read_subgroups,
     save_comparison,
 )
 from core.registry import find_model, load_bundle
@@ -143,10 +143,11 @@ def test_columns_of_a_manifest_make_subgroups(tmp_path: Path) -> None:
     lines = ["file,split,label,sex,note"]
     lines += [f"i{i}.png,test,normal,{'fm'[i % 2]},{i}" for i in range(20)]
     (tmp_path / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
-    columns = read_columns(tmp_path)
+    keys = [f"i{i}.png" for i in range(20)]
+    columns = read_subgroups(tmp_path, keys)
     assert set(columns) == {"sex"}  # every image has a note of its own
     assert columns["sex"]["i3.png"] == "m"
-    assert read_columns(tmp_path / "none") == {}
+    assert read_subgroups(tmp_path / "none", keys) == {}
 
 
 def test_two_models_image_by_image(tiny_checkpoints: Path, tmp_path: Path) -> None:

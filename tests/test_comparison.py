@@ -49,6 +49,17 @@ def test_delong_equals_the_double_loop(rng: np.random.Generator) -> None:
         compare_aurocs(np.ones(5, dtype=bool), a[:5], b[:5])
 
 
+def test_delong_is_undefined_where_nothing_varies() -> None:
+    truth = np.array([True, True, False, False])
+    perfect, constant = np.array([0.9, 0.8, 0.2, 0.1]), np.full(4, 0.5)
+    result = compare_aurocs(truth, perfect, constant)
+    assert (result.auroc_first, result.auroc_second) == (1.0, 0.5)
+    assert np.isnan(result.p_value)
+    one = np.array([True, False, False, False])
+    assert np.isnan(compare_aurocs(one, np.array([0.3, 0.5, 0.2, 0.1]), constant).p_value)
+    assert compare_aurocs(one, perfect, perfect).p_value == 1.0
+
+
 def test_the_interval_covers_seeds_and_images() -> None:
     right = np.concatenate([np.ones((2, 50)), np.zeros((2, 50))], axis=1)
     clusters = [np.array([i]) for i in range(100)]

@@ -71,6 +71,11 @@ def test_thresholds_are_the_best_of_all(answers: tuple[np.ndarray, ...]) -> None
     assert (probs[truth] > safe + 0.02).mean() < 0.95  # the largest that does
 
 
+def test_a_sensitivity_out_of_reach_gives_the_lowest_threshold() -> None:
+    truth, probs = np.array([True, False]), np.array([0.0, 0.5])
+    assert find_threshold(truth, probs, min_sensitivity=1.0) == 0.0
+
+
 def test_reliability_equals_scikit_learn(answers: tuple[np.ndarray, ...]) -> None:
     truth, probs = answers
     probs = np.clip(probs + 0.001, 0, 0.999)  # off the edges, where conventions differ

@@ -72,6 +72,22 @@ def test_the_report_holds_the_answer_and_the_sources_identifiers(source: bytes) 
     assert image.referenced_sop_instance_uid == original.SOPInstanceUID
 
 
+def test_every_meaning_has_a_code_value_of_its_own_the_same_in_every_file(source: bytes) -> None:
+    def read_codes(case: Diagnosis) -> dict[str, str]:
+        report = build_report(case, source=source)
+        group = hd.sr.srread(io.BytesIO(encode(report))).content.get_image_measurement_groups()[0]
+        said = [*group.get_measurements(), *group.get_qualitative_evaluations()]
+        names = [item.name for item in said]
+        return {name.meaning: name.value for name in names}
+
+    codes = read_codes(CASE)
+    assert len(set(codes.values())) == len(codes)
+    assert max(map(len, codes.values())) <= 16
+    assert read_codes(dataclasses.replace(CASE, file="b.dcm")) == codes
+    alike = dataclasses.replace(CASE, probabilities={"läsion": 0.5, "Läsion": 0.5})
+    assert len(set(read_codes(alike).values())) == len(codes)
+
+
 def test_the_picture_is_in_the_sources_study(source: bytes) -> None:
     capture = read(encode(build_secondary_capture(CASE, PICTURE, source=source)))
     original = read(source)
@@ -92,6 +108,24 @@ def test_a_picture_gets_a_study_of_its_own_without_a_patient() -> None:
     assert not report.PatientName
     with pytest.raises(ImageError, match="needs a DICOM image"):
         build_report(CASE, source=b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"sha256": "b" * 64}, {"frame": 1}, {"window": (40.0, 400.0)}, {"is_inverted": True}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_file_or_reading_of_the_same_name_and_second_has_other_uids(
+    other: dict[str, object],
+) -> None:
+    case = dataclasses.replace(CASE, file="IM0001", sha256="a" * 64)
+    one = build_secondary_capture(case, PICTURE)
+    two = build_secondary_capture(dataclasses.replace(case, **other), PICTURE)
+    for tag in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        assert one[tag].value != two[tag].value, tag
+    drawn_anew = build_secondary_capture(case, 255 - PICTURE)
+    assert drawn_anew.StudyInstanceUID == one.StudyInstanceUID
+    assert drawn_anew.SOPInstanceUID != one.SOPInstanceUID
 
 
 def test_a_frame_is_referred_to_by_its_number() -> None:

@@ -192,6 +192,44 @@ def test_windows_equal_pydicoms(function: str) -> None:
     np.testing.assert_allclose(np.clip(ours, 0, 1), theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("function", ["LINEAR_EXACT", "SIGMOID"])
+def test_the_files_own_preset_keeps_its_function(function: str) -> None:
+    stored = ramp(np.uint16, 400)
+    data = build_dicom(
+        stored, WindowCenter=[150, 90], WindowWidth=[200, 60], VOILUTFunction=function
+    )
+    as_it_is = decode(data)
+    np.testing.assert_array_equal(decode(data, window=(150.0, 200.0)).pixels, as_it_is.pixels)
+    second = _apply_window(stored.astype(float), centre=90.0, width=60.0, function=function)
+    np.testing.assert_array_equal(
+        decode(data, window=(90.0, 60.0)).pixels[:, :, 0],
+        np.round(np.clip(second, 0, 1) * 255),
+    )
+    free = _apply_window(stored.astype(float), centre=150.0, width=201.0, function="LINEAR")
+    np.testing.assert_array_equal(
+        decode(data, window=(150.0, 201.0)).pixels[:, :, 0], np.round(np.clip(free, 0, 1) * 255)
+    )
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_bits_that_lie_high_are_moved_down(is_signed: bool) -> None:
+    values = ramp(np.int16 if is_signed else np.uint16, 3000) - (1500 if is_signed else 0)
+    tags = {"WindowCenter": 700, "WindowWidth": 900, "BitsStored": 12}
+    low = build_dicom(values, **tags, HighBit=11)
+    high = build_dicom(values * 16 + 5, **tags, HighBit=15)  # what lies below is no image
+    np.testing.assert_array_equal(decode(high).pixels, decode(low).pixels)
+    colour = np.stack([ramp(np.uint16, 4095)] * 3, axis=2)
+    rgb = {"PhotometricInterpretation": "RGB", "BitsStored": 12}
+    np.testing.assert_array_equal(
+        decode(build_dicom(colour * 16, **rgb, HighBit=15)).pixels,
+        decode(build_dicom(colour, **rgb, HighBit=11)).pixels,
+    )
+    np.testing.assert_array_equal(  # bit 16 of 16 does not exist
+        decode(build_dicom(colour, **rgb, HighBit=16)).pixels,
+        decode(build_dicom(colour, **rgb, HighBit=11)).pixels,
+    )
+
+
 def test_frames_of_a_dicom_and_its_colour(rng: np.random.Generator) -> None:
     stored = rng.integers(0, 255, (3, 6, 5), dtype=np.uint8)
     data = build_dicom(stored, WindowCenter=128, WindowWidth=256)

@@ -67,6 +67,7 @@ def test_everything_a_page_shows_is_there(tiny_bundle: ModelBundle, diagnosed: D
     assert diagnosed.map_xy is not None
     assert np.all((low <= diagnosed.map_xy) & (diagnosed.map_xy <= high))
     assert diagnosed.members[0].probabilities == diagnosed.probabilities
+    assert diagnosed.sha256 == eye(900001).sha256
 
 
 def test_company_changes_nothing(tiny_bundle: ModelBundle, diagnosed: Diagnosis) -> None:

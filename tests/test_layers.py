@@ -9,12 +9,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
     -1: {"errors"},  # below everything: every module may raise
-    0: {"config", "diagnosis"},
+    0: {"config", "diagnosis", "pdf_text"},
     1: {
         "image_io",
         "transforms",
         "phantom",
         "selection",
+        "manifest",
         "corruptions",
         "proportions",
         "engine",

@@ -71,6 +71,18 @@ def test_names_in_any_letters_and_markup_are_set(tiny_ensemble: Ensemble, case: 
     assert b"STSong-Light" in data  # the only font here that has the letters
 
 
+def test_a_class_in_any_letters_is_set_in_the_members_table(
+    tiny_ensemble: Ensemble, case: Diagnosis
+) -> None:
+    names = {"normal": "正常", case.disease_class: "肺炎"}
+    members = tuple(
+        dataclasses.replace(m, probabilities={names[c]: p for c, p in m.probabilities.items()})
+        for m in case.members
+    )
+    odd = dataclasses.replace(case, disease_class="肺炎", members=members)
+    assert "probability of 肺炎" in read(build_pdf(tiny_ensemble, odd))
+
+
 def test_a_rejected_file_has_no_report(tiny_ensemble: Ensemble) -> None:
     rejected = reject("a", ImageError("no"), model=tiny_ensemble)
     with pytest.raises(ImageError, match="not read"):

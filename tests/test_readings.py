@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.assessment.answering import read_columns, run_evaluation
+from core.assessment.answering import run_evaluation
 from core.assessment.readings import (
     Evaluation,
     list_evaluations,
@@ -163,12 +163,6 @@ def test_the_curve_of_k_is_the_vote_at_that_k(model: Ensemble, evaluation: Evalu
     k = member.contents.calibration.k
     calls = evaluation.member_p[index] > 0.5  # calibration keeps the side of 0.5
     assert curve[k] == pytest.approx(np.mean(calls == evaluation.is_disease))
-
-
-def test_columns_follow_the_keys(tmp_path: Path) -> None:
-    (tmp_path / "manifest.csv").write_text("file,split,label,age\nb.png,test,x,70\na.png,test,y,\n")
-    assert read_columns(tmp_path, ("a.png", "b.png", "c.png")) == {"age": ("", "70", "")}
-    assert read_columns(tmp_path / "none", ("a",)) == {}
 
 
 def test_robustness_counts_the_same_images_at_every_level(model: Ensemble, data: Dataset) -> None:

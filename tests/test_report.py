@@ -1,5 +1,6 @@
 """The report: every figure is the evaluation's, nothing is fetched, every CLAIM item is placed."""
 
+import dataclasses
 import io
 import re
 import shutil
@@ -10,11 +11,13 @@ from pypdf import PdfReader
 
 from core.assessment import assess
 from core.assessment.readings import save_study
-from core.config import Settings
+from core.bundle import ModelBundle
+from core.config import Settings, build_preset
 from core.errors import CheckpointError, ConfigError
 from core.report import build_report, to_html, to_pdf, write_report
-from core.report.blocks import Report
+from core.report.blocks import Paragraph, Report, Section, TableBlock
 from core.report.claim import IN_PART, ITEMS
+from core.report.recipe import say_choice, say_fitting, say_network, say_validation
 
 ROBUSTNESS = {
     "n": 8,
@@ -80,6 +83,48 @@ def test_sections_come_in_the_order_of_the_checklist(report: Report) -> None:
     assert methods == sorted(methods)
 
 
+def test_methods_are_those_of_the_run(tiny_bundle: ModelBundle) -> None:
+    robust = dataclasses.replace(tiny_bundle.config, run=build_preset("offline"))
+    network = say_network(robust)
+    assert "principal components" in network
+    assert "values drawn by seed" not in network
+    assert "4 crops at other exposures" in network
+    fitting = say_fitting(robust)
+    assert "0.5 of the untrained ones (Wortsman et al. 2022" in fitting
+    assert "1 times the cross-entropy of a helping" in fitting
+    assert "rise over the first 20%" in fitting
+    assert "dropout" not in (network + fitting).lower()
+    assert "within one standard error" in say_choice(robust)
+
+    plain = dataclasses.replace(robust, run=build_preset("offline", recipe="report"))
+    assert "values drawn by seed 0" in say_network(plain)
+    assert "dropout 0.5" in say_network(plain)
+    assert not {"Wortsman", "helping", "rise"} & set(say_fitting(plain).replace(",", "").split())
+    assert "the one with the best validation accuracy" in say_choice(plain)
+
+    objective = dataclasses.replace(robust.run.objective, name="cross-entropy")
+    bare = dataclasses.replace(robust, run=dataclasses.replace(robust.run, objective=objective))
+    assert "do not vote" in say_network(bare)
+    assert "no K" in say_choice(bare)
+    assert "untrained" not in say_fitting(bare)  # only nets with adapters are averaged
+
+
+@pytest.mark.parametrize(
+    ("keys", "groups", "said"),
+    [
+        (["val/a.png"], [""], "is the split that came with the data."),
+        (["a.png"], ["val:7"], "is the split that came with the data."),
+        (["train/a.png"], ["train:7"], "is about 15% of training"),
+        (["a.png"], [""], "or, where none came, about 15% of training"),
+    ],
+)
+def test_where_validation_comes_from_is_said_as_far_as_known(
+    tiny_bundle: ModelBundle, keys: list[str], groups: list[str], said: str
+) -> None:
+    config = dataclasses.replace(tiny_bundle.config, run=build_preset("offline"))
+    assert said in say_validation(config, {"validation_answers": {"keys": keys, "groups": groups}})
+
+
 def test_the_html_stands_alone_and_holds_the_figures(
     report: Report, directory: Path, name: str
 ) -> None:
@@ -108,12 +153,21 @@ def test_the_pdf_has_the_same_text(report: Report) -> None:
 
 
 def test_foreign_names_are_text_not_markup(report: Report) -> None:
-    import dataclasses
-
     strange = dataclasses.replace(report, title="<b>a & b</b>")
     assert "&lt;b&gt;a &amp; b" in to_html(strange)
     text = PdfReader(io.BytesIO(to_pdf(strange))).pages[0].extract_text()
     assert "<b>a & b</b>" in text
+
+
+def test_chinese_names_are_set_in_a_font_that_has_them() -> None:
+    table = TableBlock(("列 <a>", "n"), (("肺炎 ± 1", "2"),))
+    section = Section("小结", (1,), (Paragraph("数据：胸片"), table))
+    report = Report("评估", "数据", is_synthetic=False, sections=(section,))
+    data = to_pdf(report)
+    text = PdfReader(io.BytesIO(data)).pages[0].extract_text()
+    for words in ("评估", "小结", "数据：胸片", "列 <a>", "肺炎 ± 1"):
+        assert words in text, words
+    assert b"STSong-Light" in data
 
 
 def test_files_are_written_and_refusals_are_said(

@@ -42,6 +42,18 @@ def test_many_numbers_become_four_parts_of_equal_size(rng: np.random.Generator) 
         assert row.auroc_ci95[0] <= row.auroc <= row.auroc_ci95[1]
 
 
+@pytest.mark.parametrize(
+    ("first", "named"), [(20200101, "20200101 – 20200111"), (0.0, "0 – 9.75"), (1e-9, "")]
+)
+def test_parts_of_numbers_that_lie_close_are_told_apart(first: float, named: str) -> None:
+    truth = np.arange(40) % 2 == 0
+    step = 1e-12 if first == 1e-9 else 1
+    rows = split_by(truth, truth * 0.8, [repr(first + step * i) for i in range(40)])
+    assert [row.n for row in rows] == [10] * 4
+    assert len({row.value for row in rows}) == 4
+    assert named in [row.value for row in rows] or not named
+
+
 def test_patients_not_images_make_a_group_large() -> None:
     truth = np.arange(60) % 2 == 0
     probs = np.where(truth, 0.9, 0.2)

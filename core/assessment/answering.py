@@ -3,12 +3,10 @@
 Owns what an ``Evaluation`` is filled with; where it is kept is in ``readings``.
 """
 
-import csv
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +19,9 @@ from core.ensemble import Model
 from core.image_io import encode_jpeg, thumbnail
 from core.inference import SplitReading, describe_reading, read_split
 from core.knn import search_k
+from core.manifest import read_columns
 
 _THUMBNAIL_PX = 192
-_OWN_COLUMNS = {"file", "split", "label", "mask"}
 _N_NEAREST = 5
 
 
@@ -114,16 +112,3 @@ def _draw_thumbnails(dataset: Dataset, split: str, keys: Sequence[str]) -> tuple
         encode_jpeg(thumbnail(load_record(records[key]).pixels, max_px=_THUMBNAIL_PX))
         for key in keys
     )
-
-
-def read_columns(root: Path, keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Columns of the data's manifest.csv that we do not use ourselves, in the order of the keys."""
-    path = root / "manifest.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        rows = {(row.get("file") or "").strip(): row for row in csv.DictReader(handle)}
-    names = [n for n in next(iter(rows.values()), {}) if n and n not in _OWN_COLUMNS]
-    return {
-        name: tuple((rows.get(key, {}).get(name) or "").strip() for key in keys) for name in names
-    }

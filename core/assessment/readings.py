@@ -217,6 +217,7 @@ def _build(record: dict[str, Any], arrays: dict[str, Any], *, model_id: str) -> 
         record[key] = tuple(record[key])
     for key in ("columns", "k_curves", "k_validation"):
         record[key] = {name: tuple(values) for name, values in record[key].items()}
+    record["columns"].pop("group", None)  # kept when a patient still counted as a subgroup
     record.setdefault("gallery_id", "")  # kept before galleries had versions
     # A copied or renamed model goes by its new name.
     record["result"] = {**record["result"], "model_id": model_id}

@@ -169,7 +169,12 @@ def _decode(
     bits = int(dataset.get("BitsStored") or bits_allocated)
     # pylibjpeg-rle panics on damaged data with a BaseException, which nothing here may catch
     is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
+    n_below = _find_bits_below(dataset, bits, bits_allocated)
+    if n_below:
+        dataset.BitsStored = bits + n_below  # pydicom keeps the lowest bits alone
     stored = pixel_array(dataset, index=frame, decoding_plugin="pydicom" if is_rle else "")
+    if n_below:
+        stored = stored >> n_below
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         return DecodedDicom(_apply_palette(dataset, stored), bits, n_frames)
     if stored.ndim == 3:
@@ -178,6 +183,19 @@ def _decode(
     shades = show_grey(dataset, stored, frame=frame, window=window, invert=invert)
     pixels = np.repeat(shades.grey[:, :, None], 3, axis=2)
     return DecodedDicom(pixels, bits, n_frames, shades.window, shades.presets, shades.value_range)
+
+
+def _find_bits_below(dataset: Dataset, bits: int, bits_allocated: int) -> int:
+    """How many bits of a cell lie below the value (PS3.5 section 8.1.1), by HighBit.
+
+    A HighBit that cannot be counts as absent; a JPEG frame says by itself where its bits are.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    high = dataset.get("HighBit")
+    if high is None or (syntax.is_encapsulated and syntax != RLELossless):
+        return 0
+    n_below = int(high) + 1 - bits
+    return n_below if 0 < n_below <= bits_allocated - bits else 0
 
 
 def _check_transfer_syntax(dataset: Dataset) -> None:

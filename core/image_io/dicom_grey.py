@@ -75,20 +75,25 @@ def show_grey(
         dataset: the image; not modified.
         stored: (H, W) stored values.
         frame: index, for tags kept per frame.
-        window: centre and width that replace the file's.
+        window: centre and width that replace the file's. One of the file's presets is applied by
+            the file's VOI LUT function, any other linearly.
         invert: swap bright and dark at the end; padding stays black.
     """
     display = _collect_display_tags(dataset, frame)
     is_little = bool(dataset.file_meta.TransferSyntaxUID.is_little_endian)
     is_padding = _find_padding(dataset, stored)
     values = _apply_modality(display, stored, is_little=is_little)
+    presets = _list_presets(display)
+    function = str(display.get("VOILUTFunction") or "LINEAR").upper()
     shares, used = None, window
     if window is not None:
-        shares = _apply_window(values, centre=window[0], width=window[1], function="LINEAR")
+        is_own = window in [(preset.centre, preset.width) for preset in presets]
+        shares = _apply_window(
+            values, centre=window[0], width=window[1], function=function if is_own else "LINEAR"
+        )
     elif (table := _find_table(display, "VOILUTSequence")) is not None:
         shares = _look_up(values, table, is_little=is_little, in_shares=True)
     elif (used := _find_window(display)) is not None:
-        function = str(display.get("VOILUTFunction") or "LINEAR").upper()
         shares = _apply_window(values, centre=used[0], width=used[1], function=function)
     if shares is not None:
         grey = np.round(np.clip(np.nan_to_num(shares), 0.0, 1.0) * 255).astype(np.uint8)
@@ -104,7 +109,7 @@ def show_grey(
     return Shades(
         grey=np.where(is_shown, grey, 0).astype(np.uint8),
         window=used,
-        presets=_list_presets(display),
+        presets=presets,
         value_range=(float(seen.min()), float(seen.max())),
     )
 

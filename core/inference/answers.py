@@ -123,6 +123,7 @@ def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
         map_xy=(float(xy[0]), float(xy[1])),
         pixels=shown,
         abstain_reason=reason,
+        sha256=image.sha256,
         frame=image.frame,
         window=image.window,
         is_inverted=image.is_inverted,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from core.assessment import readings
 from core.assessment.readings import Evaluation
-from core.bundle import read_bundle_config
+from core.bundle import BundleConfig, read_bundle_config
 from core.intervals import Figure, compute_headlines
 from core.registry import find_model
 from core.report import claim
@@ -22,6 +22,7 @@ from core.report.methods import (
     describe_reference,
     describe_training,
 )
+from core.report.recipe import say_way
 from core.report.results import (
     FIGURE_NAMES,
     count_images,
@@ -50,7 +51,7 @@ def build_report(checkpoints_dir: Path, model_id: str, name: str) -> Report:
         evaluation.is_disease, evaluation.p_disease, groups=evaluation.groups
     )
     sections = [
-        _summarise(evaluation, headlines),
+        _summarise(evaluation, headlines, members),
         describe_purpose(evaluation),
         describe_data(evaluation),
         describe_reference(),
@@ -81,8 +82,12 @@ def build_report(checkpoints_dir: Path, model_id: str, name: str) -> Report:
     )
 
 
-def _summarise(evaluation: Evaluation, headlines: Sequence[Figure]) -> Section:
+def _summarise(
+    evaluation: Evaluation, headlines: Sequence[Figure], members: Sequence[BundleConfig]
+) -> Section:
     by_key = {figure.key: figure for figure in headlines}
+    names = dict.fromkeys(info.name for config in members for info in config.backbones)
+    ways = dict.fromkeys(say_way(config.run) for config in members)
     parts = ", ".join(
         f"{FIGURE_NAMES[key]} {say_figure(by_key[key])}"
         for key in ("accuracy", "auroc", "sensitivity", "specificity")
@@ -92,9 +97,9 @@ def _summarise(evaluation: Evaluation, headlines: Sequence[Figure]) -> Section:
         (1, 2),
         (
             Paragraph(
-                "Retrospective evaluation of a deep-learning model: two convolutional or "
-                "transformer backbones, a metric embedding, and a vote of the nearest training "
-                f"images between {evaluation.other_class} and {evaluation.disease_class}."
+                f"Retrospective evaluation of a deep-learning model on {', '.join(names)} that "
+                f"tells {evaluation.other_class} from {evaluation.disease_class} by "
+                f"{' and by '.join(ways)}."
             ),
             Paragraph(f"On {len(evaluation.keys)} images: {parts} (95 % intervals)."),
         ),

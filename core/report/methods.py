@@ -8,6 +8,7 @@ from pathlib import Path
 from core.assessment.readings import Evaluation
 from core.bundle import BundleConfig, read_json
 from core.report.blocks import Block, Paragraph, Section, TableBlock
+from core.report.recipe import say_choice, say_fitting, say_network, say_validation
 
 _PACKAGES = ("torch", "timm", "faiss-cpu", "scikit-learn", "grad-cam", "numpy")
 
@@ -35,8 +36,9 @@ def describe_data(evaluation: Evaluation) -> Section:
         (7, 8, 9, 10, 12),
         (
             Paragraph(
-                f"Source: {evaluation.data_name}, identified by its content as "
-                f"{evaluation.result['data']}. Every readable image of the split is included; "
+                f"Source: {evaluation.data_name}, identified as {evaluation.result['data']}, a "
+                "short hash of the files' names, labels, patients, given splits and sizes and of "
+                "a sample of each file's bytes. Every readable image of the split is included; "
                 f"{len(unreadable)} could not be read and were left out."
             ),
             Paragraph(
@@ -62,20 +64,22 @@ def describe_reference() -> Section:
 
 
 def describe_partitions(members: Sequence[BundleConfig], checkpoints_dir: Path) -> Section:
-    rows = []
+    rows, origins = [], []
     for config in members:
         metrics = read_json(checkpoints_dir / config.model_id / "metrics.json")
         n_val = metrics["validation"]["n"]
         rows.append((config.model_id, config.data_id, str(metrics["n_gallery"]), str(n_val)))
+        origins.append(Paragraph(say_validation(config, metrics)))
     return Section(
         "Partitions",
         (19, 20),
         (
             Paragraph(
-                "Training and test come apart with the data; validation is drawn from training, "
-                "stratified by class, whole patients together where patients are known. A copy of "
-                "a training image, or another image of its patient, never votes on itself."
+                "Training and test come apart with the data. A training image that is a copy of "
+                "the image asked about, or of the same patient in the same split of the data, "
+                "has no vote on it."
             ),
+            *origins,
             TableBlock(
                 ("model", "training data", "training images", "validation images"), (*rows,)
             ),
@@ -101,11 +105,10 @@ def describe_model(members: Sequence[BundleConfig]) -> Section:
         (22, 23, 24),
         (
             Paragraph(
-                "Each backbone is cut into a frozen pretrained trunk and a trained tail; the "
-                "pooled features go through an adapter to a unit embedding; the answer is the "
-                "1/distance-weighted vote of the K nearest training images, calibrated on "
-                "validation. Adapters start from seeded random values."
+                "Each backbone is cut into a frozen trunk and a trained tail, whose features are "
+                "pooled and joined."
             ),
+            *(Paragraph(say_network(config)) for config in members),
             TableBlock(("model", "backbone", "input", "embedding", "trunk"), (*rows,)),
             Paragraph(f"Python {platform.python_version()}, {versions}."),
         ),
@@ -129,8 +132,9 @@ def describe_training(members: Sequence[BundleConfig], checkpoints_dir: Path) ->
         )
     blocks: list[Block] = [
         TableBlock(("model", "recipe", "optimisation (AdamW, cosine)", "seed", "chosen"), (*rows,)),
-        *(Paragraph(_describe_views(config)) for config in members),
-        Paragraph("K is the one with the best validation accuracy; nothing was chosen on test."),
+        *(Paragraph(say_fitting(config)) for config in members),
+        *(Paragraph(say_choice(config)) for config in members),
+        Paragraph("Nothing was chosen on test."),
     ]
     if len(members) > 1:
         blocks.append(
@@ -140,21 +144,6 @@ def describe_training(members: Sequence[BundleConfig], checkpoints_dir: Path) ->
             )
         )
     return Section("Training", (25, 26, 27) if len(members) > 1 else (25, 26), (*blocks,))
-
-
-def _describe_views(config: BundleConfig) -> str:
-    """How training images are varied, in words."""
-    run = config.run
-    how = run.preprocess
-    cut = f"{how.crop_scale_min:.0%} to {how.crop_scale_max:.0%}"
-    return (
-        f"{config.model_id}: {run.train.n_views} varied views of every training image beside the "
-        f"clean one: random crop of {cut} of the area, flips (horizontal {how.horizontal_flip:g}, "
-        f"vertical {how.vertical_flip:g}), rotation to ±{how.rotation_deg:g} degrees, brightness "
-        f"±{how.brightness:.0%}, contrast ±{how.contrast:.0%}, gamma {how.gamma:g}, blur "
-        f"{how.blur:g} px, noise {how.noise:g}, stretch {how.stretch:g}, shift {how.shift:g}. "
-        f"Dropout {run.embedder.dropout:g}."
-    )
 
 
 def describe_methods(evaluation: Evaluation) -> Section:

@@ -1,7 +1,6 @@
 """A report as PDF (A4), by reportlab."""
 
 import io
-from html import escape
 from pathlib import Path
 
 import matplotlib
@@ -25,6 +24,7 @@ from reportlab.platypus import (
 from reportlab.platypus import Paragraph as Words
 
 from core.diagnosis import RESEARCH_USE
+from core.pdf_text import spell
 from core.report.blocks import Block, Paragraph, Picture, Pictures, Report, Section, TableBlock
 
 _FONT, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # matplotlib's: Latin, Greek, Cyrillic, signs
@@ -50,9 +50,9 @@ def to_pdf(report: Report) -> bytes:
     if report.is_synthetic:
         notice = f"SYNTHETIC: drawn images, no patients. {notice}"
     story: list[Flowable] = [
-        Words(escape(report.title, quote=False), _TITLE),
-        Words(escape(report.subtitle, quote=False), _TEXT),
-        Words(escape(notice, quote=False), _NOTICE),
+        Words(_spell(report.title), _TITLE),
+        Words(_spell(report.subtitle), _TEXT),
+        Words(_spell(notice), _NOTICE),
     ]
     for section in report.sections:
         story += _section(section)
@@ -78,6 +78,10 @@ def _register_fonts() -> None:
             pdfmetrics.registerFont(TTFont(name, str(folder / f"{name}.ttf")))
 
 
+def _spell(text: str) -> str:
+    return spell(text, font=_FONT)
+
+
 def _number_page(canvas: Canvas, document: SimpleDocTemplate) -> None:
     canvas.setFont(_FONT, 7)
     canvas.setFillColor(colors.HexColor("#5f6270"))
@@ -88,7 +92,7 @@ def _number_page(canvas: Canvas, document: SimpleDocTemplate) -> None:
 def _section(section: Section) -> list[Flowable]:
     items = ", ".join(str(item) for item in section.items)
     note = f'  <font size="7" color="#5f6270">CLAIM {items}</font>' if items else ""
-    head = Words(escape(section.title, quote=False) + note, _HEAD)
+    head = Words(_spell(section.title) + note, _HEAD)
     blocks = [flowable for block in section.blocks for flowable in _block(block)]
     # a heading never stands alone at the foot of a page
     return [KeepTogether([head, *blocks[:1]]), *blocks[1:]]
@@ -96,15 +100,15 @@ def _section(section: Section) -> list[Flowable]:
 
 def _block(block: Block) -> list[Flowable]:
     if isinstance(block, Paragraph):
-        return [Words(escape(block.text, quote=False), _TEXT)]
+        return [Words(_spell(block.text), _TEXT)]
     if isinstance(block, TableBlock):
         return [_table(block), Spacer(1, 5)]
     return [_pictures(block), Spacer(1, 4)]
 
 
 def _table(block: TableBlock) -> Table:
-    rows = [[Words(f"<b>{escape(cell, quote=False)}</b>", _CELL) for cell in block.header]]
-    rows += [[Words(escape(cell, quote=False), _CELL) for cell in row] for row in block.rows]
+    rows = [[Words(f"<b>{_spell(cell)}</b>", _CELL) for cell in block.header]]
+    rows += [[Words(_spell(cell), _CELL) for cell in row] for row in block.rows]
     table = Table(rows, colWidths=_share_width(block), repeatRows=1, hAlign="LEFT")
     table.setStyle(
         TableStyle(
@@ -156,4 +160,4 @@ def _pictures(block: Pictures) -> Table:
 def _picture(picture: Picture, width: float) -> list[Flowable]:
     pixels_w, pixels_h = ImageReader(io.BytesIO(picture.png)).getSize()
     image = Image(io.BytesIO(picture.png), width=width, height=width * pixels_h / pixels_w)
-    return [image, Words(escape(picture.caption, quote=False), _SMALL)]
+    return [image, Words(_spell(picture.caption), _SMALL)]

@@ -1,0 +1,34 @@
+"""Foreign words in a PDF: safe as reportlab's markup, and in a font that has their letters.
+
+Letters that the text's own font lacks are set in the reader's Chinese font (STSong-Light, not
+embedded).
+"""
+
+import itertools
+from xml.sax.saxutils import escape
+
+from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.cidfonts import UnicodeCIDFont
+from reportlab.pdfbase.ttfonts import TTFont
+
+_CHINESE = "STSong-Light"
+
+
+def spell(text: str, *, font: str) -> str:
+    """Markup of a paragraph that shows the text as it is.
+
+    Args:
+        text: any letters; ``<`` and ``&`` stay themselves.
+        font: registered name of the font that the paragraph is set in.
+    """
+    if _CHINESE not in pdfmetrics.getRegisteredFontNames():
+        pdfmetrics.registerFont(UnicodeCIDFont(_CHINESE))
+    drawn = pdfmetrics.getFont(font)
+
+    def has(letter: str) -> bool:
+        if isinstance(drawn, TTFont):
+            return ord(letter) in drawn.face.charToGlyph
+        return ord(letter) < 256  # the built-in fonts
+
+    runs = [(known, escape("".join(run))) for known, run in itertools.groupby(text, has)]
+    return "".join(run if known else f'<font name="{_CHINESE}">{run}</font>' for known, run in runs)
