@@ -158,10 +158,21 @@ class Gallery:
         )
 
     def find_related(self, *, sha256: str, group: str = "") -> dict[int, str]:
-        """Return the rows that may not vote on an image, each with "duplicate" or "group"."""
-        related = dict.fromkeys(self._rows_by_group.get(group, ()) if group else (), "group")
-        related.update(dict.fromkeys(self._rows_by_sha256.get(sha256, ()), "duplicate"))
-        return related
+        """Return the rows that may not vote on an image, each with "duplicate" or "group".
+
+        A copy of a gallery image brings its whole patient.
+
+        Args:
+            sha256: of the image's file; empty where unknown.
+            group: its patient; empty where unknown.
+        """
+        copies = self._rows_by_sha256.get(sha256, [])
+        related = {
+            row: "group"
+            for patient in dict.fromkeys([group, *(self.groups[row] for row in copies)])
+            for row in self._rows_by_group.get(patient, [])
+        }
+        return related | dict.fromkeys(copies, "duplicate")
 
     @cached_property
     def _rows_by_group(self) -> dict[str, list[int]]:
@@ -173,9 +184,11 @@ class Gallery:
 
 
 def _index_rows(names: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each name; empty text names nothing."""
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
-        rows.setdefault(name, []).append(row)
+        if name:
+            rows.setdefault(name, []).append(row)
     return rows
 
 
@@ -352,10 +365,11 @@ def search_k(
 
     Reference: Breiman et al. 1984, Classification and Regression Trees, section 3.4.3 (the rule).
     """
-    fitting = sorted({k for k in candidates if k <= len(gallery.voters)})
+    n_voters = len(gallery.voters)
+    fitting = sorted({k for k in candidates if k <= n_voters})
     if not fitting:
         raise DataError(
-            f"K is searched among {sorted(candidates)}, but the gallery has only {len(gallery.voters)} "
+            f"K is searched among {sorted(candidates)}, but the gallery has only {n_voters} "
             "images; add images or set knn.k_candidates.",
             code="knn.k",
         )

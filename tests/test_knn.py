@@ -124,11 +124,21 @@ def test_a_query_votes_alone_as_in_any_batch(rng: np.random.Generator) -> None:
     assert scores[0].accuracy == np.mean(np.array(calls) == [0, 1, 0, 1, 0])
 
 
+def test_a_copy_brings_its_whole_patient(rng: np.random.Generator) -> None:
+    gallery = build_gallery(
+        random_unit(rng, 4), [0, 0, 1, 1], groups=("p1", "p1", "", "p2"), sha256=("a", "b", "c", "")
+    )
+    assert gallery.find_related(sha256="a") == {0: "duplicate", 1: "group"}
+    assert gallery.find_related(sha256="a", group="p2") == {0: "duplicate", 1: "group", 3: "group"}
+    assert gallery.find_related(sha256="c") == {2: "duplicate"}
+    assert gallery.find_related(sha256="", group="") == {}
+
+
 def test_relatives_are_found_by_hash_and_by_patient(rng: np.random.Generator) -> None:
     gallery = build_gallery(
         random_unit(rng, 4), [0, 0, 1, 1], groups=("p1", "p1", "", "p2"), sha256=("a", "b", "a", "")
     )
-    assert gallery.find_related(sha256="a") == {0: "duplicate", 2: "duplicate"}
+    assert gallery.find_related(sha256="a") == {0: "duplicate", 1: "group", 2: "duplicate"}
     assert gallery.find_related(sha256="b", group="p1") == {0: "group", 1: "duplicate"}
     assert gallery.find_related(sha256="z", group="") == {}
 
