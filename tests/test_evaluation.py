@@ -17,6 +17,7 @@ from core.evaluation import (
     fit_calibration,
     rank_auroc,
 )
+from core.proportions import measure_share
 
 
 def test_report_by_hand() -> None:
@@ -68,6 +69,14 @@ def test_images_of_one_patient_widen_the_interval(rng: np.random.Generator) -> N
     groups = [f"p{i // 10}" for i in range(400)]
     alone, grouped = evaluate(truth, probs), evaluate(truth, probs, groups=groups)
     assert np.ptp(grouped.accuracy_ci95) > 1.5 * np.ptp(alone.accuracy_ci95)
+
+
+def test_no_mistake_among_few_patients_is_not_certainty() -> None:
+    truth = np.array([False, True] * 4)
+    groups = [f"p{i // 2}" for i in range(8)]
+    report = evaluate(truth, np.where(truth, 0.9, 0.1), groups=groups)
+    share = measure_share(np.ones(8, dtype=bool), groups=groups)
+    assert report.accuracy_ci95 == (share.low, share.high) == (pytest.approx(0.51, abs=0.01), 1.0)
 
 
 def test_temperature_cools_overconfidence_and_keeps_every_answer(rng: np.random.Generator) -> None:
