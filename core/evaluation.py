@@ -198,7 +198,7 @@ def fit_calibration(
     for kept, judged in folds:
         for name, fit in (("temperature", _fit_temperature), ("isotonic", _fit_isotonic)):
             held_out[name][judged] = fit(truth[kept], scores[kept], k).apply(scores[judged])
-    by_image = {name: -np.log(np.where(truth, p, 1.0 - p)) for name, p in held_out.items()}
+    by_image = {name: _compute_log_loss(truth, p) for name, p in held_out.items()}
     losses = {name: float(loss.mean()) for name, loss in by_image.items()}
     gains = by_image["temperature"] - by_image["isotonic"]
     is_curved = gains.mean() > _Z_95 * gains.std(ddof=1) / np.sqrt(len(gains))
@@ -214,6 +214,15 @@ def fit_calibration(
     )
 
 
+def _compute_log_loss(
+    truth: NDArray[np.bool_], p_disease: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(N,) log loss of each image; a certainty that was wrong costs much, not everything."""
+    said = np.where(truth, p_disease, 1.0 - p_disease)
+    losses: NDArray[np.float64] = -np.log(np.clip(said, _TINY, 1.0 - _TINY))
+    return losses
+
+
 def _fit_temperature(
     truth: NDArray[np.bool_], p_disease: NDArray[np.float64], k: int
 ) -> Calibration:
@@ -222,7 +231,7 @@ def _fit_temperature(
 
     def loss(log_temperature: float) -> float:
         probs = expit(scores / np.exp(log_temperature))
-        return float(log_loss(truth, probs, labels=[False, True]))
+        return float(log_loss(truth, probs, labels=[False, True]))  # which clips them
 
     best = minimize_scalar(loss, bounds=tuple(np.log(_TEMPERATURES)), method="bounded")
     return Calibration(float(np.exp(best.x)), k)

@@ -115,6 +115,15 @@ def test_a_bent_score_takes_the_isotonic_curve(rng: np.random.Generator) -> None
     assert fitted.ece_after < fitted.ece_before
 
 
+def test_one_certain_false_alarm_does_not_decide_and_leaves_valid_json() -> None:
+    """The other folds are apart: their temperature makes the held-out vote of 1 a certainty."""
+    scores = np.concatenate([np.full(150, 0.3), np.full(150, 0.505), np.full(150, 0.7), [1.0]])
+    truth = scores == 0.7
+    fitted = fit_calibration(truth, scores, k=0)
+    assert fitted.method == "isotonic"
+    json.dumps(dataclasses.asdict(fitted), allow_nan=False)
+
+
 def test_a_few_mistaken_validation_images_do_not_bend_the_curve(
     rng: np.random.Generator,
 ) -> None:
