@@ -19,8 +19,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from core import registry
-from core.bundle import read_json, write_text
+from core.bundle import read_bundle_config, read_json, write_text
 from core.config import build_record
+from core.ensemble import mix_validation
 from core.errors import CheckpointError, ConfigError
 from core.evaluation import rank_auroc
 from core.model_comparison import find_comparison
@@ -91,10 +92,12 @@ def check_gate(directory: Path, candidate: str, *, limit: float = LIMIT) -> Verd
         changes = (found.accuracy_second - found.accuracy_first, -found.delong.difference)
         harmed = ", ".join(f"{s.column}={s.value}" for s in found.subgroups if s.is_harmed)
         return _weigh(old, new, limit, "comparison", found.n, changes, harmed)
-    answers = [_read_answers(directory, summary) for summary in (old, new)]
-    if answers[0] is None or answers[1] is None or answers[0][0] != answers[1][0]:
+    first, second = (_read_answers(directory, summary) for summary in (old, new))
+    if first is None or second is None or first[0] != second[0]:
         return _incomparable(old, new, limit, "they share no validation images")
-    (_, truth, p_old), (_, _, p_new) = answers[0], answers[1]
+    (_, truth, p_old), (_, truth_new, p_new) = first, second
+    if not np.array_equal(truth, truth_new):
+        return _incomparable(old, new, limit, "they name other classes for the same images")
     accuracy = float(np.mean((p_new > 0.5) == truth) - np.mean((p_old > 0.5) == truth))
     auroc = rank_auroc(truth, p_new) - rank_auroc(truth, p_old)
     return _weigh(old, new, limit, "validation", len(truth), (accuracy, auroc), "")
@@ -139,15 +142,14 @@ def _read_answers(directory: Path, summary: ModelSummary) -> _Answers | None:
     """Keys, truth and probabilities of a model's validation images; an ensemble mixes them."""
     names = summary.members or (summary.model_id,)
     stored = [read_json(directory / name / "metrics.json") for name in names]
-    answers: list[dict[str, Any]] = [m.get("validation_answers") or {} for m in stored]
-    if not all(answers) or any(a["keys"] != answers[0]["keys"] for a in answers):
+    data_ids = [read_bundle_config(directory / name).data_id for name in names]
+    weights = [metrics.get("validation", {}).get("accuracy", 1.0) for metrics in stored]
+    mixed = mix_validation(stored, data_ids=data_ids, weights=weights)
+    if mixed is None:
         return None
-    weights = [metrics["validation"]["accuracy"] for metrics in stored]
-    mixed = np.average([a["p_disease"] for a in answers], axis=0, weights=weights)
-    data = find_model(directory, names[0]).data_id
-    keys = [f"{data}:{key}" for key in answers[0]["keys"]]  # the same name in other data is another
-    truth = np.array(answers[0]["is_disease"], dtype=np.bool_)
-    return keys, truth, np.asarray(mixed, dtype=np.float64)
+    # the same name in other data is another image
+    keys = [f"{data_ids[0]}:{key}" for key in mixed["keys"]]
+    return keys, np.array(mixed["is_disease"], dtype=np.bool_), mixed["p_disease"]
 
 
 def activate(

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -205,7 +206,7 @@ def build_ensemble(
         disease_class=configs[0].class_names[configs[0].disease_index],
         min_val_accuracy=min_val_accuracy,
     )
-    joint = _measure_validation(metrics, [member.weight for member in records])
+    joint = _measure_validation(configs, metrics, [member.weight for member in records])
     temporary = directory / f".writing-{name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -262,15 +263,42 @@ def _admit(
     return MemberRecord(config.model_id, config.weights_sha256, accuracy)
 
 
-def _measure_validation(metrics: list[dict[str, Any]], weights: list[float]) -> dict[str, Any]:
-    """The vote's own validation figures, where all members hold the same images out."""
-    answers = [report.get("validation_answers", {}) for report in metrics]
-    joint: dict[str, Any] = {"n_gallery": max(int(report["n_gallery"]) for report in metrics)}
-    if any(answer.get("keys") != answers[0].get("keys") for answer in answers) or not answers[0]:
-        return joint
+def mix_validation(
+    metrics: Sequence[Mapping[str, Any]], *, data_ids: Sequence[str], weights: Sequence[float]
+) -> dict[str, Any] | None:
+    """What members say together of the validation images that all of them held out.
+
+    Args:
+        metrics: the content of each member's metrics.json.
+        data_ids: of each one's data: an equal name in other data is another image.
+        weights: of the vote.
+
+    Returns:
+        ``validation_answers`` with the mixed ``p_disease``, (N,) float64; None where the members
+        differ in the images or in their truth, or one kept no answers.
+    """
+    answers = [report.get("validation_answers") or {} for report in metrics]
+    asked = [
+        (data_id, answer.get("keys"), answer.get("is_disease"))
+        for data_id, answer in zip(data_ids, answers, strict=True)
+    ]
+    if not all(answers) or any(one != asked[0] for one in asked):
+        return None
     mixed = np.average([answer["p_disease"] for answer in answers], axis=0, weights=weights)
-    truth = np.array(answers[0]["is_disease"], dtype=bool)
-    report = evaluation.evaluate(truth, mixed, groups=answers[0]["groups"])
+    return {**answers[0], "p_disease": mixed}
+
+
+def _measure_validation(
+    configs: list[BundleConfig], metrics: list[dict[str, Any]], weights: list[float]
+) -> dict[str, Any]:
+    """The vote's own validation figures, where all members hold the same images out."""
+    joint: dict[str, Any] = {"n_gallery": max(int(report["n_gallery"]) for report in metrics)}
+    data_ids = [config.data_id for config in configs]
+    mixed = mix_validation(metrics, data_ids=data_ids, weights=weights)
+    if mixed is None:
+        return joint
+    truth = np.array(mixed["is_disease"], dtype=bool)
+    report = evaluation.evaluate(truth, mixed["p_disease"], groups=mixed["groups"])
     return {**joint, "validation": dataclasses.asdict(report)}
 
 

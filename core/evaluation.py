@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
-from scipy.stats import binomtest, rankdata
+from scipy.stats import rankdata
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import (
     average_precision_score,
@@ -25,7 +25,7 @@ from sklearn.metrics import (
 from sklearn.model_selection import StratifiedGroupKFold
 
 from core.errors import DataError, check_shape
-from core.proportions import find_clusters
+from core.proportions import find_clusters, measure_share
 
 _N_BOOTSTRAP = 2000
 _N_ECE_BINS = 10
@@ -105,14 +105,14 @@ def evaluate(
         seed: of the bootstrap.
 
     Returns:
-        The report. The accuracy interval is Wilson's without groups and the percentile bootstrap
-        with them; the AUROC interval is the percentile bootstrap (2000 resamples).
+        The report. The accuracy interval is that of ``measure_share``; the AUROC interval is the
+        percentile bootstrap (2000 resamples).
 
     Raises:
         ShapeError: lengths differ.
         DataError: no image, or only one class.
 
-    Reference: Wilson 1927, JASA 22, 209-212; Efron & Tibshirani 1993, ch. 13;
+    Reference: Efron & Tibshirani 1993, ch. 13 (the bootstrap);
     Naeini et al. 2015 (ECE, 10 equal-width bins of the predicted class's probability).
     """
     truth = np.asarray(is_disease, dtype=bool)
@@ -127,16 +127,12 @@ def evaluate(
     called = probs > 0.5
     tn, fp, fn, tp = (int(v) for v in confusion_matrix(truth, called).ravel())
     clusters = find_clusters(groups, len(truth))
-    accuracies, aurocs = _bootstrap(truth, probs, clusters, seed=seed)
-    if len(clusters) == len(truth):
-        interval = binomtest(tn + tp, len(truth)).proportion_ci(0.95, method="wilson")
-        accuracy_ci = (float(interval.low), float(interval.high))
-    else:
-        accuracy_ci = _percentiles(accuracies)
+    aurocs = _bootstrap(truth, probs, clusters, seed=seed)
+    right = measure_share(called == truth, groups=groups, seed=seed)
     return Report(
         n=len(truth),
         accuracy=(tn + tp) / len(truth),
-        accuracy_ci95=accuracy_ci,
+        accuracy_ci95=(right.low, right.high),
         balanced_accuracy=float(balanced_accuracy_score(truth, called)),
         auroc=float(roc_auc_score(truth, probs)),
         auroc_ci95=_percentiles(aurocs),
@@ -202,7 +198,7 @@ def fit_calibration(
     for kept, judged in folds:
         for name, fit in (("temperature", _fit_temperature), ("isotonic", _fit_isotonic)):
             held_out[name][judged] = fit(truth[kept], scores[kept], k).apply(scores[judged])
-    by_image = {name: -np.log(np.where(truth, p, 1.0 - p)) for name, p in held_out.items()}
+    by_image = {name: _compute_log_loss(truth, p) for name, p in held_out.items()}
     losses = {name: float(loss.mean()) for name, loss in by_image.items()}
     gains = by_image["temperature"] - by_image["isotonic"]
     is_curved = gains.mean() > _Z_95 * gains.std(ddof=1) / np.sqrt(len(gains))
@@ -218,6 +214,15 @@ def fit_calibration(
     )
 
 
+def _compute_log_loss(
+    truth: NDArray[np.bool_], p_disease: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(N,) log loss of each image; a certainty that was wrong costs much, not everything."""
+    said = np.where(truth, p_disease, 1.0 - p_disease)
+    losses: NDArray[np.float64] = -np.log(np.clip(said, _TINY, 1.0 - _TINY))
+    return losses
+
+
 def _fit_temperature(
     truth: NDArray[np.bool_], p_disease: NDArray[np.float64], k: int
 ) -> Calibration:
@@ -226,7 +231,7 @@ def _fit_temperature(
 
     def loss(log_temperature: float) -> float:
         probs = expit(scores / np.exp(log_temperature))
-        return float(log_loss(truth, probs, labels=[False, True]))
+        return float(log_loss(truth, probs, labels=[False, True]))  # which clips them
 
     best = minimize_scalar(loss, bounds=tuple(np.log(_TEMPERATURES)), method="bounded")
     return Calibration(float(np.exp(best.x)), k)
@@ -275,18 +280,17 @@ def _bootstrap(
     clusters: list[NDArray[np.int64]],
     *,
     seed: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Accuracy and AUROC of resampled patients; draws with one class only are drawn again."""
+) -> NDArray[np.float64]:
+    """AUROC of resampled patients; draws with one class only are drawn again."""
     rng = np.random.default_rng(seed)
-    accuracies, aurocs = list[float](), list[float]()
+    aurocs = list[float]()
     while len(aurocs) < _N_BOOTSTRAP:
         drawn = rng.integers(0, len(clusters), len(clusters))
         rows = np.concatenate([clusters[i] for i in drawn])
         if truth[rows].all() or not truth[rows].any():
             continue
-        accuracies.append(float(np.mean((probs[rows] > 0.5) == truth[rows])))
         aurocs.append(rank_auroc(truth[rows], probs[rows]))
-    return np.array(accuracies), np.array(aurocs)
+    return np.array(aurocs)
 
 
 def rank_auroc(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:

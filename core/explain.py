@@ -29,7 +29,6 @@ from core.transforms import merge_views, undo_views
 
 _MIN_DISTANCE = 1e-6
 _MIN_PROBABILITY = 1e-7
-_N_SPARE = 8  # candidates beyond k whose exact distance is taken
 
 
 class _AtLayerSize(BaseCAM):  # type: ignore[misc]
@@ -145,8 +144,8 @@ def find_class_neighbours(
     Raises:
         ShapeError: a class has no image left.
     """
-    # Rows are of unit length: the largest product is the nearest. Exact distances decide the rest.
-    closeness = gallery.embeddings @ embedding
+    # By subtraction: in a narrow cone, products of unit rows differ by less than their rounding.
+    distances = np.linalg.norm(gallery.embeddings - embedding, axis=1)
     is_open = np.ones(len(gallery), dtype=bool)
     is_open[[*excluded, *gallery.silent]] = False
     found = []
@@ -154,11 +153,7 @@ def find_class_neighbours(
         rows = np.flatnonzero((gallery.labels == label) & is_open)
         if len(rows) == 0:
             raise ShapeError(f"class {label} has no gallery image left to explain with.")
-        n_kept = k + _N_SPARE
-        if len(rows) > n_kept:
-            rows = np.sort(rows[np.argpartition(-closeness[rows], n_kept)[:n_kept]])
-        distances = np.linalg.norm(gallery.embeddings[rows] - embedding, axis=1)
-        found.append(rows[np.argsort(distances, kind="stable")[:k]])
+        found.append(rows[np.argsort(distances[rows], kind="stable")[:k]])
     return found
 
 

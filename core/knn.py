@@ -99,7 +99,7 @@ class Gallery:
         *,
         excluded: Sequence[NDArray[np.int64]] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Find the k nearest rows of each query.
+        """Find the k nearest rows of each query, whatever the other queries are.
 
         Args:
             queries: (Q, D) float32.
@@ -108,7 +108,8 @@ class Gallery:
 
         Returns:
             distances (Q, K) float32 ascending and rows (Q, K) int64; equal distances in row order
-            (of more than eight at the last place, any may come).
+            (of more than eight at the last place, any may come). A query with fewer rows left than
+            another has distance inf and row -1 at its end.
 
         Raises:
             ShapeError: wrong width, or k below 1.
@@ -119,10 +120,12 @@ class Gallery:
             raise ShapeError(f"k: expected at least 1, got {k}.")
         if excluded is not None and len(excluded) != len(queries):
             raise ShapeError(f"excluded: expected {len(queries)} lists, got {len(excluded)}.")
-        most = max((len(rows) for rows in excluded), default=0) if excluded is not None else 0
+        if excluded is not None and self.may_vote is not None:
+            excluded = [rows[self.may_vote[rows]] for rows in excluded]
+        sizes = [len(rows) for rows in excluded or ()]
+        least, most = min(sizes, default=0), max(sizes, default=0)
         n_voters = len(self.voters)
-        k = min(k, n_voters - most)
-        if k < 1:
+        if most >= n_voters:
             raise DataError(
                 "no gallery image is left to vote: all are duplicates or of its own group.",
                 code="knn.nobody",
@@ -132,12 +135,17 @@ class Gallery:
         faiss.cvar.distance_compute_blas_threshold = _MATRIX_QUERIES * queries.shape[1]
         _, places = self._index.search(queries - self._centre, n_wanted)
         found = self.voters[places]
-        distances = _exact_distances(queries, self.embeddings[found])
-        if excluded is not None:
-            for row, barred in enumerate(excluded):
-                distances[row, np.isin(found[row], barred)] = np.inf
-        order = np.lexsort((found, distances), axis=1)[:, :k]
-        return np.take_along_axis(distances, order, 1), np.take_along_axis(found, order, 1)
+        # By subtraction: FAISS's expanded form is not exactly zero for equal vectors.
+        apart = self.embeddings[found] - queries[:, None, :]
+        distances: NDArray[np.float32] = np.linalg.norm(apart, axis=2)
+        for row, barred in enumerate(excluded or ()):
+            distances[row, np.isin(found[row], barred)] = np.inf
+        order = np.lexsort((found, distances), axis=1)[:, : min(k, n_voters - least)]
+        distances = np.take_along_axis(distances, order, 1)
+        found = np.take_along_axis(found, order, 1)
+        if most > least:
+            found[np.isinf(distances)] = -1
+        return distances, found
 
     @cached_property
     def parts(self) -> tuple["Gallery", ...]:
@@ -150,10 +158,21 @@ class Gallery:
         )
 
     def find_related(self, *, sha256: str, group: str = "") -> dict[int, str]:
-        """Return the rows that may not vote on an image, each with "duplicate" or "group"."""
-        related = dict.fromkeys(self._rows_by_group.get(group, ()) if group else (), "group")
-        related.update(dict.fromkeys(self._rows_by_sha256.get(sha256, ()), "duplicate"))
-        return related
+        """Return the rows that may not vote on an image, each with "duplicate" or "group".
+
+        A copy of a gallery image brings its whole patient.
+
+        Args:
+            sha256: of the image's file; empty where unknown.
+            group: its patient; empty where unknown.
+        """
+        copies = self._rows_by_sha256.get(sha256, [])
+        related = {
+            row: "group"
+            for patient in dict.fromkeys([group, *(self.groups[row] for row in copies)])
+            for row in self._rows_by_group.get(patient, [])
+        }
+        return related | dict.fromkeys(copies, "duplicate")
 
     @cached_property
     def _rows_by_group(self) -> dict[str, list[int]]:
@@ -165,18 +184,12 @@ class Gallery:
 
 
 def _index_rows(names: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each name; empty text names nothing."""
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
-        rows.setdefault(name, []).append(row)
+        if name:
+            rows.setdefault(name, []).append(row)
     return rows
-
-
-def _exact_distances(
-    queries: NDArray[np.float32], found: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Distances by subtraction: FAISS's expanded form is not exactly zero for equal vectors."""
-    distances: NDArray[np.float32] = np.linalg.norm(found - queries[:, None, :], axis=2)
-    return distances
 
 
 def compute_shares(distances: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -186,21 +199,22 @@ def compute_shares(distances: NDArray[np.float32]) -> NDArray[np.float32]:
     equally.
 
     Args:
-        distances: (Q, K) Euclidean, non-negative.
+        distances: (Q, K) Euclidean, non-negative; inf where a query has fewer neighbours.
 
     Returns:
-        (Q, K) float32; every row sums to 1.
+        (Q, K) float32; every row sums to 1, a missing neighbour's share is 0.
 
     Raises:
-        ShapeError: not two-dimensional, K is 0, or a distance is negative or not a number.
+        ShapeError: not two-dimensional, a distance is negative or not a number, or a query has no
+            neighbour.
 
     Reference: Dudani 1976, IEEE Trans. SMC 6(4), 325-327.
     """
     check_shape("distances", distances, (None, None))
-    if distances.shape[1] == 0:
-        raise ShapeError("distances: expected at least one neighbour, got 0.")
     if not np.all(distances >= 0):
         raise ShapeError("distances: expected non-negative numbers.")
+    if distances.shape[1] == 0 or not np.isfinite(distances.min(1)).all():
+        raise ShapeError("distances: expected at least one neighbour, got 0.")
     is_zero = distances == 0
     nearest = np.where(is_zero.any(1, keepdims=True), 1.0, distances.min(1, keepdims=True))
     with np.errstate(divide="ignore"):
@@ -217,8 +231,8 @@ def vote(
     """Turn neighbour distances into class scores: the sum of the shares of each class.
 
     Args:
-        distances: (Q, K) Euclidean, non-negative.
-        labels: (Q, K) class index of each neighbour, in [0, n_classes).
+        distances: (Q, K) Euclidean, non-negative; inf where a query has fewer neighbours.
+        labels: (Q, K) class index of each neighbour, in [0, n_classes); any where it is missing.
 
     Returns:
         (Q, n_classes) float32; every row sums to 1.
@@ -287,14 +301,17 @@ def cast_votes(
         part.search(points, k, excluded=excluded)
         for part, points in zip(gallery.parts, split_parts(queries, gallery.n_parts), strict=True)
     ]
-    shares = [compute_shares(distances) / gallery.n_parts for distances, _ in found]
+    distances = np.concatenate([apart for apart, _ in found], axis=1)
+    voters = np.concatenate([rows for _, rows in found], axis=1)
+    shares = np.concatenate([compute_shares(a) / gallery.n_parts for a, _ in found], axis=1)
+    inverse = 1.0 / np.maximum(distances.astype(np.float64), 1e-9)
     ballots = []
     for query, point in enumerate(queries):
-        rows, place = np.unique(np.concatenate([r[query] for _, r in found]), return_inverse=True)
+        is_there = voters[query] >= 0
+        rows, place = np.unique(voters[query, is_there], return_inverse=True)
         share, weight = np.zeros(len(rows)), np.zeros(len(rows))
-        np.add.at(share, place, np.concatenate([s[query] for s in shares]))
-        inverse = [1.0 / np.maximum(d[query].astype(np.float64), 1e-9) for d, _ in found]
-        np.add.at(weight, place, np.concatenate(inverse))
+        np.add.at(share, place, shares[query, is_there])
+        np.add.at(weight, place, inverse[query, is_there])
         distance = np.linalg.norm(gallery.embeddings[rows] - point, axis=1)
         order = np.lexsort((rows, distance))
         ballots.append(Ballot(rows[order], distance[order], weight[order], share[order]))
@@ -339,7 +356,7 @@ def search_k(
         labels: (Q,) their true classes, both classes present.
         candidates: the values to try; those above the gallery's size are dropped.
         disease_index: the positive class.
-        excluded: for each query the rows that may not vote; K stays below what they leave.
+        excluded: for each query the rows that may not vote; where fewer than K are left, those do.
         rule: "best", or "one-standard-error": the largest K whose accuracy is within one standard
             error of the best.
 
@@ -348,11 +365,11 @@ def search_k(
 
     Reference: Breiman et al. 1984, Classification and Regression Trees, section 3.4.3 (the rule).
     """
-    most = max((len(rows) for rows in excluded), default=0) if excluded is not None else 0
-    fitting = sorted({k for k in candidates if k <= len(gallery) - most})
+    n_voters = len(gallery.voters)
+    fitting = sorted({k for k in candidates if k <= n_voters})
     if not fitting:
         raise DataError(
-            f"K is searched among {sorted(candidates)}, but the gallery has only {len(gallery)} "
+            f"K is searched among {sorted(candidates)}, but the gallery has only {n_voters} "
             "images; add images or set knn.k_candidates.",
             code="knn.k",
         )

@@ -76,14 +76,16 @@ def find_neighbours_of(
         groups: (Q,) patient of each, empty where unknown.
 
     Returns:
-        Per part (P, Q, M). Copies of an image (nearer than 0.001) and its patient's images are not
-        among its neighbours.
+        Per part (P, Q, M). Copies of an image (nearer than 0.001), with their patients, and its own
+        patient's images are not among its neighbours.
     """
     barred = []
     for embedding, group in zip(embeddings, groups, strict=True):
-        copies = np.linalg.norm(gallery.embeddings - embedding, axis=1) < _SAME
-        related = gallery.find_related(sha256="", group=group)
-        barred.append(np.union1d(np.flatnonzero(copies), np.array([*related], dtype=np.int64)))
+        copies = np.flatnonzero(np.linalg.norm(gallery.embeddings - embedding, axis=1) < _SAME)
+        related = set(copies.tolist())
+        for patient in {group, *(gallery.groups[row] for row in copies)}:
+            related.update(gallery.find_related(sha256="", group=patient))
+        barred.append(np.array(sorted(related), dtype=np.int64))
     return _search(gallery, embeddings, n_neighbours, barred=barred)
 
 

@@ -18,7 +18,7 @@ from core import evaluation, faithfulness
 from core.attribution import INTEGRATED, integrate_vote, prepare_views
 from core.diagnosis import Diagnosis, Heatmap
 from core.embedder import Embedder, embed_together
-from core.ensemble import Model
+from core.ensemble import Model, mix_validation
 from core.errors import ConfigError, ImageError, ShapeError
 from core.evidence import draw_heatmaps
 from core.faithfulness import Faithfulness
@@ -235,9 +235,11 @@ def compute_coverage(
 
 def _read_validation(model: Model) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Truth and the members' mixed probabilities; empty where they cannot be put together."""
-    answers = [m.bundle.metrics.get("validation_answers", {}) for m in model.members]
-    if not answers[0] or any(a.get("keys") != answers[0]["keys"] for a in answers):
+    mixed = mix_validation(
+        [member.bundle.metrics for member in model.members],
+        data_ids=[member.bundle.config.data_id for member in model.members],
+        weights=[member.weight for member in model.members],
+    )
+    if mixed is None:
         return np.zeros(0, bool), np.zeros(0)
-    weights = [member.weight for member in model.members]
-    mixed = np.average([a["p_disease"] for a in answers], axis=0, weights=weights)
-    return np.array(answers[0]["is_disease"], dtype=bool), mixed
+    return np.array(mixed["is_disease"], dtype=bool), mixed["p_disease"]

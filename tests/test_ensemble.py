@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from core import registry
+from core.activation import check_gate
 from core.bundle import ModelBundle
 from core.config import Settings
 from core.datasets import Dataset
 from core.diagnosis import Novelty
 from core.embedder import embed_together
-from core.ensemble import Ensemble, build_ensemble
+from core.ensemble import Ensemble, build_ensemble, mix_validation
 from core.errors import CheckpointError, ConfigError
 from core.image_io import Image, decode, encode_png, load
 from core.inference import diagnose, evaluate
 from core.phantom import draw
+from core.second_look import describe_reliability
 from core.training import train
 
 CPU = Settings(device="cpu")
@@ -99,6 +101,32 @@ def edit_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**raw, **changes}), encoding="utf-8")
+
+
+def test_validation_images_are_the_same_only_in_the_same_data_with_the_same_truth() -> None:
+    def say(truth: list[bool], p: list[float]) -> dict[str, object]:
+        answers = {"keys": ["a", "b"], "groups": ["", ""], "is_disease": truth, "p_disease": p}
+        return {"validation_answers": answers}
+
+    one, two = say([True, False], [0.9, 0.2]), say([True, False], [0.5, 0.4])
+    mixed = mix_validation([one, two], data_ids=["x", "x"], weights=[3.0, 1.0])
+    assert mixed is not None
+    assert mixed["p_disease"] == pytest.approx([0.8, 0.25])
+    turned = say([False, True], [0.1, 0.9])
+    assert mix_validation([one, turned], data_ids=["x", "x"], weights=[1.0, 1.0]) is None
+    assert mix_validation([one, two], data_ids=["x", "y"], weights=[1.0, 1.0]) is None
+    assert mix_validation([one, {}], data_ids=["x", "x"], weights=[1.0, 1.0]) is None
+
+
+def test_members_of_other_data_have_no_joint_figures(models: Path) -> None:
+    build_ensemble(models, "same", PAIR, min_val_accuracy=0.0)
+    edit_config(models / "demo-metric", data_id="other")
+    build_ensemble(models, "both", PAIR, min_val_accuracy=0.0)
+    kept = [json.loads((models / n / "metrics.json").read_text()) for n in ("same", "both")]
+    assert ["validation" in metrics for metrics in kept] == [True, False]
+    assert describe_reliability(registry.load_bundle(models, "both", settings=CPU)) is None
+    registry.activate(models, "same")
+    assert check_gate(models, "both").code == "incomparable"
 
 
 def test_classes_are_matched_by_name(models: Path) -> None:

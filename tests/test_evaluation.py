@@ -17,6 +17,7 @@ from core.evaluation import (
     fit_calibration,
     rank_auroc,
 )
+from core.proportions import measure_share
 
 
 def test_report_by_hand() -> None:
@@ -70,6 +71,14 @@ def test_images_of_one_patient_widen_the_interval(rng: np.random.Generator) -> N
     assert np.ptp(grouped.accuracy_ci95) > 1.5 * np.ptp(alone.accuracy_ci95)
 
 
+def test_no_mistake_among_few_patients_is_not_certainty() -> None:
+    truth = np.array([False, True] * 4)
+    groups = [f"p{i // 2}" for i in range(8)]
+    report = evaluate(truth, np.where(truth, 0.9, 0.1), groups=groups)
+    share = measure_share(np.ones(8, dtype=bool), groups=groups)
+    assert report.accuracy_ci95 == (share.low, share.high) == (pytest.approx(0.51, abs=0.01), 1.0)
+
+
 def test_temperature_cools_overconfidence_and_keeps_every_answer(rng: np.random.Generator) -> None:
     honest = rng.random(2000)
     truth = rng.random(2000) < honest
@@ -104,6 +113,15 @@ def test_a_bent_score_takes_the_isotonic_curve(rng: np.random.Generator) -> None
     assert 0 < after[0] < 0.1
     assert 0.8 < after[2] < 1
     assert fitted.ece_after < fitted.ece_before
+
+
+def test_one_certain_false_alarm_does_not_decide_and_leaves_valid_json() -> None:
+    """The other folds are apart: their temperature makes the held-out vote of 1 a certainty."""
+    scores = np.concatenate([np.full(150, 0.3), np.full(150, 0.505), np.full(150, 0.7), [1.0]])
+    truth = scores == 0.7
+    fitted = fit_calibration(truth, scores, k=0)
+    assert fitted.method == "isotonic"
+    json.dumps(dataclasses.asdict(fitted), allow_nan=False)
 
 
 def test_a_few_mistaken_validation_images_do_not_bend_the_curve(

@@ -19,6 +19,7 @@ from core.explain import (
     overlay,
     resize_heatmap,
 )
+from core.knn import Gallery
 from core.phantom import draw
 
 
@@ -42,6 +43,22 @@ def test_neighbours_of_each_class_equal_a_plain_search(tiny_bundle: ModelBundle)
     barred = tuple(np.flatnonzero(gallery.labels == 1))
     with pytest.raises(ShapeError, match="class 1 has no gallery image left"):
         find_class_neighbours(gallery, gallery.embeddings[0], k=3, n_classes=2, excluded=barred)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 5e-7])
+def test_neighbours_of_a_class_are_exact_in_a_narrow_cone(
+    rng: np.random.Generator, spread: float
+) -> None:
+    points = rng.normal(size=16) + spread * rng.normal(size=(801, 16))
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    names = tuple(map(str, range(800)))
+    gallery = Gallery(points[:800], np.arange(800) % 2, names, names, ("",) * 800, names)
+    found = find_class_neighbours(gallery, points[800], k=25, n_classes=2)
+    apart = np.linalg.norm(gallery.embeddings - points[800], axis=1)
+    for label, rows in enumerate(found):
+        others = np.setdiff1d(np.flatnonzero(gallery.labels == label), rows)
+        assert len(rows) == 25
+        assert apart[rows].max() <= apart[others].min()
 
 
 def explain_one(bundle: ModelBundle, class_index: int) -> dict[str, np.ndarray]:

@@ -1,5 +1,7 @@
 """The vote by hand, its properties, the search against a slow reference, the choice of K."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
@@ -95,11 +97,48 @@ def test_excluded_rows_never_vote_and_k_shrinks_when_it_must(rng: np.random.Gene
         gallery.search(points[:1], 3, excluded=[np.arange(10)])
 
 
+def test_a_query_votes_alone_as_in_any_batch(rng: np.random.Generator) -> None:
+    points, queries = random_unit(rng, 20, 8), random_unit(rng, 5, 8)
+    gallery = build_gallery(points, [0, 1] * 10)
+    gallery = replace(gallery, n_parts=2, may_vote=np.arange(20) != 4)
+    barred = [np.arange(n, dtype=np.int64) for n in (0, 3, 5, 18, 19)]  # row 4 is silent anyway
+    together = cast_votes(gallery, queries, 12, excluded=barred)
+    for query, ballot in enumerate(together):
+        part = slice(query, query + 1)
+        (alone,) = cast_votes(gallery, queries[part], 12, excluded=barred[part])
+        np.testing.assert_array_equal(ballot.rows, alone.rows)
+        np.testing.assert_allclose(ballot.shares, alone.shares, rtol=1e-6)
+        np.testing.assert_allclose(ballot.weights, alone.weights)
+        assert ballot.shares.sum() == pytest.approx(1.0)
+        assert not set(ballot.rows.tolist()) & {4, *barred[query].tolist()}
+    assert [len(ballot.rows) for ballot in together[3:]] == [2, 1]
+    distances, rows = replace(gallery, n_parts=1).search(queries, 12, excluded=barred)
+    assert (rows[3, 2:] == -1).all()
+    assert np.isinf(distances[3, 2:]).all()
+    assert (rows[:3] >= 0).all()
+    scores = search_k(
+        gallery, queries, np.array([0, 1, 0, 1, 0]), candidates=(12,), disease_index=1,
+        excluded=barred,
+    ).scores  # fmt: skip
+    calls = [b.sum_by_class(gallery.labels, n_classes=2).argmax() for b in together]
+    assert scores[0].accuracy == np.mean(np.array(calls) == [0, 1, 0, 1, 0])
+
+
+def test_a_copy_brings_its_whole_patient(rng: np.random.Generator) -> None:
+    gallery = build_gallery(
+        random_unit(rng, 4), [0, 0, 1, 1], groups=("p1", "p1", "", "p2"), sha256=("a", "b", "c", "")
+    )
+    assert gallery.find_related(sha256="a") == {0: "duplicate", 1: "group"}
+    assert gallery.find_related(sha256="a", group="p2") == {0: "duplicate", 1: "group", 3: "group"}
+    assert gallery.find_related(sha256="c") == {2: "duplicate"}
+    assert gallery.find_related(sha256="", group="") == {}
+
+
 def test_relatives_are_found_by_hash_and_by_patient(rng: np.random.Generator) -> None:
     gallery = build_gallery(
         random_unit(rng, 4), [0, 0, 1, 1], groups=("p1", "p1", "", "p2"), sha256=("a", "b", "a", "")
     )
-    assert gallery.find_related(sha256="a") == {0: "duplicate", 2: "duplicate"}
+    assert gallery.find_related(sha256="a") == {0: "duplicate", 1: "group", 2: "duplicate"}
     assert gallery.find_related(sha256="b", group="p1") == {0: "group", 1: "duplicate"}
     assert gallery.find_related(sha256="z", group="") == {}
 

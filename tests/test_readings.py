@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from core.curation.store import CurationStore, default_url
 from core.datasets import Dataset, read_dataset
 from core.ensemble import Ensemble
 from core.errors import CheckpointError
-from core.inference import evaluate
+from core.inference import SplitReading, evaluate, read_split
 from core.registry import load_bundle
 
 
@@ -185,3 +186,23 @@ def test_robustness_counts_the_same_images_at_every_level(model: Ensemble, data:
     part = dataclasses.replace(data, records=tuple(r for r in data.subset("test") if r.key in keys))
     clean = measure_robustness(model, part, split="test", n_images=16, kinds=())["rows"][0]
     assert clean["accuracy"] == pytest.approx(evaluate(model, data, split="test")["accuracy"])
+
+
+def test_damaged_copies_of_gallery_images_do_not_vote_on_themselves(
+    model: Ensemble, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings: list[SplitReading] = []
+
+    def read(*arguments: Any, **options: Any) -> SplitReading:
+        readings.append(read_split(*arguments, **options))
+        return readings[-1]
+
+    monkeypatch.setattr("core.assessment.robustness.read_split", read)
+    loose = [dataclasses.replace(r, group=None) for r in data.records]  # no patient helps
+    part = dataclasses.replace(data, records=tuple(loose))
+    measure_robustness(model, part, split="train", n_images=4, kinds=("noise",))
+    assert len(readings) == 4
+    for reading in readings:
+        for member, barred in zip(model.members, reading.barred, strict=True):
+            own = [member.bundle.gallery.keys.index(key) for key in reading.keys]
+            assert all(row in rows for row, rows in zip(own, barred, strict=True))

@@ -4,7 +4,7 @@ Owns the study; what a level does is in core.corruptions, the figures are core.e
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def measure_robustness(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Answer on damaged copies of the same images.
+    """Answer on damaged copies of the same images, which vote as the images themselves would.
 
     Args:
         model: a model or an ensemble.
@@ -64,7 +64,9 @@ def measure_robustness(
     Raises:
         DataError: one class has no readable image.
     """
-    records = _draw(dataset, split, n_images=n_images, seed=seed)
+    originals = _draw(dataset, split, n_images=n_images, seed=seed)
+    records = list(originals)
+    hashes = {record.key: sha256 for record, sha256 in originals.items()}
     steps = [("none", 0), *((kind, level) for kind in kinds for level in range(1, N_LEVELS + 1))]
     rows = []
     for done, (kind, level) in enumerate(steps):
@@ -72,35 +74,35 @@ def measure_robustness(
             progress(done / len(steps), f"{kind}, level {level}")
         damaged = [_damage(r, kind, level, seed=seed + i) for i, r in enumerate(records)]
         part = dataclasses.replace(dataset, records=tuple(damaged))
-        rows.append(_measure(model, part, split, kind=kind, level=level))
+        rows.append(_measure(model, part, split, kind=kind, level=level, originals=hashes))
     if progress:
         progress(1.0, "done")
     return {"n": len(records), "seed": seed, "rows": [dataclasses.asdict(row) for row in rows]}
 
 
-def _draw(dataset: Dataset, split: str, *, n_images: int, seed: int) -> list[Record]:
+def _draw(dataset: Dataset, split: str, *, n_images: int, seed: int) -> dict[Record, str]:
+    """Readable images of both classes, each with its file's sha256."""
     rng = np.random.default_rng(seed)
     records = dataset.subset(split)
-    drawn: list[Record] = []
+    drawn: dict[Record, str] = {}
     for label in range(len(dataset.class_names)):
         mine = [record for record in records if record.label == label]
         order = rng.permutation(len(mine))
-        kept: list[Record] = []
+        kept: dict[Record, str] = {}
         for index in order:
             if len(kept) == n_images // 2:
                 break
             try:
-                load_record(mine[index])
+                kept[mine[index]] = load_record(mine[index]).sha256
             except ImageError:
                 continue
-            kept.append(mine[index])
         if not kept:
             raise DataError(
                 f"class {dataset.class_names[label]!r} has no readable image in {split}; "
                 "robustness needs images of both.",
                 code="evaluation.one_class",
             )
-        drawn += kept
+        drawn |= kept
     return drawn
 
 
@@ -111,8 +113,16 @@ def _damage(record: Record, kind: str, level: int, *, seed: int) -> Record:
     return dataclasses.replace(record, path=None, array=np.ascontiguousarray(pixels))
 
 
-def _measure(model: Model, dataset: Dataset, split: str, *, kind: str, level: int) -> Row:
-    reading = read_split(model, dataset, split=split)
+def _measure(
+    model: Model,
+    dataset: Dataset,
+    split: str,
+    *,
+    kind: str,
+    level: int,
+    originals: Mapping[str, str],
+) -> Row:
+    reading = read_split(model, dataset, split=split, originals=originals)
     right = (reading.p_disease > 0.5) == reading.truth
     share = measure_share(right, groups=reading.groups)
     assert share.share is not None

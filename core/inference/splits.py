@@ -60,9 +60,19 @@ def evaluate(
 
 
 def read_split(
-    model: Model, dataset: Dataset, *, split: str, progress: Progress | None = None
+    model: Model,
+    dataset: Dataset,
+    *,
+    split: str,
+    progress: Progress | None = None,
+    originals: Mapping[str, str] | None = None,
 ) -> SplitReading:
-    """Answer on every image of a split; see ``evaluate`` for the arguments and errors."""
+    """Answer on every image of a split; see ``evaluate`` for the other arguments and errors.
+
+    Args:
+        originals: by key the sha256 of the file that an altered image was made from: what is a
+            copy of that file does not vote on it.
+    """
     if set(dataset.class_names) != set(model.class_names):
         raise DataError(
             f"model {model.model_id!r} knows the classes {', '.join(model.class_names)}; "
@@ -91,7 +101,8 @@ def read_split(
         if isinstance(image, ImageError):
             unreadable[record.key] = str(image)
         else:
-            pending.append(image)
+            sha256 = (originals or {}).get(record.key, image.sha256)
+            pending.append(dataclasses.replace(image, sha256=sha256))
             read.append(record)
         if pending and (len(pending) == _BATCH_SIZE or index == len(records) - 1):
             flush()

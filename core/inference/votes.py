@@ -51,10 +51,6 @@ def _cast_vote(
 ) -> tuple[Ballot, Mapping[int, str]]:
     gallery = member.bundle.gallery
     related = gallery.find_related(sha256=image.sha256, group=group)
-    # A copy of a gallery image brings its whole patient: none of that patient may vote.
-    for row in [row for row, reason in related.items() if reason == "duplicate"]:
-        others = gallery.find_related(sha256=image.sha256, group=gallery.groups[row])
-        related = {**others, **related}
     excluded = [np.array(sorted(related), dtype=np.int64)]
     ballot = cast_votes(gallery, embedding[None], member.bundle.n_shown, excluded=excluded)[0]
     if not member.bundle.has_vote:
