@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import unicodedata
 import zipfile
 from dataclasses import dataclass
@@ -118,14 +119,19 @@ def store(
     final = uploads_dir(checkpoints_dir) / f"{stem}-{digest[:10]}"
     if not final.is_dir():
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.parent / f".unpacking-{final.name}-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        workshop = Path(
+            tempfile.mkdtemp(
+                prefix=f".unpacking-{final.name}-", suffix=f"-{os.getpid()}", dir=final.parent
+            )
+        )
         try:
-            extract(source, temporary, limits=limits or ZipLimits())
-            temporary.rename(final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            extract(source, workshop / "data", limits=limits or ZipLimits())
+            (workshop / "data").rename(final)
+        except OSError:
+            if not final.is_dir():  # else another session was faster with the same bytes
+                raise
+        finally:
+            shutil.rmtree(workshop, ignore_errors=True)
     return find_root(final)
 
 

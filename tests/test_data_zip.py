@@ -4,7 +4,10 @@ import io
 import zipfile
 from pathlib import Path
 
-from core.data_zip import ZipLimits, extract, store
+import pytest
+
+from core import data_zip
+from core.data_zip import ZipLimits, extract, store, uploads_dir
 
 LIMITS = ZipLimits(n_files=20, total_bytes=3_000_000, file_bytes=2_000_000, ratio=200)
 
@@ -52,3 +55,22 @@ def test_names_from_chinese_windows_are_read(tmp_path: Path) -> None:
     data = data.replace(b"AAAA", "正常".encode("gb18030"))
     extract(io.BytesIO(data), tmp_path / "out", limits=LIMITS)
     assert (tmp_path / "out" / "正常" / "a.png").is_file()
+
+
+def test_two_sessions_may_upload_the_same_zip_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"{name}/{i}.png": b"x" for name in ("normal", "disease") for i in range(3)}
+    roots: list[Path] = []
+
+    def extract_late(source: io.BytesIO, into: Path, *, limits: ZipLimits) -> None:
+        extract(source, into, limits=limits)
+        if not roots:  # the other session begins and ends here
+            roots.append(tmp_path)
+            roots.append(store(pack(files), name="a.zip", checkpoints_dir=tmp_path))
+
+    monkeypatch.setattr(data_zip, "extract", extract_late)
+    root = store(pack(files), name="a.zip", checkpoints_dir=tmp_path)
+    assert root == roots[1]
+    assert {p.relative_to(root).as_posix() for p in root.rglob("*.png")} == set(files)
+    assert list(uploads_dir(tmp_path).iterdir()) == [root]
