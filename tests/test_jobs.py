@@ -284,6 +284,41 @@ def test_damaged_files_make_a_failed_job_that_can_be_deleted(directory: Path) ->
     assert jobs.list_jobs(directory) == []
 
 
+def put_train(directory: Path, status: str, name: str, *, is_ensemble: bool = False) -> str:
+    """A train job on disk, and the run folders it would have; this process stands for its own."""
+    folder = state.jobs_dir(directory)
+    params = {"name": name, "is_ensemble": is_ensemble}
+    job = Job(f"20260101-000000-{len(state.list_folders(folder)):06d}", "train", "t", params, "now")
+    with state.hold_queue(folder):
+        made = state.create(folder, job)
+        state.transition(made, "running", supervisor=state.identify(os.getpid()))
+        if status != "running":
+            state.transition(made, status)
+    for run in jobs._list_runs(job):
+        (directory / ".runs" / run).mkdir(parents=True, exist_ok=True)
+    return job.job_id
+
+
+def list_runs(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / ".runs").iterdir())
+
+
+def test_a_deleted_job_leaves_the_runs_that_others_need(directory: Path) -> None:
+    ended = put_train(directory, "failed", "m")
+    again = put_train(directory, "running", "m")
+    put_train(directory, "running", "m-cache")
+    jobs.delete(directory, ended)
+    assert list_runs(directory) == ["m", "m-cache"]
+    with state.hold_queue(state.jobs_dir(directory)):
+        state.transition(jobs.folder_of(directory, again), "failed")
+    jobs.delete(directory, again)
+    assert list_runs(directory) == ["m-cache"]
+    pair = put_train(directory, "cancelled", "p", is_ensemble=True)
+    assert list_runs(directory) == ["m-cache", "p", "p-cache", "p-metric", "p-triplet"]
+    jobs.delete(directory, pair)
+    assert list_runs(directory) == ["m-cache"]
+
+
 def test_unknown_kinds_and_ids_are_refused(settings: Settings, directory: Path) -> None:
     with pytest.raises(JobError, match="unknown kind"):
         jobs.start("guess", {}, title="", settings=settings)
