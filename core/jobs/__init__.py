@@ -216,7 +216,7 @@ def _check_name(checkpoints_dir: Path, directory: Path, job: Job) -> None:
                 code="job.name_taken",
                 params={"name": name},
             )
-    for name in mine:
+    for name in mine:  # of a resumed job its worker finds out: it may have made the model itself
         if (checkpoints_dir / name).exists() and job.n_spawns == 0:
             raise JobError(
                 f"model {name!r} exists; choose another name or delete it first.",
