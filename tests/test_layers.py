@@ -18,6 +18,7 @@ LAYERS = {
         "corruptions",
         "proportions",
         "engine",
+        "npz",
     },
     2: {
         "burned_in",
