@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,9 @@ from core.registry import find_model
 
 _FORMAT = "neighbordx-model-1"
 _MAX_BYTES = 4 << 30
+_MAX_TEXT = 4096  # characters of one text in an array: a key, a group, a hash
+_MAX_TEXTS_BYTES = 256 << 20  # of all arrays of texts, as NumPy holds them
+_TEXT_BYTES = 4  # of a character there
 _TEXTS = ("config.json", "calibration.json", "metrics.json", "card.md", "train.log")
 _RAW = ("weights.safetensors",)
 _ARRAYS = ("gallery.npz", "projection.npz", "thumbnails.npz")
@@ -110,15 +114,15 @@ def import_model(directory: Path, path: Path, *, settings: Settings, name: str =
         BackboneError: the pretrained backbones it stands on are not to be had here.
     """
     manifest, tensors = _read(path)
-    workshop = directory / f".importing-{os.getpid()}"
-    shutil.rmtree(workshop, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=".importing-", suffix=f"-{os.getpid()}", dir=directory))
     try:
         folders = _unpack(workshop, manifest, tensors, name=name)
         new = [f for f in folders if not _is_known(directory, f)]
         for folder in folders:
             _prove(folder, settings)
         for folder in new:
-            folder.rename(directory / folder.name)
+            _put(directory, folder)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     return folders[-1].name
@@ -143,6 +147,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         if head[:1] == b"\x80" or head == b"PK\x03\x04":
             _refuse("it is a pickle or a zip (a torch file?), which may run code, never read", err)
         _refuse(f"it is no safetensors file ({err})", err)
+    except MemoryError as err:
+        _refuse("it needs more memory than is free", err)
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         _refuse(f"its description cannot be read ({type(err).__name__}: {err})", err)
     if not is_ours:
@@ -158,6 +164,7 @@ def _unpack(
     """Write the folders the manifest names, with file names of our list only."""
     folders = []
     try:
+        _check_texts(manifest)
         for index, told in enumerate(manifest["folders"]):
             is_last = index == len(manifest["folders"]) - 1
             folder = workshop / check_model_id(str(name if name and is_last else told["model_id"]))
@@ -169,6 +176,8 @@ def _unpack(
             }
             _write_folder(folder, told["texts"], told["strings"], mine)
             folders.append(folder)
+    except MemoryError as err:
+        _refuse("it needs more memory than is free", err)
     except (KeyError, TypeError, AttributeError, ValueError, FileExistsError) as err:
         if isinstance(err, CoreError):
             _refuse(str(err), err)
@@ -176,6 +185,27 @@ def _unpack(
     if not folders:
         _refuse("it holds no model")
     return folders
+
+
+def _check_texts(manifest: dict[str, Any]) -> None:
+    """Refuse arrays of texts that would fill the memory: each text takes the room of the longest.
+
+    Raises:
+        CheckpointError: as said.
+        TypeError: another thing than texts.
+    """
+    n_bytes = 0
+    arrays = [
+        a for f in manifest["folders"] for fields in f["strings"].values() for a in fields.items()
+    ]
+    for field, value in arrays:
+        texts = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{field} holds other things than texts")
+        longest = max(map(len, texts), default=0)
+        n_bytes += longest * len(texts) * _TEXT_BYTES
+        if longest > _MAX_TEXT or n_bytes > _MAX_TEXTS_BYTES:
+            _refuse("its texts are too long or too many")
 
 
 def _write_folder(
@@ -204,6 +234,15 @@ def _write_folder(
             grouped.setdefault(name, {})[field] = np.array(value, dtype=np.str_)
     for name, fields_ in grouped.items():
         np.savez(folder / name, **fields_)  # type: ignore[arg-type]
+
+
+def _put(directory: Path, folder: Path) -> None:
+    """Move a model to the others; another session may just have put the same one there."""
+    try:
+        folder.rename(directory / folder.name)
+    except OSError:
+        if not _is_known(directory, folder):
+            raise
 
 
 def _is_known(directory: Path, folder: Path) -> bool:

@@ -6,12 +6,15 @@ files are images is for ``core.datasets`` and ``core.audit`` to say.
 """
 
 import hashlib
+import lzma
 import os
 import re
 import shutil
 import stat
+import tempfile
 import unicodedata
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn
@@ -118,14 +121,19 @@ def store(
     final = uploads_dir(checkpoints_dir) / f"{stem}-{digest[:10]}"
     if not final.is_dir():
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.parent / f".unpacking-{final.name}-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        workshop = Path(
+            tempfile.mkdtemp(
+                prefix=f".unpacking-{final.name}-", suffix=f"-{os.getpid()}", dir=final.parent
+            )
+        )
         try:
-            extract(source, temporary, limits=limits or ZipLimits())
-            temporary.rename(final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            extract(source, workshop / "data", limits=limits or ZipLimits())
+            (workshop / "data").rename(final)
+        except OSError:
+            if not final.is_dir():  # else another session was faster with the same bytes
+                raise
+        finally:
+            shutil.rmtree(workshop, ignore_errors=True)
     return find_root(final)
 
 
@@ -150,7 +158,13 @@ def extract(source: BinaryIO, into: Path, *, limits: ZipLimits) -> None:
                 n_left -= _copy(archive, info, path, limit=min(n_left, limits.file_bytes))
     except DataError:  # it is a ValueError too
         raise
-    except zipfile.BadZipFile as err:
+    except (FileExistsError, NotADirectoryError) as err:
+        _refuse("names", "holds a file and a folder of one name", err)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError) as err:
+        _refuse("damaged", f"is no zip file or is damaged ({err})", err)
+    except OSError as err:
+        if err.errno is not None:  # the disk's; what bz2 says of damage has no number
+            raise
         _refuse("damaged", f"is no zip file or is damaged ({err})", err)
     except (NotImplementedError, RuntimeError, EOFError, ValueError) as err:
         _refuse("unsupported", f"is packed in a way that cannot be read ({err})", err)

@@ -9,7 +9,6 @@ import csv
 import hashlib
 import itertools
 import re
-import zipfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
+from core import npz
 from core.errors import DataError, ImageError
 from core.image_io import Image, decode, encode_png, load
 
@@ -281,6 +281,9 @@ def _bad_manifest(reason: str) -> DataError:
 def _read_npz(path: Path) -> list[_Found]:
     found = []
     try:
+        npz.check_claims(
+            path, [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
+        )
         with np.load(path, allow_pickle=False) as arrays:
             for split in SPLITS:
                 if f"{split}_images" not in arrays:
@@ -293,9 +296,10 @@ def _read_npz(path: Path) -> list[_Found]:
                     _Found(f"{split}/{i:05d}", str(int(label)), split, array=image)
                     for i, (image, label) in enumerate(zip(images, labels, strict=True))
                 ]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
+    except npz.ERRORS as err:
+        reason = str(err) or type(err).__name__
         raise DataError(
-            f"{path.name} cannot be used ({err}); expected a MedMNIST 2-D file: uint8 "
+            f"{path.name} cannot be used ({reason}); expected a MedMNIST 2-D file: uint8 "
             "{train,val,test}_images (N, H, W[, 3]) and {train,val,test}_labels (N, 1).",
             code="data.npz",
         ) from err

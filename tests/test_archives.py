@@ -76,6 +76,46 @@ def test_a_name_that_is_taken_needs_another(
     assert len(list_models(empty)) == 2
 
 
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["x" * 5000], "too long or too many"),
+        (["x" * 4000] + [""] * 20_000, "too long or too many"),  # 320 MB of next to nothing
+        ([["x"] * 9], "other things than texts"),
+        ([7], "other things than texts"),
+    ],
+)
+def test_texts_that_would_fill_the_memory_are_refused(
+    texts: list[Any], words: str, exported: Path, empty: Path
+) -> None:
+    manifest, tensors = read(exported)
+    manifest["folders"][0]["strings"]["gallery.npz"]["more"] = texts
+    manifest["sha256"] = archives._compute_digest(manifest, tensors)
+    path = empty.parent / "forged.neighbordx"
+    save_file(tensors, path, metadata={"neighbordx": json.dumps(manifest)})
+    with pytest.raises(CheckpointError, match=words) as caught:
+        import_model(empty, path, settings=SETTINGS)
+    assert caught.value.code == "archive.refused"
+    assert list(empty.iterdir()) == []
+
+
+def test_two_sessions_may_import_the_same_file_at_once(
+    exported: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove, done = archives._prove, []
+
+    def prove_late(folder: Path, settings: Settings) -> None:
+        prove(folder, settings)
+        if not done:  # the other session begins and ends here
+            done.append(folder)
+            assert import_model(empty, exported, settings=settings) == "demo-triplet"
+
+    monkeypatch.setattr(archives, "_prove", prove_late)
+    assert import_model(empty, exported, settings=SETTINGS) == "demo-triplet"
+    assert [model.problem for model in list_models(empty)] == [None]
+    assert not list(empty.glob(".*"))
+
+
 def test_a_file_that_was_changed_on_the_way_is_refused(exported: Path, empty: Path) -> None:
     manifest, tensors = read(exported)
     tensors["0/gallery.npz/labels"] = 1 - tensors["0/gallery.npz/labels"]

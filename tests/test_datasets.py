@@ -2,6 +2,7 @@
 
 import io
 import threading
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from core import datasets
+from core import datasets, npz
 from core.datasets import load_ahead, load_record, read_dataset, read_splits
 from core.errors import DataError, ImageError
 
@@ -235,3 +236,44 @@ def test_an_unreadable_image_fails_alone(tmp_path: Path) -> None:
     (root / "normal" / "bad.png").write_bytes(io.BytesIO(b"text").getvalue())
     dataset = read_dataset(root)
     assert len(dataset.records) == 41
+
+
+def claim(shape: tuple[int, ...]) -> bytes:
+    """The header of an array of bytes, and none of its values."""
+    buffer = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (claim((10**6, 1000, 1000)), "claims 1000000000000 bytes and has 128"),
+        (claim((40, 1024, 1024)) + bytes(40 << 20), "unpacks to many hundred times its size"),
+        (b"no array", "magic string is not correct"),
+    ],
+)
+def test_an_npz_that_would_fill_the_memory_is_refused(
+    images: bytes, words: str, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "toy.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train_images.npy", images)
+    with pytest.raises(DataError, match=words) as caught:
+        read_dataset(tmp_path / "toy.npz")
+    assert caught.value.code == "data.npz"
+
+
+def test_memory_that_runs_out_at_an_npz_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    np.savez(tmp_path / "toy.npz", train_images=np.zeros((2, 3, 3), np.uint8))
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(DataError, match="cannot be used \\(MemoryError\\)"):
+        read_dataset(tmp_path / "toy.npz")
+    monkeypatch.setattr(npz, "_MAX_BYTES", 17)
+    with pytest.raises(DataError, match="its arrays have more than"):
+        read_dataset(tmp_path / "toy.npz")

@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +20,7 @@ from core.errors import DataError, JobError
 from core.jobs import ending, state
 from core.jobs.metrics import MetricsWriter, read_log, read_metrics
 from core.jobs.state import Job, ProcessId
+from core.jobs.work import KINDS, Work
 
 QUICK = ["train.epochs=1", "train.val_fraction=0.25"]
 LONG = ["train.epochs=1000", "train.val_fraction=0.25"]
@@ -282,6 +285,70 @@ def test_damaged_files_make_a_failed_job_that_can_be_deleted(directory: Path) ->
     assert (job.status, job.error_code) == ("failed", "job.damaged")
     jobs.delete(directory, folder.name)
     assert jobs.list_jobs(directory) == []
+
+
+def put_train(directory: Path, status: str, name: str, *, is_ensemble: bool = False) -> str:
+    """A train job on disk, and the run folders it would have; this process stands for its own."""
+    folder = state.jobs_dir(directory)
+    params = {"name": name, "is_ensemble": is_ensemble}
+    job = Job(f"20260101-000000-{len(state.list_folders(folder)):06d}", "train", "t", params, "now")
+    with state.hold_queue(folder):
+        made = state.create(folder, job)
+        state.transition(made, "running", supervisor=state.identify(os.getpid()))
+        if status != "running":
+            state.transition(made, status)
+    for run in jobs._list_runs(job):
+        (directory / ".runs" / run).mkdir(parents=True, exist_ok=True)
+    return job.job_id
+
+
+def list_runs(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / ".runs").iterdir())
+
+
+def test_a_deleted_job_leaves_the_runs_that_others_need(directory: Path) -> None:
+    ended = put_train(directory, "failed", "m")
+    again = put_train(directory, "running", "m")
+    put_train(directory, "running", "m-cache")
+    jobs.delete(directory, ended)
+    assert list_runs(directory) == ["m", "m-cache"]
+    with state.hold_queue(state.jobs_dir(directory)):
+        state.transition(jobs.folder_of(directory, again), "failed")
+    jobs.delete(directory, again)
+    assert list_runs(directory) == ["m-cache"]
+    pair = put_train(directory, "cancelled", "p", is_ensemble=True)
+    assert list_runs(directory) == ["m-cache", "p", "p-cache", "p-metric", "p-triplet"]
+    jobs.delete(directory, pair)
+    assert list_runs(directory) == ["m-cache"]
+
+
+def test_a_resumed_job_knows_its_own_model_from_one_that_took_the_name(
+    tiny_checkpoints: Path, settings: Settings, directory: Path
+) -> None:
+    data = str(tiny_checkpoints / ".demo-data")
+    params: dict[str, Any] = {
+        "name": "demo", "data": data, "preset": "tiny-random", "is_ensemble": True,
+        "overrides": ["train.val_fraction=0.25"],
+    }  # fmt: skip
+    for name in ("demo", "demo-triplet", "demo-metric"):
+        shutil.copytree(tiny_checkpoints / name, directory / name)
+    work = Work(directory, params, settings)
+    assert KINDS["train"](work) == {"model_id": "demo"}
+    alone = {**params, "name": "demo-triplet", "is_ensemble": False}
+    assert KINDS["train"](Work(directory, alone, settings)) == {"model_id": "demo-triplet"}
+    shutil.rmtree(directory / "demo-metric")
+    shutil.copytree(directory / "demo-triplet", directory / "demo-metric")
+    for wrong, name in (
+        ({**alone, "seed": 7}, "demo-triplet"),
+        ({**alone, "data": str(directory)}, "demo-triplet"),
+        ({**alone, "disease_class": "normal"}, "demo-triplet"),
+        ({**alone, "name": "demo"}, "demo"),
+        (params, "demo"),  # it stands on another member now
+        ({**params, "name": "demo-triplet"}, "demo-triplet"),
+    ):
+        with pytest.raises(JobError, match=f"another model called '{name}'") as caught:
+            KINDS["train"](Work(directory, wrong, settings))
+        assert (caught.value.code, caught.value.params) == ("job.name_taken", {"name": name})
 
 
 def test_unknown_kinds_and_ids_are_refused(settings: Settings, directory: Path) -> None:

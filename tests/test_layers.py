@@ -19,6 +19,7 @@ LAYERS = {
         "corruptions",
         "proportions",
         "engine",
+        "npz",
     },
     2: {
         "burned_in",

@@ -160,7 +160,7 @@ def resume(checkpoints_dir: Path, job_id: str, *, settings: Settings) -> Job:
 
 
 def delete(checkpoints_dir: Path, job_id: str) -> None:
-    """Forget an ended job, with the unfinished run it left.
+    """Forget an ended job, with the unfinished run it left unless another job may go on with it.
 
     Raises:
         JobError: no such job, or it has not ended.
@@ -178,10 +178,19 @@ def delete(checkpoints_dir: Path, job_id: str) -> None:
             )
         doomed = directory / f".deleted-{job_id}"
         folder.rename(doomed)
-    if job.kind == "train" and job.status != "done":
-        for name in (*_list_models(job), f"{job.params.get('name')}-cache"):
-            shutil.rmtree(checkpoints_dir / ".runs" / name, ignore_errors=True)
+        left = [state.read_job(other) for other in state.list_folders(directory)]
+        needed = {run for other in left for run in _list_runs(other)}
+        for run in set(_list_runs(job)) - needed:  # nobody may begin with one meanwhile
+            shutil.rmtree(checkpoints_dir / ".runs" / run, ignore_errors=True)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _list_runs(job: Job) -> list[str]:
+    """Folders in ``.runs`` that a train job uses, or left unfinished."""
+    if job.kind != "train" or job.status == "done":
+        return []
+    models = _list_models(job)
+    return [*models, f"{models[0]}-cache"] if len(models) > 1 else models
 
 
 def _list_models(job: Job) -> list[str]:
@@ -207,7 +216,7 @@ def _check_name(checkpoints_dir: Path, directory: Path, job: Job) -> None:
                 code="job.name_taken",
                 params={"name": name},
             )
-    for name in mine:
+    for name in mine:  # of a resumed job its worker finds out: it may have made the model itself
         if (checkpoints_dir / name).exists() and job.n_spawns == 0:
             raise JobError(
                 f"model {name!r} exists; choose another name or delete it first.",

@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 
-from core.config import RECIPES, RunConfig, Settings, TrainConfig, build_preset
+from core.config import MEMBERS, RECIPES, RunConfig, Settings, TrainConfig, build_preset
+from core.errors import CoreError, JobError
 from core.jobs import ending, state
 
 logger = logging.getLogger(__name__)
@@ -75,8 +76,7 @@ def _train(work: Work) -> dict[str, Any]:
     cache_trunk, is_synthetic; with is_ensemble two models and their vote."""
     config = build_config(work.params)
     name = str(work.params["name"])
-    final = work.settings.checkpoints_dir / name
-    if (final / "config.json").is_file():  # only the last word on it was lost
+    if _is_made(work, config):
         return {"model_id": name}
     dataset = work.read_data(config)  # before the slow imports: it may not be there
     from core.ensemble_training import train_ensemble
@@ -105,6 +105,50 @@ def _train(work: Work) -> dict[str, Any]:
         else:
             train(dataset, config, **common, watch=functools.partial(watch, ""))
     return {"model_id": name}
+
+
+def _is_made(work: Work, config: RunConfig) -> bool:
+    """Whether the model is there, as a worker of this job wrote it: only its last word was lost.
+
+    Raises:
+        JobError: another model took the name, or that of a member, while the job did not run.
+    """
+    directory, name = work.settings.checkpoints_dir, str(work.params["name"])
+    recipes = {name: config}
+    if work.params.get("is_ensemble"):
+        recipes = {
+            f"{name}-{suffix}": config.with_overrides([f"objective.name={objective}"])
+            for suffix, objective in MEMBERS.items()
+        }
+    for model_id in dict.fromkeys((name, *recipes)):
+        folder = directory / model_id
+        if folder.exists() and not _is_own(work, folder, recipes):
+            raise JobError(
+                f"another model called {model_id!r} was made meanwhile; delete it, or train under "
+                "another name.",
+                code="job.name_taken",
+                params={"name": model_id},
+            )
+    return (directory / name).exists()
+
+
+def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
+    """Whether a model is of this job's recipe and data."""
+    from core.bundle import read_bundle_config
+    from core.ensemble import read_record
+
+    try:
+        if folder.name not in recipes:
+            return {member.model_id for member in read_record(folder).members} == set(recipes)
+        found = read_bundle_config(folder)
+    except CoreError:
+        return False
+    disease = found.class_names[found.disease_index]
+    return (
+        found.run == recipes[folder.name]
+        and Path(found.data_root) == Path(work.params["data"]).resolve()
+        and (work.params.get("disease_class") or disease) == disease
+    )
 
 
 def _evaluate(work: Work) -> dict[str, Any]:
