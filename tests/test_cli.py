@@ -1,12 +1,14 @@
 """The command line: exit codes, one clear line on bad input, the agreed JSON."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 
+from core.cli import terminal
 from core.image_io import decode
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -32,6 +34,12 @@ def test_predict_answers_good_files_and_names_the_bad_one(
     for file in rows[0]["heatmaps"].values():
         assert decode(Path(file).read_bytes()).pixels.shape == (96, 96, 3)
     assert len(table.read_text(encoding="utf-8").splitlines()) == 5
+
+
+def test_undefined_numbers_are_null_in_json(tmp_path: Path) -> None:
+    terminal.write_json(tmp_path / "x.json", {"p": float("nan"), "rows": ({"loss": math.inf}, 0.5)})
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"p": None, "rows": [{"loss": None}, 0.5]}
 
 
 def test_without_json_the_result_goes_to_standard_output(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,19 @@ def read_settings(checkpoints: Path | None) -> Settings:
 
 def write_json(path: Path | None, value: object) -> None:
     if path is not None:
-        write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(_drop_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+        write_text(path, text + "\n")
+
+
+def _drop_nan(value: object) -> object:
+    """The same with null for numbers that are undefined: JSON knows neither NaN nor Infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _drop_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_drop_nan(item) for item in value]
+    return value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -123,7 +123,7 @@ def describe_training(members: Sequence[BundleConfig], checkpoints_dir: Path) ->
         rows.append(
             (
                 config.model_id,
-                f"{run.preset}, {run.objective.name}",
+                f"{run.preset}, {run.recipe}, {run.objective.name}",
                 f"{run.train.epochs} epochs, adapter {run.train.adapter_lr:g}, tail "
                 f"{run.train.tail_lr:g}, weight decay {run.train.weight_decay:g}",
                 f"seed {run.train.seed}",
@@ -188,7 +188,7 @@ def describe_availability(members: Sequence[BundleConfig]) -> Section:
         (42, 43),
         (
             Paragraph(
-                "NeighborDx is Apache-2.0 software; its DESIGN and CONTRIBUTING files describe the "
+                "NeighborDx is Apache-2.0 software; its README and CONTRIBUTING files describe the "
                 f"method. Parameters, by SHA-256: {hashes}. config.json of each model holds the "
                 "whole recipe."
             ),

@@ -230,7 +230,8 @@ def show_failures(evaluation: Evaluation) -> Section:
     blocks: list[Block] = []
     for cell, words in (("fn", "missed"), ("fp", "called without disease")):
         rows = evaluation.find_cell(cell)
-        blocks.append(Paragraph(f"{len(rows)} {words}; shown are the surest wrong calls."))
+        shown = "; shown are the surest wrong calls" if len(rows) else ""
+        blocks.append(Paragraph(f"{len(rows)} {words}{shown}."))
         if len(rows):
             blocks.append(
                 Pictures(
