@@ -140,6 +140,8 @@ def test_the_html_stands_alone_and_holds_the_figures(
     low, high = result["auroc_ci95"]
     assert f"{result['auroc']:.3f} ({low:.3f} to {high:.3f})" in page
     assert "0.625 (0.30 to 0.90)" in page
+    assert "maps by integrated gradients of the vote: 0.34" in page
+    assert "by integrated gradients of the vote with those of a net" in page
 
 
 def test_the_pdf_has_the_same_text(report: Report) -> None:
