@@ -8,7 +8,7 @@ of what no standard code names are of the private scheme 99NBDX.
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -341,21 +341,3 @@ def _complete(header: Dataset) -> Dataset:
 
 def _cut(text: str, n: int) -> str:
     return text if len(text) <= n else text[: n - 1] + "…"
-
-
-def list_values(report: Dataset) -> Sequence[tuple[str, str]]:
-    """Read our own report back: (name, value) of every code and number in its groups."""
-    found: list[tuple[str, str]] = []
-
-    def walk(items: Sequence[Dataset]) -> None:
-        for item in items:
-            if item.ValueType == "CODE":
-                code = item.ConceptCodeSequence[0]
-                found.append((item.ConceptNameCodeSequence[0].CodeMeaning, code.CodeMeaning))
-            elif item.ValueType == "NUM":
-                number = item.MeasuredValueSequence[0].NumericValue
-                found.append((item.ConceptNameCodeSequence[0].CodeMeaning, str(number)))
-            walk(item.get("ContentSequence", []))
-
-    walk(report.ContentSequence)
-    return found

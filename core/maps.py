@@ -121,18 +121,6 @@ def _fit(
     return fitted
 
 
-def list_maps(checkpoints: Path, bundle: ModelBundle) -> list[MapSettings]:
-    """Settings of the maps kept with a bundle, its own first."""
-    found = [MapSettings(seed=bundle.config.run.train.seed)]
-    for path in sorted(_folder(checkpoints, bundle).glob("map-*.npz")):
-        with suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-            with np.load(path, allow_pickle=False) as arrays:
-                settings = MapSettings(**json.loads(str(arrays["settings"])))
-            if settings not in found and path == _map_path(checkpoints, bundle, settings):
-                found.append(settings)
-    return found
-
-
 def start_fit(checkpoints: Path, model_id: str, settings: MapSettings) -> None:
     """Fit a map of a model in a process of its own; ``read_state`` follows it."""
     options = [

@@ -134,7 +134,8 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
         shares = ", ".join(f"{c.accuracy:.0%} at {c.share:.0%} coverage" for c in known.coverage)
         lines.append(
             f"On {known.n} validation images these probabilities are off by {known.ece:.1%} on "
-            f"average; right there: {shares}."
+            f"average{'' if known.is_held_out else ' (calibrated on these very images)'}; right "
+            f"there: {shares}."
         )
     if diagnosis.novelty is not None:
         place = diagnosis.novelty.distance_percentile

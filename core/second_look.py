@@ -7,7 +7,7 @@ The caller need not hold the model's lock.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from core.ensemble import Model, mix_validation
 from core.errors import ConfigError, ImageError, ShapeError
 from core.evidence import draw_heatmaps
 from core.faithfulness import Faithfulness
-from core.image_io import load, thumbnail
+from core.image_io import Image, decode, load, thumbnail
 
 GRAD_CAM = "grad-cam"
 # How heatmaps may be drawn -> the name in exports; the first comes with the answer.
@@ -168,8 +168,33 @@ def _list_excluded(model: Model, diagnosis: Diagnosis) -> list[list[int]]:
     return [[row for row in rows if row is not None] for rows in found]
 
 
+def load_image(model: Model, index: int) -> tuple[Image, bool]:
+    """A training image as one to be answered, and whether it is the original.
+
+    That is the file where it still lies and is the same, else the thumbnail, which bears the
+    file's sha256: either way neither the image nor its patient votes on it.
+
+    Args:
+        model: whose album is meant.
+        index: place in the album.
+    """
+    member, row = model.find_image(index)
+    bundle = member.bundle
+    key, sha256 = bundle.gallery.keys[row], bundle.gallery.sha256[row]
+    path = Path(bundle.config.data_root) / key
+    if path.is_file():
+        try:
+            image = load(path)
+        except ImageError:
+            pass  # it was another file when the model was trained
+        else:
+            if image.sha256 == sha256:
+                return replace(image, name=key), True
+    return replace(decode(bundle.encoded_thumbnail(row), name=key), sha256=sha256), False
+
+
 def load_case(model: Model, index: int, *, max_px: int = 1024) -> NDArray[np.uint8]:
-    """A training image: the original where it still lies and is the same, else its thumbnail.
+    """The pixels of ``load_image``.
 
     Args:
         model: whose album is meant.
@@ -179,17 +204,7 @@ def load_case(model: Model, index: int, *, max_px: int = 1024) -> NDArray[np.uin
     Returns:
         (h, w, 3) uint8.
     """
-    member, row = model.find_image(index)
-    bundle = member.bundle
-    path = Path(bundle.config.data_root) / bundle.gallery.keys[row]
-    if bundle.has_original(row) and path.is_file():
-        try:
-            image = load(path)
-        except ImageError:
-            return model.thumbnail(index)
-        if image.sha256 == bundle.gallery.sha256[row]:
-            return thumbnail(image.pixels, max_px=max_px)
-    return model.thumbnail(index)
+    return thumbnail(load_image(model, index)[0].pixels, max_px=max_px)
 
 
 def describe_reliability(model: Model) -> Reliability | None:

@@ -150,6 +150,10 @@ def _show_reliability(model: Model) -> None:
             "models were not trained on, of the same source: other hospitals' images do worse."
         ).format(method=_methods()[known.method]),
     )
+    if not known.is_held_out:
+        st.caption(
+            _("The correction was fitted on these very images: on new ones the gap is larger.")
+        )
     parts = [
         _("{accuracy} when the surest {share} are answered").format(
             accuracy=f"**{percent(c.accuracy)}**", share=percent(c.share)

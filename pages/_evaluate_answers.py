@@ -76,6 +76,13 @@ def show_headlines(evaluation: Evaluation, figures: Sequence[Figure]) -> None:
             "whole patients are resampled."
         ),
     )
+    if evaluation.is_fitted_on:
+        st.caption(
+            _(
+                "The model was trained or calibrated on these images: every figure, the "
+                "calibration error above all, looks better than on new ones."
+            )
+        )
     by_key = {figure.key: figure for figure in figures}
     answered = evaluation.result["coverage_at_abstention"]
     if answered["n_answered"] < n:

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from core import external
-from core.assessment import readings
+from core.assessment import heatmap_study, readings
 from core.assessment.readings import Evaluation
 from core.config import Settings
 from core.errors import CoreError
@@ -152,17 +152,21 @@ def _describe_method(row: dict[str, Any]) -> dict[str, object]:
         "backbone": {"mean": _("mean of the backbones"), "-": _("baseline")}.get(
             row["backbone"], row["backbone"]
         ),
-        "method": {
-            "random": _("random map"),
-            "centre": _("always the centre"),
-            "integrated": _("integrated gradients of the vote"),
-        }.get(row["method"], row["method"]),
+        "method": _name_method(row["method"]),
         "hit": _say_kept(row["pointing_game"], row["pointing_ci95"]),
         "energy": _say_kept(row["energy_in_mask"], row["energy_ci95"]),
         "deletion": _say_kept(row["deletion_auc"], row["deletion_ci95"]),
         "insertion": _say_kept(row["insertion_auc"], row["insertion_ci95"]),
         "better": "–" if better is None else f"{better * 100:.0f} %",
     }
+
+
+def _name_method(method: str) -> str:
+    return {
+        "random": _("random map"),
+        "centre": _("always the centre"),
+        "integrated": _("integrated gradients of the vote"),
+    }.get(method, method)
 
 
 def _say_kept(value: float | None, interval: list[float] | None) -> str:
@@ -172,12 +176,15 @@ def _say_kept(value: float | None, interval: list[float] | None) -> str:
 
 
 def _show_sanity(study: dict[str, Any]) -> None:
+    method = _name_method(heatmap_study.find_checked_method(study))
     if study["randomisation"]:
         parts = ", ".join(
             f"{plain(name)} **{value:.2f}**" for name, value in study["randomisation"].items()
         )
         st.markdown(
-            _("Agreement with maps of a net with random weights: {parts}.").format(parts=parts),
+            _("Agreement with maps of a net with random weights, by {method}: {parts}.").format(
+                method=method, parts=parts
+            ),
             help=_(
                 "Rank correlation, 1 is equal. A map that stays the same when the trained layers "
                 "are drawn anew does not show what was learned; near 0 is good."
@@ -185,8 +192,8 @@ def _show_sanity(study: dict[str, Any]) -> None:
         )
     if study["agreement"] is not None:
         st.markdown(
-            _("Agreement of the backbones with each other: **{value}**.").format(
-                value=f"{study['agreement']:.2f}"
+            _("Agreement of the backbones with each other, by {method}: **{value}**.").format(
+                method=method, value=f"{study['agreement']:.2f}"
             ),
             help=_("Rank correlation of their maps of the same image, mean over the images."),
         )

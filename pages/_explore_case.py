@@ -1,14 +1,10 @@
 """Explore page: one training image on view. Its left-out vote, neighbours, heatmap, corrections."""
 
-from pathlib import Path
-
 import numpy as np
 import streamlit as st
 
-from core import exploration, image_io, inference
-from core.bundle import ModelBundle
+from core import exploration, inference, second_look
 from core.curation import Change
-from core.diagnosis import Diagnosis
 from core.ensemble import Model
 from core.errors import CoreError
 from core.explain import overlay, resize_heatmap
@@ -44,7 +40,7 @@ def show_case(model: Model, tables: Tables, table: Exploration) -> None:
     _show_picture(model, table, row)
     _show_corrections(model, tables, table, row)
     _show_neighbours(model, tables, table, row)
-    _show_heatmap(model, table, row)
+    _show_heatmap(model, row)
 
 
 def _show_picture(model: Model, table: Exploration, row: int) -> None:
@@ -209,12 +205,18 @@ def _show_neighbours(model: Model, tables: Tables, table: Exploration, row: int)
                 st.markdown(f":small[{mark(label, model)} {distance:.2f}]")
 
 
-def _show_heatmap(model: Model, table: Exploration, row: int) -> None:
+def _show_heatmap(model: Model, row: int) -> None:
     if st.button(_("Show the heatmap"), key="explore_heatmap", icon=":material/blur_on:"):
         with st.spinner(_("Reading the image …")):
-            diagnosis, is_original = _diagnose(model, table, row)
+            image, is_original = second_look.load_image(model, row)
+            diagnosis = inference.diagnose(model, [image])[0]
         if not is_original:
-            st.caption(_("The original is no longer there: this is from its small picture."))
+            st.caption(
+                _(
+                    "The original is not there, or not known to be the same: this is from its "
+                    "small picture."
+                )
+            )
         if diagnosis.pixels is None or not diagnosis.heatmaps:
             st.caption(_("There is no heatmap of this image."))
             return
@@ -233,16 +235,3 @@ def _show_heatmap(model: Model, table: Exploration, row: int) -> None:
                 ),
             )
         st.caption(_("Bright areas speak for {name}.").format(name=plain(target)))
-
-
-def _diagnose(model: Model, table: Exploration, row: int) -> tuple[Diagnosis, bool]:
-    member, member_row = model.find_image(row)
-    bundle: ModelBundle = member.bundle
-    path = Path(bundle.config.data_root) / table.keys[row]
-    is_original = path.is_file()
-    image = (
-        image_io.load(path)
-        if is_original
-        else image_io.decode(bundle.contents.thumbnails[member_row], name=table.keys[row])
-    )
-    return inference.diagnose(model, [image])[0], is_original

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.assessment import assess
-from core.assessment.heatmap_study import study_heatmaps
+from core.assessment.heatmap_study import find_checked_method, study_heatmaps
 from core.assessment.readings import load_study
 from core.assessment.saved_ablations import list_ablations
 from core.config import Settings
@@ -52,6 +52,7 @@ def test_the_study_has_a_row_per_backbone_method_and_baseline(tiny_ensemble: Ens
         n_faithful=2,
     )
     assert (study["n"], study["n_masks"]) == (3, 3)
+    assert find_checked_method(study) == "integrated"
     rows = {(row["backbone"], row["method"]): row for row in study["rows"]}
     backbones = ("convnext_atto", "vit_tiny_patch16_224", "mean")
     assert set(rows) == {

@@ -53,7 +53,6 @@ def test_the_bundles_own_map_needs_no_fit(home: Path, tiny_bundle: ModelBundle) 
     np.testing.assert_array_equal(fitted.coordinates, tiny_bundle.contents.gallery_xy)
     embeddings = tiny_bundle.gallery.embeddings
     assert compute_cache_key(embeddings, seed=own.seed) == tiny_bundle.projection.cache_key
-    assert maps.list_maps(home, tiny_bundle) == [own]
 
 
 def test_a_map_is_fitted_kept_and_remembered(home: Path, tiny_bundle: ModelBundle) -> None:
@@ -69,7 +68,6 @@ def test_a_map_is_fitted_kept_and_remembered(home: Path, tiny_bundle: ModelBundl
     assert again is not None
     np.testing.assert_array_equal(again.coordinates, fitted.coordinates)
     assert again.quality == fitted.quality
-    assert maps.list_maps(home, tiny_bundle)[1:] == [UMAP3]
     assert maps.read_state(home, tiny_bundle, UMAP3).status == "done"
     # The bundle with its maps still loads.
     load_bundle(home, "demo-triplet", settings=Settings(device="cpu"))

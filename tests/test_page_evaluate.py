@@ -88,6 +88,7 @@ def test_the_overview_shows_the_commands_figures(app: AppTest, directory: Path) 
     low, high = result["auroc_ci95"]
     assert f"{low:.3f} to {high:.3f}" in text
     assert "**16 images**" in text
+    assert "trained or calibrated on these images" not in text
     assert "Research use, not a diagnosis" in text
 
 
@@ -142,6 +143,7 @@ def test_missing_studies_say_how_to_make_them(app: AppTest) -> None:
     names = app.selectbox(key=shared.EVALUATION_KEY).options
     other = next(i for i, label in enumerate(names) if "validation" in label)
     app.selectbox(key=shared.EVALUATION_KEY).select_index(other).run()
+    assert "trained or calibrated on these images" in words(app)
     for part in ("robust", "maps"):
         assert "has not been made" in words(choose(app, part))
 

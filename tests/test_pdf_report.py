@@ -13,7 +13,7 @@ from core.image_io import decode, encode_png
 from core.inference import diagnose, reject
 from core.pdf_report import build_pdf
 from core.phantom import draw
-from core.second_look import draw_maps, scrutinise
+from core.second_look import Reliability, draw_maps, scrutinise
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,17 @@ def test_no_answer_and_untested_maps_are_said(tiny_ensemble: Ensemble, case: Dia
     assert "not the kind of image" in text
     assert "Calibrated probability" not in text
     assert "Not tested on this image" in text
+
+
+@pytest.mark.parametrize("is_held_out", [True, False])
+def test_a_calibration_error_on_its_own_images_is_said_to_be_one(
+    tiny_ensemble: Ensemble, case: Diagnosis, monkeypatch: pytest.MonkeyPatch, is_held_out: bool
+) -> None:
+    known = Reliability(40, 0.2, 0.1, "temperature", is_held_out, (), None)
+    monkeypatch.setattr("core.pdf_report.describe_reliability", lambda _model: known)
+    text = read(build_pdf(tiny_ensemble, case))
+    assert "off by 10.0% on average" in text
+    assert ("calibrated on these very images" in text) is not is_held_out
 
 
 def test_names_in_any_letters_and_markup_are_set(tiny_ensemble: Ensemble, case: Diagnosis) -> None:

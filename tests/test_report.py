@@ -10,13 +10,14 @@ import pytest
 from pypdf import PdfReader
 
 from core.assessment import assess
-from core.assessment.readings import save_study
+from core.assessment.readings import load_evaluation, save_study
 from core.bundle import ModelBundle
 from core.config import Settings, build_preset
 from core.errors import CheckpointError, ConfigError
 from core.report import build_report, to_html, to_pdf, write_report
 from core.report.blocks import Paragraph, Report, Section, TableBlock
 from core.report.claim import IN_PART, ITEMS
+from core.report.methods import describe_methods
 from core.report.recipe import say_choice, say_fitting, say_network, say_validation
 
 ROBUSTNESS = {
@@ -125,6 +126,17 @@ def test_where_validation_comes_from_is_said_as_far_as_known(
     assert said in say_validation(config, {"validation_answers": {"keys": keys, "groups": groups}})
 
 
+def test_figures_on_images_that_the_model_was_fitted_on_are_said_to_be(
+    directory: Path, name: str
+) -> None:
+    evaluation = load_evaluation(directory, "demo", name)
+    assert evaluation.is_internal
+    seen = dataclasses.replace(evaluation, result={**evaluation.result, "split": "val"})
+    for one, is_said in ((evaluation, False), (seen, True)):
+        (block,) = describe_methods(one).blocks
+        assert ("K and calibration were fitted on" in block.text) is is_said
+
+
 def test_the_html_stands_alone_and_holds_the_figures(
     report: Report, directory: Path, name: str
 ) -> None:
@@ -134,12 +146,12 @@ def test_the_html_stands_alone_and_holds_the_figures(
     assert page.count("<img alt=") >= 6
     assert "SYNTHETIC" in page
     assert "Research use, not a diagnosis" in page
-    from core.assessment.readings import load_evaluation
-
     result = load_evaluation(directory, "demo", name).result
     low, high = result["auroc_ci95"]
     assert f"{result['auroc']:.3f} ({low:.3f} to {high:.3f})" in page
     assert "0.625 (0.30 to 0.90)" in page
+    assert "maps by integrated gradients of the vote: 0.34" in page
+    assert "by integrated gradients of the vote with those of a net" in page
 
 
 def test_the_pdf_has_the_same_text(report: Report) -> None:

@@ -23,6 +23,7 @@ from core.second_look import (
     describe_reliability,
     draw_maps,
     load_case,
+    load_image,
     scrutinise,
 )
 
@@ -141,6 +142,30 @@ def test_the_original_is_shown_where_it_still_is(tiny_bundle: ModelBundle, tmp_p
     other.parent.mkdir(parents=True)
     shutil.copy(Path(tiny_bundle.config.data_root) / tiny_bundle.gallery.keys[1], other)
     np.testing.assert_array_equal(load_case(moved, 0), tiny_bundle.thumbnail(0))  # not the same
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_training_image_and_its_patient_never_vote_on_it(
+    tiny_bundle: ModelBundle, tmp_path: Path, replaced: bool
+) -> None:
+    keys, groups = tiny_bundle.gallery.keys, list(tiny_bundle.gallery.groups)
+    other = tmp_path / keys[0]
+    other.parent.mkdir(parents=True)
+    if replaced:
+        shutil.copy(Path(tiny_bundle.config.data_root) / keys[1], other)
+    groups[0] = groups[2] = "train:same"
+    gallery = dataclasses.replace(tiny_bundle.contents.gallery, groups=tuple(groups))
+    moved = dataclasses.replace(
+        tiny_bundle,
+        config=dataclasses.replace(tiny_bundle.config, data_root=str(tmp_path)),
+        contents=dataclasses.replace(tiny_bundle.contents, gallery=gallery),
+    )
+    image, is_original = load_image(moved, 0)
+    assert not is_original
+    np.testing.assert_array_equal(image.pixels, tiny_bundle.thumbnail(0))
+    answer = diagnose(moved, [image], explain=False)[0]
+    assert {item.index for item in answer.left_out} == {0, 2}
+    assert not {0, 2} & {n.index for n in answer.neighbours}
 
 
 def test_a_close_case_is_nearer_than_two_of_a_class_usually_are(case: Diagnosis) -> None:

@@ -78,7 +78,8 @@ def study_heatmaps(
         model: a model or an ensemble.
         dataset: with the model's classes.
         split: of the images: those with a mask where there are masks, else all diseased ones.
-        methods: of ``attribution.ALL_METHODS``; the first is the one that the app shows.
+        methods: of ``attribution.ALL_METHODS``; the first is the one that ``randomisation`` and
+            ``agreement`` are of.
         n_images: at most so many, drawn; None for all.
         n_faithful: deletion and insertion on the first so many of them.
         n_steps: points of their curves; each costs a run of the model per map and image.
@@ -87,7 +88,8 @@ def study_heatmaps(
 
     Returns:
         ``{"n", "n_masks", "rows": [Row], "randomisation": {backbone: rank correlation with the
-        maps of a net with random tails}, "agreement": mean rank correlation between backbones}``.
+        maps of a net with random tails}, "agreement": mean rank correlation between backbones,
+        "checked_method": the method of these two}``.
 
     Raises:
         DataError: no diseased image can be read.
@@ -119,7 +121,15 @@ def study_heatmaps(
             f"no diseased image of {split} can be read; nothing to explain.",
             code="evaluation.one_class",
         )
-    return tally.sum_up(seed=seed)
+    return {**tally.sum_up(seed=seed), "checked_method": methods[0]}
+
+
+def find_checked_method(study: Mapping[str, Any]) -> str:
+    """Which method a study's ``randomisation`` and ``agreement`` are of."""
+    default = (
+        study["rows"][0]["method"] if study["rows"] else _METHODS[0]
+    )  # kept before it was said
+    return str(study.get("checked_method", default))
 
 
 class _Tally:

@@ -94,6 +94,11 @@ class Evaluation:
         """Whether the images are of the data set that the model was trained on."""
         return str(self.result["data"]) in self.gallery_id.split("+")
 
+    @property
+    def is_fitted_on(self) -> bool:
+        """Whether the model was trained, or its K and calibration were fitted, on these images."""
+        return self.is_internal and self.result["split"] in ("train", "val")
+
     def to_answers(self) -> Answers:
         """The part that core.external compares."""
         return Answers(self.is_disease, self.p_disease, self.distance, self.is_novel, self.groups)

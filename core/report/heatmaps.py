@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from core.assessment.heatmap_study import find_checked_method
 from core.report.blocks import Block, Paragraph, Section, TableBlock
+from core.second_look import GRAD_CAM, HEATMAP_METHODS
 
 
 def build_explanations(study: Mapping[str, Any] | None) -> Section:
@@ -29,19 +31,26 @@ def build_explanations(study: Mapping[str, Any] | None) -> Section:
             "Pointing game: share whose brightest point lies on the lesion. Energy: share of the "
             "brightness on it. Deletion (low is true) and insertion (high is true): mean vote "
             f"while the brightest areas go or come first, on {n_followed} of the images. 95 % "
-            "intervals over patients. The method 'integrated' is integrated gradients of the vote."
+            "intervals over patients. The method 'integrated' is integrated gradients of the vote; "
+            f"the app shows {HEATMAP_METHODS[GRAD_CAM]} first."
         ),
         TableBlock(
             ("backbone", "method", "pointing game", "energy", "deletion", "insertion"), rows
         ),
     ]
+    checked = find_checked_method(study)
+    checked = HEATMAP_METHODS.get(checked, checked)
     if study["randomisation"]:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in study["randomisation"].items())
         blocks.append(
-            Paragraph(f"Rank correlation with the maps of a net with random weights: {parts}.")
+            Paragraph(
+                f"Rank correlation of the maps by {checked} with those of a net with random "
+                f"weights: {parts}."
+            )
         )
     if study["agreement"] is not None:
-        blocks.append(Paragraph(f"Agreement of the backbones: {study['agreement']:.2f}."))
+        text = f"Agreement of the backbones' maps by {checked}: {study['agreement']:.2f}."
+        blocks.append(Paragraph(text))
     return Section("Explanations", (31,), (*blocks,))
 
 

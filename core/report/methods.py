@@ -149,6 +149,12 @@ def describe_training(members: Sequence[BundleConfig], checkpoints_dir: Path) ->
 def describe_methods(evaluation: Evaluation) -> Section:
     has_groups = any(evaluation.groups)
     unit = "patients" if has_groups else "images (the data name no patients)"
+    note = (
+        " These are images that the model was trained on or that its K and calibration were "
+        "fitted on: every figure, the calibration error above all, looks better than on new ones."
+        if evaluation.is_fitted_on
+        else ""
+    )
     return Section(
         "Evaluation methods",
         (28, 29),
@@ -157,7 +163,7 @@ def describe_methods(evaluation: Evaluation) -> Section:
                 f"Called {evaluation.disease_class} where the probability exceeds 0.5. 95 % "
                 f"intervals: percentile bootstrap over {unit}; single proportions have "
                 "Wilson's where every image stands for itself. Calibration error over 10 "
-                "bins of equal width."
+                f"bins of equal width.{note}"
             ),
         ),
     )
