@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from filelock import FileLock
 
 from core import activation, registry
 from core.activation import activate, check_gate, find_previous, read_history, roll_back
@@ -171,6 +175,7 @@ def test_two_models_image_by_image(tiny_checkpoints: Path, tmp_path: Path) -> No
     assert all((tmp_path / "p" / r.picture).is_file() for r in (*broken, *fixed))
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)
+    assert found.data_root == str((tiny_checkpoints / ".demo-data").resolve())
     save_comparison(tmp_path, found)
     assert find_comparison(tmp_path, ("demo-triplet", "h1"), ("demo-metric", "h2")) == found
     assert find_comparison(tmp_path, ("demo-triplet", "h1"), ("demo-metric", "h3")) is None
@@ -187,8 +192,25 @@ def test_a_damaged_history_is_said_and_not_overwritten(models: Path) -> None:
     assert registry.active_model_id(models) == "demo-triplet"
 
 
-def test_what_killed_writers_left_is_removed(models: Path) -> None:
-    for name in (".writing-m-4194302", ".deleted-m-4194302", ".importing-4194302", ".runs-of-x"):
+def test_two_at_once_are_told_to_wait(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activation, "_PATIENCE_S", 0.0)
+    with FileLock(models / ".activation.lock"):
+        with pytest.raises(CheckpointError, match="is putting a model to use") as caught:
+            activate(models, "demo-metric", reason="It is far faster on our scanner.")
+        assert caught.value.code == "checkpoint.busy"
+        with pytest.raises(CheckpointError, match="is putting a model to use"):
+            roll_back(models)
+    assert read_history(models) == []
+
+
+def test_what_killed_writers_left_is_removed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = f".writing-x-{os.getpid()}"
+    gone = (".writing-m-4194302", ".deleted-m-4194302", ".importing-a1-4194302")
+    for name in (*gone, mine, ".runs-of-x"):
         (models / name).mkdir()
+    registry.clean_leftovers(models)
+    assert {p.name for p in models.glob(".*")} == {".runs-of-x", mine}
+    # a container started anew: its first process has the number that the writer had
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _process: time.time() + 60.0)
     registry.clean_leftovers(models)
     assert [p.name for p in models.glob(".*")] == [".runs-of-x"]

@@ -19,6 +19,7 @@ LAYERS = {
         "corruptions",
         "proportions",
         "engine",
+        "leftovers",
         "npz",
     },
     2: {

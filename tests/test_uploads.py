@@ -1,10 +1,13 @@
 """Deleting uploaded data: refused while a job needs it; what was made of it goes with it."""
 
+import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from core import jobs
@@ -26,12 +29,12 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "ck"
 
 
-def put(directory: Path, kind: str, status: str, *, place: str = NAME) -> Job:
+def put(directory: Path, kind: str, status: str, *, place: str = NAME, **more: str) -> Job:
     """A job on an upload, as if it had come so far; this process stands for its own."""
     folder = state.jobs_dir(directory)
     number = len(state.list_folders(folder))
     data = uploads_dir(directory).resolve() / place / "normal"  # inside a wrapping folder
-    params = {"data": str(data), "name": f"m{number}"}
+    params = {"data": str(data), "name": f"m{number}", **more}
     job = Job(f"20260101-000000-{number:06d}", kind, f"job {number}", params, "now")
     with state.hold_queue(folder):
         made = state.create(folder, job)
@@ -72,6 +75,29 @@ def test_checks_and_comparisons_go_with_it_and_other_data_stay(directory: Path) 
     assert list(uploads_dir(directory).iterdir()) == [uploads_dir(directory) / "other"]
 
 
+def test_evaluations_and_kept_comparisons_go_with_it_too(directory: Path) -> None:
+    uploads = uploads_dir(directory).resolve()
+    kept = directory / ".comparisons"
+    kept.mkdir()
+    for place in (NAME, "other"):
+        root = str(uploads / place / "normal")
+        folder = directory / "m" / "evaluations" / f"{place}-test"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps({"data_root": root}), encoding="utf-8")
+        (folder / "arrays.npz").write_bytes(b"pictures")
+        told = {"first": "a", "second": "b", "data_root": root}
+        (kept / f"{place}.json").write_text(json.dumps(told), encoding="utf-8")
+        told = {"first": "old", "second": place}  # does not say where its images lay
+        (kept / f"old-{place}.json").write_text(json.dumps(told), encoding="utf-8")
+    (kept / "damaged.json").write_text("{", encoding="utf-8")
+    put(directory, "compare", "done", first="old", second=NAME)
+    put(directory, "compare", "done", place="other", first="old", second="other")
+    delete_upload(directory, NAME)
+    assert [p.name for p in (directory / "m" / "evaluations").iterdir()] == ["other-test"]
+    left = {p.name for p in kept.iterdir()}
+    assert left == {"other.json", "old-other.json", "damaged.json"}
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../ck", ".hidden", "none"])
 def test_a_name_is_matched_never_joined(directory: Path, name: str) -> None:
     (uploads_dir(directory) / ".hidden").mkdir()
@@ -79,13 +105,23 @@ def test_a_name_is_matched_never_joined(directory: Path, name: str) -> None:
         delete_upload(directory, name)
 
 
-def test_what_a_cut_off_unpacking_or_deletion_left_goes_at_the_next_start(directory: Path) -> None:
+def begin_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container started anew: this process has the number of an earlier one."""
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _process: time.time() + 60.0)
+
+
+def test_what_a_cut_off_unpacking_or_deletion_left_goes_at_the_next_start(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uploads = uploads_dir(directory)
     for name in (".deleted-x", f".unpacking-x-{2**22 - 3}", f".unpacking-y-{os.getpid()}"):
         (uploads / name).mkdir()
     clean_uploads(directory)
     assert {p.name for p in uploads.iterdir()} == {NAME, "other", f".unpacking-y-{os.getpid()}"}
     assert set(find_data(Settings(directory, data_dir=directory / "none"))) == {NAME, "other"}
+    begin_later(monkeypatch)
+    clean_uploads(directory)
+    assert {p.name for p in uploads.iterdir()} == {NAME, "other"}
 
 
 def test_models_trained_on_it_are_told(tiny_checkpoints: Path, tmp_path: Path) -> None:
