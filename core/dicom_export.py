@@ -209,7 +209,9 @@ def build_report(
 
 
 def encode(dataset: Dataset) -> bytes:
-    """A DICOM object as a file's bytes."""
+    """A DICOM object as a file's bytes, its text in UTF-8: class names may be in any letters."""
+    dataset.decode()  # what was copied from the source, by the source's character set
+    dataset.SpecificCharacterSet = "ISO_IR 192"
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()

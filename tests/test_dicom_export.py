@@ -95,6 +95,29 @@ def test_every_meaning_has_a_code_value_of_its_own_the_same_in_every_file(source
     assert len(set(read_codes(alike).values())) == len(codes)
 
 
+def test_names_in_any_letters_come_back(source: bytes) -> None:
+    original = read(source)
+    original.SpecificCharacterSet = "GB18030"
+    original.PatientName = "Wang^XiaoDong=王^小东"
+    foreign = encode_as_it_is(original)
+    case = dataclasses.replace(
+        CASE, predicted_class="病变", probabilities={"正常": 0.125, "病变": 0.875}
+    )
+    for made in (
+        build_report(case, source=foreign),
+        build_secondary_capture(case, PICTURE, source=foreign),
+    ):
+        again = read(encode(made))
+        assert str(again.PatientName) == "Wang^XiaoDong=王^小东"
+        assert "病变" in str(again.get("ImageComments", again))
+
+
+def encode_as_it_is(dataset: pydicom.Dataset) -> bytes:
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
 def test_the_picture_is_in_the_sources_study(source: bytes) -> None:
     capture = read(encode(build_secondary_capture(CASE, PICTURE, source=source)))
     original = read(source)
