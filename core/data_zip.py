@@ -6,6 +6,7 @@ files are images is for ``core.datasets`` and ``core.audit`` to say.
 """
 
 import hashlib
+import lzma
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import stat
 import tempfile
 import unicodedata
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn
@@ -156,7 +158,13 @@ def extract(source: BinaryIO, into: Path, *, limits: ZipLimits) -> None:
                 n_left -= _copy(archive, info, path, limit=min(n_left, limits.file_bytes))
     except DataError:  # it is a ValueError too
         raise
-    except zipfile.BadZipFile as err:
+    except (FileExistsError, NotADirectoryError) as err:
+        _refuse("names", "holds a file and a folder of one name", err)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError) as err:
+        _refuse("damaged", f"is no zip file or is damaged ({err})", err)
+    except OSError as err:
+        if err.errno is not None:  # the disk's; what bz2 says of damage has no number
+            raise
         _refuse("damaged", f"is no zip file or is damaged ({err})", err)
     except (NotImplementedError, RuntimeError, EOFError, ValueError) as err:
         _refuse("unsupported", f"is packed in a way that cannot be read ({err})", err)

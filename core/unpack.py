@@ -6,6 +6,7 @@ may have, or out of proportion to their size. Says nothing about what an entry h
 """
 
 import io
+import lzma
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ _MAX_ENTRIES = 10_000  # looked at; a directory of millions of entries is no upl
 _MAX_RATIO = 200  # unpacked to packed: pictures never shrink that far
 _SMALL_BYTES = 2**20  # below, any ratio is harmless
 _IGNORED = {"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"}
-_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
+_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(OSError, EOFError, NotImplementedError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ ERRORS: dict[str, str] = {
     "data.empty": N_("No image was found. Expected one folder per class."),
     "data.manifest": N_("The file manifest.csv cannot be used."),
     "zip.path": N_("The zip is refused: a name in it points out of its folder."),
+    "zip.names": N_("The zip is refused: a file and a folder in it have one name."),
     "zip.link": N_("The zip is refused: it holds a symbolic link."),
     "zip.special": N_("The zip is refused: it holds something that is not a plain file."),
     "zip.encrypted": N_("The zip is protected by a password. Pack it again without one."),

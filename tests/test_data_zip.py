@@ -1,6 +1,7 @@
 """Zips from strangers: what is taken, what is refused, and that refusal leaves nothing behind."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from core import data_zip
 from core.data_zip import ZipLimits, extract, store, uploads_dir
+from core.errors import DataError
 
 LIMITS = ZipLimits(n_files=20, total_bytes=3_000_000, file_bytes=2_000_000, ratio=200)
 
@@ -55,6 +57,30 @@ def test_names_from_chinese_windows_are_read(tmp_path: Path) -> None:
     data = data.replace(b"AAAA", "正常".encode("gb18030"))
     extract(io.BytesIO(data), tmp_path / "out", limits=LIMITS)
     assert (tmp_path / "out" / "正常" / "a.png").is_file()
+
+
+def spoil(method: int) -> io.BytesIO:
+    """A zip of random bytes with some of them changed."""
+    data = bytearray(pack({"n/a.png": os.urandom(4000)}, compression=method).getvalue())
+    data[37:1000] = b"\x07" * 963  # 37: where the packed bytes begin
+    return io.BytesIO(bytes(data))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_is_said_whatever_the_method(method: int, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="damaged") as caught:
+        extract(spoil(method), tmp_path / "out", limits=LIMITS)
+    assert caught.value.code == "zip.damaged"
+
+
+@pytest.mark.parametrize("names", [("n", "n/a.png"), ("n/a.png", "n"), ("n", "n/m/a.png")])
+def test_a_file_and_a_folder_of_one_name_are_refused(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="of one name") as caught:
+        store(pack({name: b"x" for name in names}), name="a.zip", checkpoints_dir=tmp_path)
+    assert caught.value.code == "zip.names"
+    assert list(uploads_dir(tmp_path).iterdir()) == []
 
 
 def test_two_sessions_may_upload_the_same_zip_at_once(

@@ -1,6 +1,7 @@
 """Zips: what is listed, what is read, what is refused with which reason."""
 
 import io
+import os
 import zipfile
 
 import pytest
@@ -55,6 +56,10 @@ def test_every_refusal_has_its_code() -> None:
     damaged = bytearray(pack({"a": b"abcdef" * 50}, method=zipfile.ZIP_STORED))
     damaged[60] ^= 0xFF
     assert refusal(bytes(damaged)) == "image.zip_damaged"
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        damaged = bytearray(pack({"a": os.urandom(500)}, method=method))
+        damaged[40:200] = bytes(160)
+        assert refusal(bytes(damaged)) == "image.zip_damaged"
     assert refusal(pack({"a": b"x"}), "missing") == "image.zip_damaged"
 
 
