@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -113,15 +114,15 @@ def import_model(directory: Path, path: Path, *, settings: Settings, name: str =
         BackboneError: the pretrained backbones it stands on are not to be had here.
     """
     manifest, tensors = _read(path)
-    workshop = directory / f".importing-{os.getpid()}"
-    shutil.rmtree(workshop, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=".importing-", suffix=f"-{os.getpid()}", dir=directory))
     try:
         folders = _unpack(workshop, manifest, tensors, name=name)
         new = [f for f in folders if not _is_known(directory, f)]
         for folder in folders:
             _prove(folder, settings)
         for folder in new:
-            folder.rename(directory / folder.name)
+            _put(directory, folder)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     return folders[-1].name
@@ -233,6 +234,15 @@ def _write_folder(
             grouped.setdefault(name, {})[field] = np.array(value, dtype=np.str_)
     for name, fields_ in grouped.items():
         np.savez(folder / name, **fields_)  # type: ignore[arg-type]
+
+
+def _put(directory: Path, folder: Path) -> None:
+    """Move a model to the others; another session may just have put the same one there."""
+    try:
+        folder.rename(directory / folder.name)
+    except OSError:
+        if not _is_known(directory, folder):
+            raise
 
 
 def _is_known(directory: Path, folder: Path) -> bool:

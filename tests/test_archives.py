@@ -99,6 +99,23 @@ def test_texts_that_would_fill_the_memory_are_refused(
     assert list(empty.iterdir()) == []
 
 
+def test_two_sessions_may_import_the_same_file_at_once(
+    exported: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove, done = archives._prove, []
+
+    def prove_late(folder: Path, settings: Settings) -> None:
+        prove(folder, settings)
+        if not done:  # the other session begins and ends here
+            done.append(folder)
+            assert import_model(empty, exported, settings=settings) == "demo-triplet"
+
+    monkeypatch.setattr(archives, "_prove", prove_late)
+    assert import_model(empty, exported, settings=SETTINGS) == "demo-triplet"
+    assert [model.problem for model in list_models(empty)] == [None]
+    assert not list(empty.glob(".*"))
+
+
 def test_a_file_that_was_changed_on_the_way_is_refused(exported: Path, empty: Path) -> None:
     manifest, tensors = read(exported)
     tensors["0/gallery.npz/labels"] = 1 - tensors["0/gallery.npz/labels"]
