@@ -29,7 +29,7 @@ class Entry:
     """One file of an archive."""
 
     name: str  # last part of its path, for people
-    path: str  # inside the archive
+    place: int  # in the archive's directory: names may be there twice
     n_bytes: int  # unpacked, as the directory says
 
 
@@ -60,8 +60,8 @@ def list_entries(data: bytes) -> list[Entry]:
             params={"n": len(infos), "limit": _MAX_ENTRIES},
         )
     entries = [
-        Entry(PurePosixPath(info.filename).name, info.filename, info.file_size)
-        for info in infos
+        Entry(PurePosixPath(info.filename).name, place, info.file_size)
+        for place, info in enumerate(infos)
         if not info.is_dir() and _is_visible(info.filename)
     ]
     if not entries:
@@ -71,12 +71,12 @@ def list_entries(data: bytes) -> list[Entry]:
     return entries
 
 
-def read_entry(data: bytes, path: str, *, max_bytes: int) -> bytes:
+def read_entry(data: bytes, place: int, *, max_bytes: int) -> bytes:
     """Unpack one file into memory.
 
     Args:
         data: the archive.
-        path: inside it, as ``list_entries`` gave it.
+        place: in its directory, as ``list_entries`` gave it.
         max_bytes: refused beyond, whatever the directory says.
 
     Raises:
@@ -84,11 +84,11 @@ def read_entry(data: bytes, path: str, *, max_bytes: int) -> bytes:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            info = archive.getinfo(path)
+            info = archive.infolist()[place]
             _check(info, max_bytes=max_bytes)
             with archive.open(info) as handle:
                 unpacked = handle.read(max_bytes + 1)
-    except (*_ERRORS, KeyError) as err:
+    except (*_ERRORS, IndexError) as err:
         raise ImageError(
             f"a file in the ZIP archive is damaged ({type(err).__name__}); pack it again.",
             code="image.zip_damaged",

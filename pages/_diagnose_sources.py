@@ -52,10 +52,10 @@ def _list_upload(upload: Any) -> dict[str, Source]:
     except CoreError as error:
         return {upload.file_id: (upload.name, content, _failing(error))}
     return {
-        f"{upload.file_id}/{entry.path}": (
+        f"{upload.file_id}/{entry.place}": (
             entry.name,
-            f"{content}/{entry.path}",
-            _entry_reader(upload, entry.path),
+            f"{content}/{entry.place}",
+            _entry_reader(upload, entry.place),
         )
         for entry in entries
     }
@@ -68,10 +68,10 @@ def _failing(error: CoreError) -> Callable[[], bytes]:
     return read
 
 
-def _entry_reader(upload: Any, path: str) -> Callable[[], bytes]:
+def _entry_reader(upload: Any, place: int) -> Callable[[], bytes]:
     def read() -> bytes:
         limit_mb = Settings.from_env().max_upload_mb
-        return unpack.read_entry(upload.getvalue(), path, max_bytes=limit_mb * 2**20)
+        return unpack.read_entry(upload.getvalue(), place, max_bytes=limit_mb * 2**20)
 
     return read
 
