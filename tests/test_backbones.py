@@ -1,5 +1,6 @@
 """Trunk + tail equal the uncut timm model; weights are found, checked, never silently random."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,14 @@ def test_a_wrong_local_file_is_refused(tmp_path: Path) -> None:
     save_file({"stem": torch.ones(1)}, tmp_path / "convnext_atto.d2_in1k.safetensors")
     with pytest.raises(BackboneError, match="the entries do not fit convnext_atto"):
         build_backbone("convnext_atto.d2_in1k", input_size=64, weights_dir=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", pickle.dumps(Path("x"), protocol=2), b"no pickle"])
+def test_a_wrong_pth_file_is_refused_unread(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "convnext_atto.d2_in1k.pth").write_bytes(content)
+    with pytest.raises(BackboneError, match="cannot be read as backbone weights") as caught:
+        build_backbone("convnext_atto.d2_in1k", input_size=64, weights_dir=tmp_path)
+    assert caught.value.code == "backbone.file"
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 
 import timm
 import torch
@@ -33,6 +34,7 @@ _PACKAGED = {
 }
 _PACKAGED_LICENCE = "Apache-2.0 (google/automl EfficientNet-lite, ported by rwightman)"
 _HUB_ERRORS = (OSError, HfHubHTTPError, RuntimeError)
+_FILE_ERRORS = (OSError, SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError)
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_PROBE_TIMEOUT_S = 3.0
 _Loaded = tuple[nn.Module, str, str]  # model, where its parameters came from, licence
@@ -114,7 +116,7 @@ def _from_folder(name: str, input_size: int, weights_dir: Path | None) -> _Loade
                     if suffix == ".safetensors"
                     else torch.load(path, map_location="cpu", weights_only=True)
                 )
-            except (OSError, SafetensorError, RuntimeError, ValueError) as err:
+            except _FILE_ERRORS as err:
                 raise BackboneError(
                     f"{path} cannot be read as backbone weights ({err}).", code="backbone.file"
                 ) from err
