@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +78,7 @@ class Comparison:
     rows: tuple[ImageRow, ...]
     subgroups: tuple[Subgroup, ...]
     n_unreadable: int
+    data_root: str = ""  # where the images lay; older records do not say
 
 
 def compare_models(
@@ -139,6 +140,7 @@ def compare_models(
         rows=rows,
         subgroups=compare_subgroups(rows, read_columns(dataset.root), limit=limit),
         n_unreadable=len(set(one.unreadable) | set(two.unreadable)),
+        data_root=str(dataset.root.resolve()),
     )
 
 
@@ -250,3 +252,23 @@ def find_comparison(
     assert isinstance(found, Comparison)
     same = (found.first_sha256, found.second_sha256) == (first[1], second[1])
     return found if same else None
+
+
+def delete_comparisons(
+    directory: Path, data_root: Path, *, pairs: Collection[tuple[str, str]] = ()
+) -> None:
+    """Delete what was kept of comparisons on the images in a folder (resolved).
+
+    Args:
+        directory: the checkpoints folder.
+        data_root: of the images.
+        pairs: first and second of comparisons known to be of them, for records that do not say.
+    """
+    for path in (directory / _FOLDER).glob("*.json"):
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            place, pair = raw.get("data_root"), (raw["first"], raw["second"])
+        except (OSError, ValueError, KeyError, AttributeError):  # it says of nothing
+            continue
+        if Path(place).is_relative_to(data_root) if place else pair in pairs:
+            path.unlink(missing_ok=True)

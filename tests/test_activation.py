@@ -170,6 +170,7 @@ def test_two_models_image_by_image(tiny_checkpoints: Path, tmp_path: Path) -> No
     assert all((tmp_path / "p" / r.picture).is_file() for r in (*broken, *fixed))
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)
+    assert found.data_root == str((tiny_checkpoints / ".demo-data").resolve())
     save_comparison(tmp_path, found)
     assert find_comparison(tmp_path, ("demo-triplet", "h1"), ("demo-metric", "h2")) == found
     assert find_comparison(tmp_path, ("demo-triplet", "h1"), ("demo-metric", "h3")) is None

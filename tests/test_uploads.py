@@ -1,5 +1,6 @@
 """Deleting uploaded data: refused while a job needs it; what was made of it goes with it."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -26,12 +27,12 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "ck"
 
 
-def put(directory: Path, kind: str, status: str, *, place: str = NAME) -> Job:
+def put(directory: Path, kind: str, status: str, *, place: str = NAME, **more: str) -> Job:
     """A job on an upload, as if it had come so far; this process stands for its own."""
     folder = state.jobs_dir(directory)
     number = len(state.list_folders(folder))
     data = uploads_dir(directory).resolve() / place / "normal"  # inside a wrapping folder
-    params = {"data": str(data), "name": f"m{number}"}
+    params = {"data": str(data), "name": f"m{number}", **more}
     job = Job(f"20260101-000000-{number:06d}", kind, f"job {number}", params, "now")
     with state.hold_queue(folder):
         made = state.create(folder, job)
@@ -70,6 +71,29 @@ def test_checks_and_comparisons_go_with_it_and_other_data_stay(directory: Path) 
     left = {job.job_id for job in jobs.list_jobs(directory)}
     assert left == {job.job_id for job in (*kept, waiting)}
     assert list(uploads_dir(directory).iterdir()) == [uploads_dir(directory) / "other"]
+
+
+def test_evaluations_and_kept_comparisons_go_with_it_too(directory: Path) -> None:
+    uploads = uploads_dir(directory).resolve()
+    kept = directory / ".comparisons"
+    kept.mkdir()
+    for place in (NAME, "other"):
+        root = str(uploads / place / "normal")
+        folder = directory / "m" / "evaluations" / f"{place}-test"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps({"data_root": root}), encoding="utf-8")
+        (folder / "arrays.npz").write_bytes(b"pictures")
+        told = {"first": "a", "second": "b", "data_root": root}
+        (kept / f"{place}.json").write_text(json.dumps(told), encoding="utf-8")
+        told = {"first": "old", "second": place}  # does not say where its images lay
+        (kept / f"old-{place}.json").write_text(json.dumps(told), encoding="utf-8")
+    (kept / "damaged.json").write_text("{", encoding="utf-8")
+    put(directory, "compare", "done", first="old", second=NAME)
+    put(directory, "compare", "done", place="other", first="old", second="other")
+    delete_upload(directory, NAME)
+    assert [p.name for p in (directory / "m" / "evaluations").iterdir()] == ["other-test"]
+    left = {p.name for p in kept.iterdir()}
+    assert left == {"other.json", "old-other.json", "damaged.json"}
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../ck", ".hidden", "none"])

@@ -282,6 +282,17 @@ def _summarise(name: str, record: dict[str, Any], model: ModelSummary, gallery_i
     )
 
 
+def delete_evaluations(checkpoints_dir: Path, data_root: Path) -> None:
+    """Delete what every model keeps of the images in a folder (resolved): answers, pictures."""
+    for path in checkpoints_dir.glob(f"*/{FOLDER}/*/record.json"):
+        try:
+            is_inside = Path(str(read_json(path).get("data_root"))).is_relative_to(data_root)
+        except CheckpointError:  # it says of nothing where it came from
+            continue
+        if is_inside:
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
 def order_pair(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluation]:
     """Home and away: the training data's own split comes first, else the order stays."""
     if second.is_internal and not first.is_internal:

@@ -1,18 +1,20 @@
 """Deleting uploaded data: what still needs it, and what goes with it.
 
-Owns the refusal while a job is open, and that the pictures which checks and comparisons kept of
-the data go too.
+Owns the refusal while a job is open, and that the pictures and names which checks, evaluations and
+comparisons kept of the data go too.
 """
 
 import shutil
 from pathlib import Path
 
+from core.assessment.readings import delete_evaluations
 from core.bundle import read_bundle_config
 from core.data_zip import find_upload
 from core.ensemble import is_ensemble
 from core.errors import JobError
 from core.jobs import delete, settle, state
 from core.jobs.state import Job
+from core.model_comparison import delete_comparisons
 from core.registry import list_models
 
 
@@ -73,6 +75,10 @@ def delete_upload(checkpoints_dir: Path, name: str) -> None:
                 code="job.data_in_use",
                 params={"name": name, "title": busy.title},
             )
+        compared = [job.params for job in users if job.kind == "compare"]
+        pairs = [(str(p.get("first")), str(p.get("second"))) for p in compared]
+        delete_evaluations(checkpoints_dir, folder.resolve())
+        delete_comparisons(checkpoints_dir, folder.resolve(), pairs=pairs)
         doomed = folder.with_name(f".deleted-{folder.name}")
         folder.rename(doomed)
     for job in users:
