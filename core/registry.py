@@ -10,8 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from core import leftovers
 from core.bundle import (
     MODEL_ID,
     read_bundle,
@@ -172,7 +171,7 @@ def clean_leftovers(directory: Path) -> None:
     """Remove what processes that were killed while they wrote left behind; call it at start."""
     for path in directory.glob(".*-*"):
         match = _LEFTOVER.fullmatch(path.name)
-        if match and path.is_dir() and not psutil.pid_exists(int(match["pid"])):
+        if match and path.is_dir() and leftovers.is_left(path, int(match["pid"])):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from core import activation, registry
@@ -187,8 +190,14 @@ def test_a_damaged_history_is_said_and_not_overwritten(models: Path) -> None:
     assert registry.active_model_id(models) == "demo-triplet"
 
 
-def test_what_killed_writers_left_is_removed(models: Path) -> None:
-    for name in (".writing-m-4194302", ".deleted-m-4194302", ".importing-4194302", ".runs-of-x"):
+def test_what_killed_writers_left_is_removed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = f".writing-x-{os.getpid()}"
+    gone = (".writing-m-4194302", ".deleted-m-4194302", ".importing-a1-4194302")
+    for name in (*gone, mine, ".runs-of-x"):
         (models / name).mkdir()
+    registry.clean_leftovers(models)
+    assert {p.name for p in models.glob(".*")} == {".runs-of-x", mine}
+    # a container started anew: its first process has the number that the writer had
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _process: time.time() + 60.0)
     registry.clean_leftovers(models)
     assert [p.name for p in models.glob(".*")] == [".runs-of-x"]

@@ -18,6 +18,7 @@ LAYERS = {
         "corruptions",
         "proportions",
         "engine",
+        "leftovers",
         "npz",
     },
     2: {

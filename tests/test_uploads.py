@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from core import jobs
@@ -103,13 +105,23 @@ def test_a_name_is_matched_never_joined(directory: Path, name: str) -> None:
         delete_upload(directory, name)
 
 
-def test_what_a_cut_off_unpacking_or_deletion_left_goes_at_the_next_start(directory: Path) -> None:
+def begin_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container started anew: this process has the number of an earlier one."""
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _process: time.time() + 60.0)
+
+
+def test_what_a_cut_off_unpacking_or_deletion_left_goes_at_the_next_start(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uploads = uploads_dir(directory)
     for name in (".deleted-x", f".unpacking-x-{2**22 - 3}", f".unpacking-y-{os.getpid()}"):
         (uploads / name).mkdir()
     clean_uploads(directory)
     assert {p.name for p in uploads.iterdir()} == {NAME, "other", f".unpacking-y-{os.getpid()}"}
     assert set(find_data(Settings(directory, data_dir=directory / "none"))) == {NAME, "other"}
+    begin_later(monkeypatch)
+    clean_uploads(directory)
+    assert {p.name for p in uploads.iterdir()} == {NAME, "other"}
 
 
 def test_models_trained_on_it_are_told(tiny_checkpoints: Path, tmp_path: Path) -> None:
