@@ -9,9 +9,11 @@ page or a report shows is computed from here, without running the model again.
 import dataclasses
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core import leftovers
 from core.bundle import check_model_id, read_bundle_config, read_json, write_text
 from core.config import Settings
 from core.curation.store import open_store
@@ -30,6 +33,7 @@ from core.registry import ModelSummary, find_model, list_models
 
 SCHEMA_VERSION = 1
 FOLDER = "evaluations"
+_LEFTOVER = re.compile(r"\.(writing|old)-(?P<name>.+)-(?P<pid>\d+)")
 _ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
 
 
@@ -131,8 +135,25 @@ def save_evaluation(checkpoints_dir: Path, evaluation: Evaluation) -> Path:
     final = _find_folder(checkpoints_dir, evaluation.model_id, evaluation.name)
     final.parent.mkdir(exist_ok=True)
     temporary = final.with_name(f".writing-{final.name}-{os.getpid()}")
+    old = final.with_name(f".old-{final.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    try:
+        temporary.mkdir()
+        _write_files(temporary, evaluation)
+        if final.exists():
+            _carry_studies(final, temporary, evaluation)
+            final.rename(old)
+        temporary.rename(final)
+    except BaseException:  # a full disk, Ctrl-C: the earlier one stays, nothing half-written does
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not final.exists():
+            old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write_files(folder: Path, evaluation: Evaluation) -> None:
     arrays: dict[str, Any] = {}
     record: dict[str, Any] = {}
     for field in dataclasses.fields(Evaluation):
@@ -146,16 +167,21 @@ def save_evaluation(checkpoints_dir: Path, evaluation: Evaluation) -> Path:
     pictures = evaluation.thumbnails
     arrays["thumbnails"] = np.frombuffer(b"".join(pictures), dtype=np.uint8)
     arrays["thumbnail_ends"] = np.cumsum([len(p) for p in pictures], dtype=np.int64)
-    np.savez(temporary / "arrays.npz", **arrays)
+    np.savez(folder / "arrays.npz", **arrays)
     record["schema_version"] = SCHEMA_VERSION
-    write_text(temporary / "record.json", json.dumps(record, indent=1))
-    old = final.with_name(f".old-{final.name}-{os.getpid()}")
-    if final.exists():
-        _carry_studies(final, temporary, evaluation)
-        final.rename(old)
-    temporary.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-    return final
+    write_text(folder / "record.json", json.dumps(record, indent=1))
+
+
+def _mend(base: Path) -> None:
+    """Bring back what a writer that was killed had put aside; drop what else such writers left."""
+    for path in sorted(base.glob(".*")):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or not leftovers.is_left(path, int(match["pid"])):
+            continue
+        with suppress(OSError):  # a folder that cannot be written, or another process was faster
+            if match[1] == "old" and not (base / match["name"]).exists():
+                path.rename(base / match["name"])
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _carry_studies(old: Path, new: Path, evaluation: Evaluation) -> None:
@@ -212,7 +238,9 @@ def _build(record: dict[str, Any], arrays: dict[str, Any], *, model_id: str) -> 
     if record.pop("schema_version", None) != SCHEMA_VERSION:
         raise ValueError("another schema_version")
     data, ends = arrays.pop("thumbnails").tobytes(), arrays.pop("thumbnail_ends").tolist()
-    embeddings = [arrays.pop(key) for key in sorted(arrays) if key.startswith("embeddings_")]
+    members = [key for key in arrays if key.startswith("embeddings_")]
+    members.sort(key=lambda key: int(key.removeprefix("embeddings_")))  # 10 comes after 2
+    embeddings = [arrays.pop(key) for key in members]
     for key in ("keys", "groups"):
         record[key] = tuple(record[key])
     for key in ("columns", "k_curves", "k_validation"):
@@ -231,6 +259,8 @@ def _build(record: dict[str, Any], arrays: dict[str, Any], *, model_id: str) -> 
 def list_evaluations(checkpoints_dir: Path, model_id: str) -> list[Summary]:
     """A model's evaluations, newest first; unreadable ones are left out.
 
+    One whose replacement was killed between two steps is put back first.
+
     Raises:
         CheckpointError: no such model.
     """
@@ -238,6 +268,7 @@ def list_evaluations(checkpoints_dir: Path, model_id: str) -> list[Summary]:
     base = checkpoints_dir / model.model_id / FOLDER
     if not base.is_dir():
         return []
+    _mend(base)
     gallery_id = _find_gallery_id(checkpoints_dir, model)
     found = []
     for folder in base.iterdir():
