@@ -273,12 +273,16 @@ class TrunkCache:
 
     def _read_progress(self) -> _Progress:
         path = self.folder / "progress.json"
-        if path.is_file():
+        try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             if raw["key"] == self._key:
                 sha256 = {int(row): text for row, text in raw["sha256"].items()}
                 skipped = {int(row): text for row, text in raw["skipped"].items()}
-                return _Progress(self._key, raw["n_done"], sha256, skipped)
+                return _Progress(self._key, int(raw["n_done"]), sha256, skipped)
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, AttributeError):  # a power cut came before it
+            logger.warning("the progress of a trunk cache is damaged; it is built anew")
         return _Progress(self._key, 0, {}, {})
 
     def _write_progress(self, state: _Progress) -> None:

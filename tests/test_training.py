@@ -114,6 +114,21 @@ def test_one_step_changes_tails_and_adapter_and_never_the_trunks(
         assert all(torch.equal(v, before[k]) for k, v in backbone.trunk.state_dict().items())
 
 
+def test_progress_that_did_not_reach_the_disk_means_to_begin_anew(
+    phantom_dataset: Dataset, config: RunConfig, tmp_path: Path
+) -> None:
+    embedder = build_embedder(config, settings_for(tmp_path))
+    records = phantom_dataset.subset("val")[:2]
+    TrunkCache(tmp_path / "c", embedder, records).build()
+    assert TrunkCache(tmp_path / "c", embedder, records).is_complete
+    for text in ("", "[]", "{}", '{"key": "'):
+        (tmp_path / "c" / "progress.json").write_text(text, encoding="utf-8")
+        again = TrunkCache(tmp_path / "c", embedder, records)
+        assert not again.is_complete
+    again.build()
+    assert again.is_complete
+
+
 def test_batch_hard_takes_the_farthest_positive_and_the_nearest_negative(
     phantom_dataset: Dataset, config: RunConfig, tmp_path: Path
 ) -> None:
