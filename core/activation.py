@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from core import registry
@@ -29,6 +29,7 @@ from core.registry import ModelSummary, find_model
 LIMIT = 0.02  # accuracy and AUROC may be lower by this much
 _FILE = "activations.json"
 MIN_REASON = 10  # characters
+_PATIENCE_S = 30.0  # with another process that decides
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def activate(
         limit: of the gate.
 
     Raises:
-        CheckpointError: no such model, or it cannot be loaded.
+        CheckpointError: no such model, it cannot be loaded, or another process decides just now.
         ConfigError: the gate does not pass and no reason is given.
     """
     with _hold(directory):
@@ -182,7 +183,8 @@ def roll_back(directory: Path, *, reason: str = "") -> Activation:
     """Go back to the model that was in use before the last activation.
 
     Raises:
-        CheckpointError: there is no earlier one, or it is gone or damaged.
+        CheckpointError: there is no earlier one, it is gone or damaged, or another process
+            decides just now.
     """
     with _hold(directory):
         past = read_history(directory)
@@ -253,5 +255,15 @@ def read_history(directory: Path) -> list[Activation]:
 
 @contextmanager
 def _hold(directory: Path) -> Iterator[None]:
-    with FileLock(directory / ".activation.lock", timeout=30):
+    lock = FileLock(directory / ".activation.lock")
+    try:
+        lock.acquire(timeout=_PATIENCE_S)
+    except Timeout as err:
+        raise CheckpointError(
+            "another process is putting a model to use; try again in a moment.",
+            code="checkpoint.busy",
+        ) from err
+    try:
         yield
+    finally:
+        lock.release()

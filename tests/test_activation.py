@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 
 from core import activation, registry
 from core.activation import activate, check_gate, find_previous, read_history, roll_back
@@ -188,6 +189,17 @@ def test_a_damaged_history_is_said_and_not_overwritten(models: Path) -> None:
     with pytest.raises(CheckpointError, match="is damaged"):
         activate(models, "demo-metric", reason="It is far faster on our scanner.")
     assert registry.active_model_id(models) == "demo-triplet"
+
+
+def test_two_at_once_are_told_to_wait(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activation, "_PATIENCE_S", 0.0)
+    with FileLock(models / ".activation.lock"):
+        with pytest.raises(CheckpointError, match="is putting a model to use") as caught:
+            activate(models, "demo-metric", reason="It is far faster on our scanner.")
+        assert caught.value.code == "checkpoint.busy"
+        with pytest.raises(CheckpointError, match="is putting a model to use"):
+            roll_back(models)
+    assert read_history(models) == []
 
 
 def test_what_killed_writers_left_is_removed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
