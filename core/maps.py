@@ -183,7 +183,8 @@ def read_state(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) ->
 def load_neighbours(
     checkpoints: Path, bundle: ModelBundle, *, progress: Progress | None = None
 ) -> NeighbourTable:
-    """The neighbour table of a bundle's gallery: read where it is kept, else made and kept."""
+    """The neighbour table of a bundle's gallery: read where it is kept, else made and, if the
+    folder can be written, kept."""
     gallery = bundle.contents.gallery
     path = neighbours_path(checkpoints, bundle)
     with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -192,8 +193,9 @@ def load_neighbours(
         if table.rows.shape[:2] == (gallery.n_parts, len(gallery)):
             return table
     table = find_neighbours(gallery, bundle.n_shown + N_SPARE, progress=progress)
-    path.parent.mkdir(exist_ok=True)
-    _save_arrays(path, rows=table.rows.astype(np.int32), distances=table.distances)
+    with suppress(OSError):  # a folder that cannot be written costs the search again
+        path.parent.mkdir(exist_ok=True)
+        _save_arrays(path, rows=table.rows.astype(np.int32), distances=table.distances)
     return table
 
 

@@ -111,6 +111,13 @@ def test_a_damaged_file_is_made_again(home: Path, tiny_bundle: ModelBundle) -> N
     assert maps.load_map(home, tiny_bundle, UMAP3) is None
 
 
+def test_what_cannot_be_kept_is_made_all_the_same(home: Path, tiny_bundle: ModelBundle) -> None:
+    (home / "demo-triplet" / maps.FOLDER).write_text("no folder", encoding="utf-8")
+    table = maps.load_neighbours(home, tiny_bundle)
+    assert len(table.rows[0]) == len(tiny_bundle.gallery)
+    assert maps.load_map(home, tiny_bundle, PCA3) is not None
+
+
 @pytest.mark.slow
 def test_a_fit_in_the_background_is_followed_to_its_end(
     home: Path, tiny_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
