@@ -21,7 +21,7 @@ def is_left(path: Path, pid: int) -> bool:
         pid: of its writer.
     """
     try:
-        began = psutil.Process(pid).create_time()
+        began = float(psutil.Process(pid).create_time())
         return path.stat().st_ctime + _CLOCK_SLACK_S < began
     except psutil.AccessDenied:
         return False
