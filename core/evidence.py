@@ -6,7 +6,6 @@ resolution: a few hundred numbers, brought to the picture where they are shown
 (``core.explain.resize_heatmap``).
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,11 +16,10 @@ from core import explain
 from core.bundle import Member, ModelBundle
 from core.diagnosis import Heatmap, Novelty
 from core.embedder import Embedded
-from core.knn import Ballot, Gallery, cast_votes
+from core.knn import Ballot, cast_votes
 
 # As explain.compute_view_heatmaps: backbone name -> (V, h, w) float32, signed or not, upright.
 ViewMaps = Callable[..., dict[str, NDArray[np.float32]]]
-_N_SAMPLED = 512  # gallery rows behind the typical distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,18 +169,5 @@ def compute_close_limit(votes: Sequence[Vote]) -> float:
     mean: nearer than that, an image is more alike than its label alone makes it.
     """
     voting = [v for v in votes if v.member.bundle.has_vote] or list(votes)
-    limits = [_measure_typical_distance(vote.member.bundle.gallery) for vote in voting]
+    limits = [vote.member.bundle.typical_distance for vote in voting]
     return float(np.average(limits, weights=[vote.member.weight for vote in voting]))
-
-
-@functools.lru_cache(maxsize=8)
-def _measure_typical_distance(gallery: Gallery) -> float:
-    """Median distance between two images of one class, over a fixed sample of the rows."""
-    rng = np.random.default_rng(0)
-    n = min(len(gallery), _N_SAMPLED)
-    rows = np.sort(rng.choice(len(gallery), n, replace=False))
-    points = gallery.embeddings[rows].astype(np.float64)
-    apart = np.sqrt(np.maximum(2.0 - 2.0 * points @ points.T, 0.0))
-    labels = gallery.labels[rows]
-    is_pair = (labels[:, None] == labels[None]) & np.triu(np.ones((n, n), dtype=bool), k=1)
-    return float(np.median(apart[is_pair])) if is_pair.any() else float("inf")

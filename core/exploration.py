@@ -185,11 +185,8 @@ def _curate_bundle(bundle: ModelBundle, states: Mapping[str, GalleryState]) -> M
 class Effect:
     """What changes would do, before they are made. Accuracies are left-one-out."""
 
-    n_changed: int
     accuracy_before: float
     accuracy_after: float
-    others_before: float  # on the images that are not changed themselves
-    others_after: float
     n_mended: int  # other images wrong before and right after
     n_broken: int  # other images right before and wrong after
 
@@ -207,16 +204,9 @@ def preview(model: Model, tables: Sequence[NeighbourTable], changes: Sequence[Ch
     touched = {change.key for change in changes if change.field != "note"}
     is_other = np.array([key not in touched for key in before.keys], dtype=bool)
     is_other &= before.may_vote & (before.predicted >= 0) & (after.predicted >= 0)
-
-    def share_right(seen: Exploration) -> float:
-        return float((~seen.is_wrong[is_other]).mean()) if is_other.any() else float("nan")
-
     return Effect(
-        n_changed=len(touched),
         accuracy_before=before.accuracy,
         accuracy_after=after.accuracy,
-        others_before=share_right(before),
-        others_after=share_right(after),
         n_mended=int((is_other & before.is_wrong & ~after.is_wrong).sum()),
         n_broken=int((is_other & ~before.is_wrong & after.is_wrong).sum()),
     )

@@ -26,7 +26,6 @@ class Figure:
     value: float
     low: float
     high: float
-    is_error: bool = False  # better when smaller
 
 
 def _measure_sensitivity(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
@@ -55,7 +54,6 @@ _MEASURES: dict[str, Measure] = {
     "brier": _measure_brier,
     "ece": compute_ece,
 }
-_ERRORS = ("brier", "ece")
 
 
 def compute_headlines(
@@ -92,9 +90,7 @@ def compute_headlines(
         figures.append(Figure(key, share.share or 0.0, share.low, share.high))
     for key, measure in _MEASURES.items():
         low, high = np.percentile(drawn[key], [2.5, 97.5])
-        figures.append(
-            Figure(key, measure(truth, probs), float(low), float(high), is_error=key in _ERRORS)
-        )
+        figures.append(Figure(key, measure(truth, probs), float(low), float(high)))
     return tuple(figures)
 
 

@@ -5,6 +5,7 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from core.assessment.readings import Summary
+from core.curation.store import CurationStore
 from core.ensemble import Model
 from core.exploration import Exploration
 from core.selection import Filter, apply_filter
@@ -85,6 +86,12 @@ def _draw_filter(model: Model, table: Exploration, part: str) -> Filter:
             placeholder=_("choose one"),
             on_change=lambda: _take_saved(saved),
         )
+        st.button(
+            _("Delete filter"),
+            key="explore_saved_delete",
+            disabled=st.session_state.get("explore_saved") not in saved,
+            on_click=lambda: _forget_saved(store, scope),
+        )
     allowed: dict[str, tuple[str, ...]] = {}
     ranges: dict[str, tuple[float, float]] = {}
     for name, values in table.columns.items():
@@ -112,6 +119,12 @@ def _draw_filter(model: Model, table: Exploration, part: str) -> Filter:
         store.save_filter(scope, name, wanted)
         st.rerun()
     return wanted
+
+
+def _forget_saved(store: CurationStore, scope: str) -> None:
+    """Delete the chosen filter; the images on view stay as they are."""
+    store.delete_filter(scope, st.session_state["explore_saved"])
+    st.session_state["explore_saved"] = None
 
 
 def _take_saved(saved: dict[str, Filter]) -> None:

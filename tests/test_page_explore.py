@@ -105,6 +105,10 @@ def test_filters_narrow_the_list_and_are_kept_under_a_name(home: Path) -> None:
     assert [w for w in words(app).splitlines() if "images pass" in w] == [
         w for w in narrowed.splitlines() if "images pass" in w
     ]
+    app.button(key="explore_saved_delete").click().run()
+    assert not app.exception
+    assert CurationStore(default_url(home)).read_filters(_scope(home)) == {}
+    assert "images pass" in words(app)  # what is on view stays
 
 
 @pytest.mark.slow

@@ -145,55 +145,7 @@ def test_the_members_embeddings_keep_their_order(directory: Path, evaluation: Ev
 DEAD = 2**22 - 3  # no process has this number
 
 
-def test_a_writer_killed_between_two_renames_loses_nothing(
-    directory: Path, evaluation: Evaluation
-) -> None:
-    folder = save_evaluation(directory, evaluation)
-    kept = folder.rename(folder.with_name(f".old-{folder.name}-{DEAD}"))
-    for left in (f".writing-{folder.name}-{DEAD}", f".old-other-test-{os.getpid()}"):
-        folder.with_name(left).mkdir()
-    assert [s.name for s in list_evaluations(directory, "demo")] == [folder.name]
-    assert load_evaluation(directory, "demo", folder.name).keys == evaluation.keys
-    shutil.copytree(folder, kept)
-    list_evaluations(directory, "demo")
-    mine = folder.with_name(f".old-other-test-{os.getpid()}")  # its writer lives
-    assert {p.name for p in folder.parent.iterdir()} == {folder.name, mine.name}
-    mine.rmdir()
-
-
 @pytest.mark.parametrize("step", ["write", "rename"])
-def test_a_full_disk_leaves_the_earlier_evaluation_and_nothing_else(
-    step: str, directory: Path, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = save_evaluation(directory, evaluation)
-    rename = Path.rename
-
-    def write_half(path: Path, **_arrays: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "no space left")
-
-    def rename_old_only(path: Path, target: Path) -> Path:
-        if path.name.startswith(".writing-"):
-            raise OSError(errno.ENOSPC, "no space left")
-        return rename(path, target)
-
-    if step == "write":
-        monkeypatch.setattr(np, "savez", write_half)
-    else:
-        monkeypatch.setattr(Path, "rename", rename_old_only)
-    with pytest.raises(OSError, match="no space left"):
-        save_evaluation(directory, evaluation)
-    assert list(folder.parent.iterdir()) == [folder]
-    assert load_evaluation(directory, "demo", folder.name).keys == evaluation.keys
-
-
-def test_the_members_embeddings_keep_their_order(directory: Path, evaluation: Evaluation) -> None:
-    many = tuple(np.full((2, 3), i, np.float32) for i in range(12))
-    folder = save_evaluation(directory, dataclasses.replace(evaluation, embeddings=many))
-    back = load_evaluation(directory, "demo", folder.name)
-    assert [rows[0, 0] for rows in back.embeddings] == list(range(12))
-
-
 @pytest.mark.parametrize("changed", ["weights_sha256", "gallery_id"])
 def test_studies_stay_with_the_same_parameters_and_gallery_only(
     directory: Path, evaluation: Evaluation, changed: str

@@ -1,7 +1,9 @@
 """Heatmaps tested on their image, training images at full size, coverage by hand."""
 
 import dataclasses
+import gc
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 
 from core.attribution import INTEGRATED, explain_vote
 from core.bundle import ModelBundle
-from core.diagnosis import Diagnosis, Heatmap
+from core.diagnosis import Diagnosis, Heatmap, Novelty
 from core.ensemble import Ensemble
 from core.errors import ConfigError, ShapeError
+from core.evidence import Vote, compute_close_limit
 from core.explain import find_voters
 from core.image_io import decode, encode_png
 from core.inference import diagnose
+from core.knn import cast_votes
 from core.phantom import draw
 from core.second_look import (
     HEATMAP_METHODS,
@@ -166,6 +170,20 @@ def test_a_training_image_and_its_patient_never_vote_on_it(
     answer = diagnose(moved, [image], explain=False)[0]
     assert {item.index for item in answer.left_out} == {0, 2}
     assert not {0, 2} & {n.index for n in answer.neighbours}
+
+
+def test_the_limit_of_closeness_keeps_no_gallery_alive(tiny_bundle: ModelBundle) -> None:
+    gallery = dataclasses.replace(tiny_bundle.gallery)
+    bundle = dataclasses.replace(
+        tiny_bundle, contents=dataclasses.replace(tiny_bundle.contents, gallery=gallery)
+    )
+    (ballot,) = cast_votes(gallery, gallery.embeddings[:1], 3)
+    vote = Vote(bundle.members[0], ballot, gallery.embeddings[0], 0.5, {}, Novelty(10.0, False))
+    assert 0.0 < compute_close_limit([vote]) < 2.0
+    alive = weakref.ref(gallery)
+    del gallery, bundle, ballot, vote
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_close_case_is_nearer_than_two_of_a_class_usually_are(case: Diagnosis) -> None:

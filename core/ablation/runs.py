@@ -1,13 +1,13 @@
 """Train and measure each system of the report on one data folder.
 
 Owns which systems there are and where their runs lie. Every finished run is a file, so a killed
-ablation goes on where it was; the trunk cache is shared by all systems of one seed.
+ablation goes on where it was, and one whose recipe has changed since is run again; the trunk cache
+is shared by all systems of one seed.
 """
 
 import dataclasses
 import hashlib
 import json
-import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,27 +16,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-
-from core import evaluation
+from core.ablation.floors import Frozen, measure_floors
 from core.ablation.summary import compare_pairs, summarise
-from core.bundle import write_text
+from core.bundle import read_bundle_config, write_text
 from core.config import RunConfig, Settings, build_preset
-from core.datasets import Dataset, Record, load_ahead, read_dataset
-from core.embedder import Embedder, Progress, build_embedder
+from core.datasets import Dataset, read_dataset
+from core.embedder import Progress
 from core.ensemble import Model, build_ensemble
-from core.errors import ConfigError, ImageError
+from core.errors import ConfigError
 from core.inference import SplitReading, describe_reading, read_split
-from core.knn import Gallery, cast_votes, search_k
 from core.registry import load_bundle
 from core.training import train
 
-logger = logging.getLogger(__name__)
-
 _T = TypeVar("_T")
-_LOGISTIC_C = 10.0  # fixed beforehand, not searched
 _SMALLER = {448: 384, 288: 224}  # the input size that a preset is compared with
 
 
@@ -87,7 +79,7 @@ class _Bench:
     settings: Settings  # its checkpoints folder holds this ablation's models
     disease_class: str | None
     overrides: tuple[str, ...]
-    frozen: dict[str, NDArray[np.float32] | None] = field(default_factory=dict)  # memo, by image
+    frozen: dict[str, Frozen | None] = field(default_factory=dict)  # memo, by image
 
 
 def run_ablation(
@@ -200,32 +192,30 @@ def _run_system(bench: _Bench, system: System, *, seed: int) -> dict[str, Any]:
     directory = bench.settings.checkpoints_dir
     name = f"system-{system.key}-seed-{seed}"
     path = directory / f".{name}.json"
-    if path.is_file():
-        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return row
+    keys = system.members or (system.key,)
+    recipe_id = _identify([_configure(bench, SYSTEMS[key], seed=seed) for key in keys])
+    kept = _read_kept(path, recipe_id)
+    if kept:
+        return kept[0]
     config = _configure(bench, system, seed=seed)
     dataset = _read_data(bench, config)
-    if not (directory / name).is_dir():
-        if system.members:
-            members = [f"system-{key}-seed-{seed}" for key in system.members]
-            build_ensemble(directory, name, members, min_val_accuracy=0.0)
-        else:
-            shape = f"{config.preset}-{config.preprocess.input_size}-{config.embedder.n_test_views}"
-            train(
-                dataset,
-                config,
-                name=name,
-                settings=bench.settings,
-                resume=True,
-                cache_folder=directory / f".cache-{seed}-{shape}",
-            )
-    model = load_bundle(directory, name, settings=bench.settings)
+    if system.members:
+        shutil.rmtree(directory / name, ignore_errors=True)  # may name members of before
+        members = [f"system-{key}-seed-{seed}" for key in system.members]
+        build_ensemble(directory, name, members, min_val_accuracy=0.0)
+    else:
+        _train_system(bench, dataset, config, name=name)
+    measured = _measure_system(load_bundle(directory, name, settings=bench.settings), dataset)
+    row = {**measured, **_name_run(system.key, system.label, seed), "recipe_id": recipe_id}
+    return _keep(path, row)
+
+
+def _measure_system(model: Model, dataset: Dataset) -> dict[str, Any]:
     began = time.monotonic()
     reading = read_split(model, dataset, split="test")
     seconds = (time.monotonic() - began) / max(1, len(reading.keys))
-    row = {
+    return {
         **describe_reading(model, reading, data=dataset.data_id, split="test"),
-        **_name_run(system.key, system.label, seed),
         "recipe": _describe_recipe(model),
         "seconds_train": _sum_seconds(model),
         "seconds_per_image": seconds,
@@ -233,7 +223,42 @@ def _run_system(bench: _Bench, system: System, *, seed: int) -> dict[str, Any]:
         "k_curve": model.metrics.get("k_search", []),
         "predictions": _list_predictions(reading),
     }
-    return _keep(path, row)
+
+
+def _train_system(bench: _Bench, dataset: Dataset, config: RunConfig, *, name: str) -> None:
+    """Train a model unless a killed ablation left it, made by this very recipe."""
+    folder = bench.settings.checkpoints_dir / name
+    if folder.is_dir():
+        if read_bundle_config(folder).run == config:
+            return
+        shutil.rmtree(folder)
+    shape = f"{config.preset}-{config.preprocess.input_size}-{config.embedder.n_test_views}"
+    train(
+        dataset,
+        config,
+        name=name,
+        settings=bench.settings,
+        resume=True,
+        cache_folder=folder.parent / f".cache-{config.train.seed}-{shape}",
+    )
+
+
+def _identify(configs: Sequence[RunConfig]) -> str:
+    """Short hash of the recipes behind a row."""
+    text = "\n".join(config.to_json() for config in configs)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _read_kept(path: Path, recipe_id: str) -> list[dict[str, Any]]:
+    """The rows that an earlier ablation kept for this recipe; none where it was another.
+
+    Rows without a ``recipe_id``, kept before there was one, count as of this recipe.
+    """
+    if not path.is_file():
+        return []
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = kept if isinstance(kept, list) else [kept]
+    return rows if all(row.get("recipe_id", recipe_id) == recipe_id for row in rows) else []
 
 
 def _keep(path: Path, outcome: _T) -> _T:
@@ -269,96 +294,13 @@ def _list_predictions(reading: SplitReading) -> dict[str, Any]:
 
 
 def _run_floors(bench: _Bench, *, seed: int) -> list[dict[str, Any]]:
-    """KNN and logistic regression on the frozen pooled features, four views for all images."""
+    """The floors' rows, which every system of the seed is held against."""
     path = bench.settings.checkpoints_dir / f".floors-seed-{seed}.json"
-    if path.is_file():
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return rows
     config = _configure(bench, SYSTEMS["1"], seed=seed)
+    recipe_id = _identify([config])
+    rows = _read_kept(path, recipe_id)
+    if rows:
+        return rows
     dataset = _read_data(bench, config)
-    features, kept = _embed_frozen(bench, dataset, config)
-    disease = dataset.disease_index
-    labels = {s: np.array([r.label for r in records]) for s, records in kept.items()}
-    train_records = kept["train"]
-    gallery = Gallery(
-        embeddings=features["train"],
-        labels=labels["train"],
-        keys=tuple(r.key for r in train_records),
-        splits=tuple(r.split for r in train_records),
-        groups=tuple(r.group or "" for r in train_records),
-        sha256=("",) * len(train_records),
-    )
-    k = search_k(
-        gallery,
-        features["val"],
-        labels["val"],
-        candidates=config.knn.k_candidates,
-        disease_index=disease,
-    ).k
-    ballots = cast_votes(gallery, features["test"], k)
-    votes = np.array([b.sum_by_class(gallery.labels, n_classes=2)[disease] for b in ballots])
-    model = LogisticRegression(C=_LOGISTIC_C, max_iter=5000)
-    model.fit(features["train"], labels["train"] == disease)
-    probs = model.predict_proba(features["test"])[:, 1]
-    rows = [
-        {**_describe_floor(dataset, kept["test"], p, key=key, label=label, seed=seed), **extra}
-        for key, label, p, extra in (
-            ("knn_frozen", "KNN on frozen features", votes, {"k": k}),
-            ("logreg_frozen", "logistic regression on frozen features", probs, {}),
-        )
-    ]
-    return _keep(path, rows)
-
-
-def _embed_frozen(
-    bench: _Bench, dataset: Dataset, config: RunConfig
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, list[Record]]]:
-    """Frozen features of every readable image by split: an untrained classifier's embedding.
-
-    They are the same for every seed, which only moves images between training and validation.
-    """
-    missing = [record for record in dataset.records if record.key not in bench.frozen]
-    if missing:
-        bench.frozen.update(_embed_records(build_embedder(config, bench.settings), missing))
-    features, kept = {}, {}
-    for split in ("train", "val", "test"):
-        kept[split] = [r for r in dataset.subset(split) if bench.frozen[r.key] is not None]
-        features[split] = np.array([bench.frozen[r.key] for r in kept[split]], dtype=np.float32)
-    return features, kept
-
-
-def _embed_records(
-    embedder: Embedder, records: Sequence[Record]
-) -> dict[str, NDArray[np.float32] | None]:
-    """The features of each image by its key; None where it cannot be read."""
-    images: dict[str, NDArray[np.uint8]] = {}
-    for record, image in load_ahead(records):
-        if isinstance(image, ImageError):
-            logger.warning("an image was left out: %s", image.code)
-        else:
-            images[record.key] = image.pixels
-    features = dict(zip(images, embedder.embed(images.values()).embeddings, strict=True))
-    return {record.key: features.get(record.key) for record in records}
-
-
-def _describe_floor(
-    dataset: Dataset,
-    records: Sequence[Record],
-    p_disease: NDArray[np.float64],
-    *,
-    key: str,
-    label: str,
-    seed: int,
-) -> dict[str, Any]:
-    truth = np.array([record.label == dataset.disease_index for record in records])
-    groups = [record.group or "" for record in records]
-    return {
-        **dataclasses.asdict(evaluation.evaluate(truth, p_disease, groups=groups)),
-        **_name_run(key, label, seed),
-        "predictions": {
-            "keys": [record.key for record in records],
-            "groups": groups,
-            "is_disease": truth.tolist(),
-            "p_disease": [round(float(p), 6) for p in p_disease],
-        },
-    }
+    rows = measure_floors(dataset, config, settings=bench.settings, memo=bench.frozen)
+    return _keep(path, [{**row, "seed": seed, "recipe_id": recipe_id} for row in rows])

@@ -102,7 +102,8 @@ def _measure_distance(model: Model, reading: SplitReading) -> NDArray[np.float64
     gallery = model.lead.gallery
     barred = [np.array(rows, dtype=np.int64) for rows in reading.barred[index]]
     nearest = gallery.search(reading.embeddings[index], _N_NEAREST, excluded=barred)[0]
-    mean: NDArray[np.float64] = nearest.mean(axis=1).astype(np.float64)
+    there = np.isfinite(nearest)  # fewer where most rows may not vote on an image
+    mean: NDArray[np.float64] = np.mean(nearest, axis=1, where=there).astype(np.float64)
     return mean
 
 

@@ -25,6 +25,7 @@ from core.novelty import NoveltyReference
 from core.projection import Projection
 
 _N_SHOWN_BY_CLASSIFIER = 15
+_N_SAMPLED = 512  # gallery rows behind the typical distance
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -158,6 +159,21 @@ class ModelBundle:
     def gallery(self) -> Gallery:
         """The images that vote, with the corrections people made."""
         return self.curation.apply(self.contents.gallery, self.class_names)
+
+    @cached_property
+    def typical_distance(self) -> float:
+        """Median distance between two gallery images of one class, over a fixed sample of them.
+
+        Infinite where no class has two.
+        """
+        rng = np.random.default_rng(0)
+        n = min(len(self.gallery), _N_SAMPLED)
+        rows = np.sort(rng.choice(len(self.gallery), n, replace=False))
+        points = self.gallery.embeddings[rows].astype(np.float64)
+        apart = np.sqrt(np.maximum(2.0 - 2.0 * points @ points.T, 0.0))
+        labels = self.gallery.labels[rows]
+        is_pair = (labels[:, None] == labels[None]) & np.triu(np.ones((n, n), dtype=bool), k=1)
+        return float(np.median(apart[is_pair])) if is_pair.any() else float("inf")
 
     @property
     def metrics(self) -> dict[str, Any]:
