@@ -30,7 +30,7 @@ def choose_evaluation(model: ModelSummary) -> Summary | None:
         _("Evaluation on view"),
         list(by_name),
         format_func=lambda key: _describe(by_name[key]),
-        key=shared.EVALUATION_KEY,
+        key=shared.keep_choice(shared.EVALUATION_KEY),
     )
     chosen = by_name[name]
     if not chosen.is_current:
@@ -95,7 +95,7 @@ def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
                 SPLITS,
                 index=SPLITS.index("test"),
                 format_func=split_label,
-                key="evaluate_split",
+                key=shared.keep_choice("evaluate_split"),
             )
         parts = [
             part for part in PARTS if st.checkbox(part_label(part), key=f"evaluate_part_{part}")

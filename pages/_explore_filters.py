@@ -101,8 +101,8 @@ def _draw_filter(model: Model, table: Exploration, part: str) -> Filter:
         options = sorted(set(values.tolist()))
         if 1 < len(options) <= 50:
             picked = st.multiselect(
-                column_label(name), options, key=key, format_func=value_label,
-                placeholder=_("all"),
+                column_label(name), options, key=shared.keep_choice(key),
+                format_func=value_label, placeholder=_("all"),
             )  # fmt: skip
             if picked:
                 allowed[name] = tuple(picked)

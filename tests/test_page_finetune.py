@@ -13,6 +13,7 @@ from test_readiness import report
 
 from core import jobs
 from core.audit import Duplicates
+from core.config import OBJECTIVES, RECIPES
 from core.image_io import encode_jpeg
 from core.jobs import state
 from core.jobs.state import Job
@@ -22,6 +23,7 @@ from pages import _shared as shared
 from pages._charts_jobs import build_growing_map, build_k_curve, build_lines, build_validation
 from pages._finetune_data import SEEDS, audit_params
 from pages._finetune_findings import say
+from pages._text import LANGUAGE_KEY
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -129,6 +131,24 @@ def test_good_data_and_a_name_let_training_start(
     assert "train\\.seed is not set here" in words(app) or "fields of their own" in words(app)
     app.text_area(key=shared.FT_MORE_KEY).input("train.n_views=0").run()
     assert "must be 1..64, got 0" in words(app)
+
+
+def test_a_change_of_language_keeps_the_recipe(
+    app: AppTest, phantom_folder: Path, tmp_path: Path
+) -> None:
+    choose(app, phantom_folder, [], tmp_path)
+    app.selectbox(key=shared.FT_RECIPE_KEY).select("report")
+    app.radio(key=shared.FT_OBJECTIVE_KEY).set_value("metric-ensemble").run()
+    app.session_state[LANGUAGE_KEY] = "zh_CN"
+    app.run()
+    recipe = app.selectbox(key=shared.FT_RECIPE_KEY)
+    objective = app.radio(key=shared.FT_OBJECTIVE_KEY)
+    assert (recipe.value, objective.value) == ("report", "metric-ensemble")
+    # A browser keeps the old words unless it is told the new.
+    places = ((recipe, RECIPES.index("report")), (objective, OBJECTIVES.index("metric-ensemble")))
+    for shown, place in places:
+        assert shown.proto.set_value
+        assert shown.proto.raw_value == shown.options[place]
 
 
 def test_data_that_cannot_be_trained_on_is_said_plainly(
