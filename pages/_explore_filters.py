@@ -92,8 +92,7 @@ def _draw_filter(model: Model, table: Exploration, part: str) -> Filter:
         if np.issubdtype(values.dtype, np.number):
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
             if low < high:
-                kept = st.session_state.get(key, (low, high))  # also of a saved filter
-                st.session_state[key] = tuple(min(max(edge, low), high) for edge in kept)
+                _follow_ends(key, (low, high))
                 chosen = st.slider(column_label(name), low, high, key=key)
                 if chosen != (low, high):
                     ranges[name] = chosen
@@ -112,6 +111,17 @@ def _draw_filter(model: Model, table: Exploration, part: str) -> Filter:
         store.save_filter(scope, name, wanted)
         st.rerun()
     return wanted
+
+
+def _follow_ends(key: str, ends: tuple[float, float]) -> None:
+    """Set a range slider: an edge at an end sets no limit, so it moves with that end."""
+    before = st.session_state.get(f"{key}_ends", ends)
+    kept = st.session_state.get(key, ends)  # also of a saved filter
+    edges = (
+        new if edge == old else edge for edge, old, new in zip(kept, before, ends, strict=True)
+    )
+    st.session_state[key] = tuple(min(max(edge, ends[0]), ends[1]) for edge in edges)
+    st.session_state[f"{key}_ends"] = ends
 
 
 def _take_saved(saved: dict[str, Filter]) -> None:
