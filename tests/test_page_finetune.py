@@ -261,6 +261,26 @@ def test_jobs_of_everybody_are_listed_with_how_they_ended(app: AppTest, tmp_path
     assert labels.count("Resume") == 2
 
 
+def test_a_job_says_at_once_that_it_starts_and_that_it_is_cancelled(
+    app: AppTest, tmp_path: Path
+) -> None:
+    folder = put_job(tmp_path / "ck", "train", {"name": "eyes"}, "running")
+    app.run()
+    assert app.get("progress")[0].proto.text == "Starting: importing, opening the data …"
+    words = {"progress": 0.1, "message": "running the trunks: 3 of 40 images"}
+    state.write_json(folder / "progress.json", words)
+    app.run()
+    assert app.get("progress")[0].proto.text == "Reading the images, 3 of 40"
+    key = f"cancel-{folder.name}"
+    app.button(key=key).click().run()
+    assert (app.button(key=key).label, app.button(key=key).disabled) == ("Cancelling …", True)
+    with state.hold_queue(folder.parent):
+        state.transition(folder, "cancelled")
+        state.transition(folder, "queued", supervisor=state.identify(os.getpid()))
+    app.run()
+    assert (app.button(key=key).label, app.button(key=key).disabled) == ("Cancel", False)
+
+
 def test_the_curves_show_what_was_measured() -> None:
     validation = {
         "accuracy": 0.8,
