@@ -178,9 +178,7 @@ def _show_figures(records: list[dict]) -> None:  # type: ignore[type-arg]
     last = records[-1]
     validation = next((r["validation"] for r in reversed(records) if r.get("validation")), None)
     columns = st.columns(5)
-    columns[0].metric(
-        _("Step"), _("{i} of {n}").format(i=int(last["step"]), n=int(last["n_steps"]))
-    )
+    columns[0].metric(_("Step"), f"{last['step']:.0f} / {last['n_steps']:.0f}")  # narrow
     columns[1].metric(_("Loss"), f"{last['loss']:.3f}")
     columns[2].metric(
         _("Triplets still active"),

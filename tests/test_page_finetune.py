@@ -281,6 +281,17 @@ def test_a_job_says_at_once_that_it_starts_and_that_it_is_cancelled(
     assert (app.button(key=key).label, app.button(key=key).disabled) == ("Cancel", False)
 
 
+def test_the_step_is_short_in_every_language(app: AppTest, tmp_path: Path) -> None:
+    folder = put_job(tmp_path / "ck", "train", {"name": "eyes"}, "running")
+    record = {"step": 20.0, "n_steps": 120, "loss": 1.0, "active": 0.5, "spread": 0.5,
+              "adapter_lr": 1e-3, "tail_lr": 0.0}  # fmt: skip
+    (folder / "metrics.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    app.session_state[LANGUAGE_KEY] = "zh_CN"
+    app.run()
+    assert not app.exception
+    assert app.metric[0].value == "20 / 120"
+
+
 def test_the_curves_show_what_was_measured() -> None:
     validation = {
         "accuracy": 0.8,
