@@ -302,6 +302,11 @@ def test_the_curves_show_what_was_measured() -> None:
     records = [{"step": 20.0, "loss": 2.0}, {"step": 40.0, "loss": 1.0, "validation": validation}]
     figure = build_lines(records, {"loss": "loss"}, x_title="step")
     assert list(figure.data[0].y) == [2.0, 1.0]
+    rates = [{"step": 20.0, "lr": 1e-3}, {"step": 40.0, "lr": 0.0}]
+    figure = build_lines(rates, {"lr": "rate"}, x_title="step", is_log=True)
+    assert (list(figure.data[0].x), figure.layout.yaxis.type) == ([20.0], "log")
+    figure = build_lines(rates[1:], {"lr": "rate"}, x_title="step", is_log=True)
+    assert (list(figure.data[0].y), figure.layout.yaxis.type) == ([0.0], "linear")
     figure = build_validation(records, accuracy="a", auroc="b", x_title="step")
     assert [list(line.y) for line in figure.data] == [[0.8], [0.9]]
     assert list(build_k_curve(validation["k_scores"], accuracy="a", auroc="b").data[0].x) == [5]
