@@ -84,6 +84,13 @@ def test_an_ensemble_of_ticked_models(app: AppTest, checkpoints: Path) -> None:
     assert refused != (checkpoints / "both").is_dir()
 
 
+def test_a_needed_model_is_not_offered_for_deletion(app: AppTest) -> None:
+    app.selectbox(key=shared.MODELS_ONE_KEY).select("demo-metric").run()
+    app.button(key="models_delete").click().run()
+    assert "is a member of demo" in words(app)
+    assert app.button(key="models_delete_yes").disabled
+
+
 @pytest.mark.parametrize("view", ["compare", "files"])
 def test_the_other_views_render(app: AppTest, view: str) -> None:
     app.session_state[shared.MODELS_VIEW_KEY] = view
