@@ -12,7 +12,7 @@ from core.config import Settings
 from core.errors import CoreError
 from core.registry import ModelSummary
 from pages import _shared as shared
-from pages._text import N_, _, class_label, describe, moment, ngettext, plain
+from pages._text import N_, _, class_label, describe, language, moment, ngettext, plain
 
 _VERDICTS = {
     "first": N_("No other model is in use."),
@@ -118,6 +118,8 @@ def _show_card(summary: ModelSummary) -> None:
         return
     path = _directory() / summary.model_id / "card.md"
     with st.container(border=True):
+        if language() != "en":
+            st.caption(_("The card is written in English."))
         text = path.read_text(encoding="utf-8")
         st.markdown(text.replace("# ", "#### ", 1))
     if st.button(_("Delete"), icon=":material/delete:", key="models_delete"):
