@@ -145,9 +145,21 @@ def delete_model(directory: Path, model_id: str) -> None:
     """Remove a bundle; the folder disappears from the listing before its files go.
 
     Raises:
+        CheckpointError: see ``check_deletable``.
+    """
+    check_deletable(directory, model_id)
+    doomed = directory / f".deleted-{model_id}-{os.getpid()}"
+    (directory / model_id).rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def check_deletable(directory: Path, model_id: str) -> None:
+    """Refuse a model that is needed.
+
+    Raises:
         CheckpointError: no such model, it is the active one, or an ensemble still needs it.
     """
-    folder = directory / find_model(directory, model_id).model_id
+    find_model(directory, model_id)
     users = [m.model_id for m in list_models(directory) if model_id in m.members]
     if users:
         raise CheckpointError(
@@ -162,9 +174,6 @@ def delete_model(directory: Path, model_id: str) -> None:
             code="checkpoint.active",
             params={"model_id": model_id},
         )
-    doomed = directory / f".deleted-{folder.name}-{os.getpid()}"
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
 
 
 def clean_leftovers(directory: Path) -> None:

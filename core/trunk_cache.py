@@ -148,14 +148,17 @@ class TrunkCache:
         """Run the trunks over what is still missing; safe to kill at any moment.
 
         Args:
-            progress: told the share done and a sentence after each group of images.
+            progress: told the share done and a sentence, from before the first image on.
         """
+        tell = progress or (lambda _done, _text: None)
+        n = len(self.records)
         (self.folder / "thumbnails").mkdir(exist_ok=True)
         while not self.is_complete:
             start = self._state.n_done
             stop = min(start + _GROUP, len(self.records))
             sha256, skipped = dict(self._state.sha256), dict(self._state.skipped)
             for row, (record, image) in enumerate(load_ahead(self.records[start:stop]), start):
+                tell(row / n, f"{row} of {n} images")
                 if isinstance(image, ImageError):
                     if image.code == "image.missing":  # listed a moment ago: not a bad file
                         raise DataError(
@@ -172,8 +175,7 @@ class TrunkCache:
             for stored in (*self._clean, *self._augmented):
                 stored.flush()
             self._write_progress(_Progress(self._key, stop, sha256, skipped))
-            if progress:
-                progress(stop / len(self.records), f"{stop} of {len(self.records)} images")
+            tell(stop / n, f"{stop} of {n} images")
 
     def delete(self) -> None:
         """Remove the files."""

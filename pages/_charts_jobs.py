@@ -29,17 +29,21 @@ def build_lines(
         records: of a job's metrics.
         fields: name in the record -> words shown.
         x_title: words under the axis.
-        is_log: for learning rates that lie far apart.
+        is_log: for learning rates that lie far apart. A zero has no place on such an axis and is
+            left out; where there are only zeros the axis is a plain one.
     """
     figure = go.Figure()
+    is_log = is_log and any(r[name] > 0 for r in records for name in fields)
     colours = (OTHER_COLOURS[0], DISEASE_COLOUR, QUERY_COLOUR)
     dashes = ("solid", "dash", "dot")
     for (name, words), colour, dash in zip(fields.items(), colours, dashes, strict=False):
+        shown = [r for r in records if r[name] > 0 or not is_log]
         figure.add_scatter(
-            x=[r["step"] for r in records],
-            y=[r[name] for r in records],
+            x=[r["step"] for r in shown],
+            y=[r[name] for r in shown],
             name=words,
             mode="lines+markers",
+            marker={"size": 7},  # a single point must be seen
             line={"color": colour, "dash": dash},
         )
     figure.update_layout(**_LAYOUT, showlegend=True)

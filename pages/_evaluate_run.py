@@ -1,5 +1,6 @@
 """Evaluate page: which evaluation is on view, and how a new one is made."""
 
+import re
 from pathlib import Path
 
 import streamlit as st
@@ -11,8 +12,10 @@ from core.config import Settings
 from core.datasets import SPLITS, read_dataset
 from core.errors import CoreError
 from core.jobs import Job
+from core.jobs.state import LANES
 from core.registry import ModelSummary
 from pages import _shared as shared
+from pages._jobs_view import describe_message, show_cancel
 from pages._text import _, describe, describe_error, moment, ngettext, percent, plain
 
 
@@ -30,7 +33,7 @@ def choose_evaluation(model: ModelSummary) -> Summary | None:
         _("Evaluation on view"),
         list(by_name),
         format_func=lambda key: _describe(by_name[key]),
-        key=shared.EVALUATION_KEY,
+        key=shared.keep_choice(shared.EVALUATION_KEY),
     )
     chosen = by_name[name]
     if not chosen.is_current:
@@ -64,6 +67,17 @@ def split_label(split: str) -> str:
     return {"train": _("training"), "val": _("validation"), "test": _("test")}.get(split, split)
 
 
+def damage_label(kind: str) -> str:
+    """A kind of damage as shown."""
+    return {
+        "blur": _("blur"),
+        "noise": _("noise"),
+        "brightness": _("darkness"),
+        "jpeg": _("JPEG compression"),
+        "rotation": _("rotation"),
+    }.get(kind, _("as it is"))
+
+
 def part_label(part: str) -> str:
     """A longer study as shown."""
     return {
@@ -95,7 +109,7 @@ def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
                 SPLITS,
                 index=SPLITS.index("test"),
                 format_func=split_label,
-                key="evaluate_split",
+                key=shared.keep_choice("evaluate_split"),
             )
         parts = [
             part for part in PARTS if st.checkbox(part_label(part), key=f"evaluate_part_{part}")
@@ -123,7 +137,7 @@ def _start(model_id: str, data: str, split: str, parts: list[str]) -> None:
         jobs.start(
             "evaluate",
             {"model": model_id, "data": str(root), "split": split, "parts": parts},
-            title=_("Evaluation of {model}").format(model=model_id),
+            title=model_id,  # in no language: everybody reads it, the kind is said beside it
             settings=Settings.from_env(),
         )
     except CoreError as error:
@@ -146,13 +160,24 @@ def _watch(model_id: str) -> None:
     if job is None or not job.is_open:
         st.rerun()
         return
-    waiting = _("Waits for other work to end …") if job.status == "queued" else ""
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.progress(
-            min(job.progress, 1.0), text=waiting or _("Evaluating: {text}").format(text=job.message)
-        )
-        if st.button(_("Stop"), icon=":material/stop:", key="evaluate_stop"):
-            jobs.cancel(Settings.from_env().checkpoints_dir, job.job_id)
+        st.progress(min(job.progress, 1.0), text=say_progress(job))
+        show_cancel(job, _("Stop"), key="evaluate_stop")
+
+
+def say_progress(job: Job) -> str:
+    """What an open evaluation does, or waits for."""
+    listed = jobs.list_jobs(Settings.from_env().checkpoints_dir)
+    others = [j for j in listed if LANES.get(j.kind) == LANES[job.kind]]
+    if job.status == "queued" and any(other.status == "running" for other in others):
+        return _("Waits for other work to end …")
+    damage = re.fullmatch(r"(\w+), level (\d+)", job.message)
+    text = describe_message(job.message)
+    if damage:
+        text = _("{damage}, level {n}").format(damage=damage_label(damage[1]), n=damage[2])
+    if job.status == "queued" or not text:
+        return _("Starting: importing, opening the data …")
+    return _("Evaluating: {text}").format(text=text)
 
 
 def _show_last_failure(model_id: str) -> None:

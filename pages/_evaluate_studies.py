@@ -9,10 +9,11 @@ from core import external
 from core.assessment import heatmap_study, readings
 from core.assessment.readings import Evaluation
 from core.config import Settings
+from core.corruptions import STRENGTHS
 from core.errors import CoreError
 from pages import _charts_evaluate as charts
 from pages._evaluate_answers import figure_label
-from pages._evaluate_run import split_label
+from pages._evaluate_run import damage_label, split_label
 from pages._text import _, describe, moment, ngettext, plain
 
 _QUIET = {"displayModeBar": False}
@@ -24,13 +25,7 @@ def show_robustness(evaluation: Evaluation) -> None:
     if study is None:
         _say_missing()
         return
-    names = {
-        "blur": _("blur"),
-        "noise": _("noise"),
-        "brightness": _("darkness"),
-        "jpeg": _("JPEG compression"),
-        "rotation": _("rotation"),
-    }
+    names = {kind: damage_label(kind) for kind in STRENGTHS}
     st.caption(
         _(
             "{n} images, half of either class where possible, damaged at three levels. "
@@ -44,7 +39,7 @@ def show_robustness(evaluation: Evaluation) -> None:
     )
     rows = [
         {
-            "kind": names.get(row["kind"], _("as it is")),
+            "kind": damage_label(row["kind"]),
             "level": row["level"],
             "strength": _say_strength(row["kind"], row["strength"]),
             "accuracy": f"{row['accuracy']:.3f} "

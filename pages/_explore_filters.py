@@ -99,8 +99,7 @@ def _draw_filter(model: Model, table: Exploration, part: str) -> Filter:
         if np.issubdtype(values.dtype, np.number):
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
             if low < high:
-                kept = st.session_state.get(key, (low, high))  # also of a saved filter
-                st.session_state[key] = tuple(min(max(edge, low), high) for edge in kept)
+                _follow_ends(key, (low, high))
                 chosen = st.slider(column_label(name), low, high, key=key)
                 if chosen != (low, high):
                     ranges[name] = chosen
@@ -108,8 +107,8 @@ def _draw_filter(model: Model, table: Exploration, part: str) -> Filter:
         options = sorted(set(values.tolist()))
         if 1 < len(options) <= 50:
             picked = st.multiselect(
-                column_label(name), options, key=key, format_func=value_label,
-                placeholder=_("all"),
+                column_label(name), options, key=shared.keep_choice(key),
+                format_func=value_label, placeholder=_("all"),
             )  # fmt: skip
             if picked:
                 allowed[name] = tuple(picked)
@@ -125,6 +124,17 @@ def _forget_saved(store: CurationStore, scope: str) -> None:
     """Delete the chosen filter; the images on view stay as they are."""
     store.delete_filter(scope, st.session_state["explore_saved"])
     st.session_state["explore_saved"] = None
+
+
+def _follow_ends(key: str, ends: tuple[float, float]) -> None:
+    """Set a range slider: an edge at an end sets no limit, so it moves with that end."""
+    before = st.session_state.get(f"{key}_ends", ends)
+    kept = st.session_state.get(key, ends)  # also of a saved filter
+    edges = (
+        new if edge == old else edge for edge, old, new in zip(kept, before, ends, strict=True)
+    )
+    st.session_state[key] = tuple(min(max(edge, ends[0]), ends[1]) for edge in edges)
+    st.session_state[f"{key}_ends"] = ends
 
 
 def _take_saved(saved: dict[str, Filter]) -> None:

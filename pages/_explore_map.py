@@ -75,8 +75,9 @@ def _choose_settings(model: Model, columns: list[str]) -> tuple[MapSettings, Mod
             format_func=lambda n: f"{n}-D",
         )  # fmt: skip
         st.selectbox(
-            _("Colour by"), columns, key="explore_colour", format_func=column_label, width=170
-        )
+            _("Colour by"), columns, key=shared.keep_choice("explore_colour"),
+            format_func=column_label, width=170,
+        )  # fmt: skip
         with st.popover(_("More"), icon=":material/tune:"):
             n_neighbors = st.slider(_("UMAP: neighbours"), 2, 100, 15, key="explore_neighbors")
             min_dist = st.slider(_("UMAP: least distance"), 0.0, 1.0, 0.1, key="explore_min_dist")

@@ -53,14 +53,14 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
         _("Preset"),
         _ORDER,
         format_func=lambda name: _(_PRESET_WORDS[name]),
-        key=shared.FT_PRESET_KEY,
+        key=shared.keep_choice(shared.FT_PRESET_KEY),
         help=_("Which pretrained networks the model stands on, and how large they are."),
     )
     recipe = st.selectbox(
         _("How it is trained"),
         RECIPES,
         format_func=lambda name: _(_RECIPE_WORDS[name]),
-        key=shared.FT_RECIPE_KEY,
+        key=shared.keep_choice(shared.FT_RECIPE_KEY),
     )
     is_ensemble = st.toggle(
         _("Train two models that vote together"),
@@ -77,7 +77,7 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
             list(OBJECTIVES),
             format_func=lambda name: _(_OBJECTIVE_WORDS[name]),
             disabled=is_ensemble,
-            key=shared.FT_OBJECTIVE_KEY,
+            key=shared.keep_choice(shared.FT_OBJECTIVE_KEY),
         )
     with right:
         epochs, seeds = _choose_length(preset, recipe)

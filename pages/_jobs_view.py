@@ -86,13 +86,13 @@ def _show_all(was_open: bool) -> None:
 
 
 def _show_row(job: jobs.Job) -> None:
-    directory = Settings.from_env().checkpoints_dir
     with st.container(border=True, key=f"job-{job.job_id}"):
         left, middle, right = st.columns([3, 4, 3], vertical_alignment="center")
         left.markdown(f"**{plain(job.title)}** · {_(_KINDS[job.kind])} {_(STATUS[job.status])}")
         left.caption(_("Asked for {time} (UTC)").format(time=moment(job.created)))
         if job.status == "running":
-            middle.progress(min(1.0, job.progress), text=describe_message(job.message))
+            words = describe_message(job.message) or _("Starting: importing, opening the data …")
+            middle.progress(min(1.0, job.progress), text=words)
         elif job.status == "failed":
             middle.markdown(plain(describe_error(job.error_code, job.error, job.error_params)))
         elif job.status == "done":
@@ -104,20 +104,38 @@ def _show_row(job: jobs.Job) -> None:
                     on_click=_look, args=(job.job_id,),
                 )  # fmt: skip
             if job.is_open:
-                st.button(
-                    _("Cancel"), key=f"cancel-{job.job_id}", icon=":material/stop:",
-                    on_click=jobs.cancel, args=(directory, job.job_id),
-                )  # fmt: skip
+                show_cancel(job, _("Cancel"), key=f"cancel-{job.job_id}")
             if job.can_resume and st.button(
                 _("Resume"), key=f"resume-{job.job_id}", icon=":material/resume:"
             ):
                 with shared.show_errors():
-                    jobs.resume(directory, job.job_id, settings=Settings.from_env())
+                    settings = Settings.from_env()
+                    jobs.resume(settings.checkpoints_dir, job.job_id, settings=settings)
                 st.rerun()
             if not job.is_open and st.button(
                 _("Remove"), key=f"remove-{job.job_id}", icon=":material/delete:"
             ):
                 st.dialog(_("Please confirm"))(_confirm_removal)(job)
+
+
+def show_cancel(job: jobs.Job, words: str, *, key: str) -> None:
+    """The button that ends an open job; once pressed it says so until the job has ended."""
+    pressed = f"cancelling-{job.job_id}-{job.queued}"  # resumed, it can be cancelled again
+    is_pressed = st.session_state.get(pressed, False)
+    st.button(
+        _("Cancelling …") if is_pressed else words,
+        key=key,
+        icon=":material/stop:",
+        disabled=is_pressed,
+        on_click=_cancel,
+        args=(job.job_id, pressed),
+    )
+
+
+def _cancel(job_id: str, pressed: str) -> None:
+    with shared.show_errors():
+        jobs.cancel(Settings.from_env().checkpoints_dir, job_id)
+    st.session_state[pressed] = True
 
 
 def _look(job_id: str) -> None:
@@ -160,9 +178,7 @@ def _show_figures(records: list[dict]) -> None:  # type: ignore[type-arg]
     last = records[-1]
     validation = next((r["validation"] for r in reversed(records) if r.get("validation")), None)
     columns = st.columns(5)
-    columns[0].metric(
-        _("Step"), _("{i} of {n}").format(i=int(last["step"]), n=int(last["n_steps"]))
-    )
+    columns[0].metric(_("Step"), f"{last['step']:.0f} / {last['n_steps']:.0f}")  # narrow
     columns[1].metric(_("Loss"), f"{last['loss']:.3f}")
     columns[2].metric(
         _("Triplets still active"),
@@ -258,4 +274,4 @@ def _poll_short(job_id: str) -> None:
         text=f"{_(_LOOK_KINDS.get(job.kind, _KINDS.get(job.kind, '')))}: "
         f"{describe_message(job.message) or waiting}",
     )
-    st.button(_("Cancel"), key=f"cancel-{job_id}", on_click=jobs.cancel, args=(directory, job_id))
+    show_cancel(job, _("Cancel"), key=f"cancel-{job_id}")

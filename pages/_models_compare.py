@@ -49,7 +49,10 @@ def show_compare(models: Sequence[ModelSummary]) -> None:
     )
     place = columns[2].selectbox(_("Data"), list(places), key=shared.MODELS_DATA_KEY)
     split = columns[3].selectbox(
-        _("Split"), _SPLITS, format_func=_split, key=shared.MODELS_SPLIT_KEY
+        _("Split"),
+        _SPLITS,
+        format_func=_split,
+        key=shared.keep_choice(shared.MODELS_SPLIT_KEY),
     )
     summary = next(m for m in models if m.model_id == first)
     params = {

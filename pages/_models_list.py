@@ -9,9 +9,10 @@ import streamlit as st
 from core import activation, registry
 from core.activation import Verdict
 from core.config import Settings
+from core.errors import CoreError
 from core.registry import ModelSummary
 from pages import _shared as shared
-from pages._text import N_, _, class_label, moment, ngettext, plain
+from pages._text import N_, _, class_label, describe, language, moment, ngettext, plain
 
 _VERDICTS = {
     "first": N_("No other model is in use."),
@@ -117,6 +118,8 @@ def _show_card(summary: ModelSummary) -> None:
         return
     path = _directory() / summary.model_id / "card.md"
     with st.container(border=True):
+        if language() != "en":
+            st.caption(_("The card is written in English."))
         text = path.read_text(encoding="utf-8")
         st.markdown(text.replace("# ", "#### ", 1))
     if st.button(_("Delete"), icon=":material/delete:", key="models_delete"):
@@ -126,7 +129,13 @@ def _show_card(summary: ModelSummary) -> None:
 def _confirm_deletion(model_id: str) -> None:
     st.markdown(_("Delete **{name}** for good?").format(name=plain(model_id)))
     st.markdown(_("Export it first if you may want it back."))
-    if st.button(_("Delete for good"), type="primary", key="models_delete_yes"):
+    is_needed = False
+    try:
+        registry.check_deletable(_directory(), model_id)
+    except CoreError as error:
+        is_needed = True
+        st.error(plain(describe(error)), icon=":material/block:")
+    if st.button(_("Delete for good"), type="primary", key="models_delete_yes", disabled=is_needed):
         with shared.show_errors():
             registry.delete_model(_directory(), model_id)
         st.rerun()

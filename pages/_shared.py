@@ -12,7 +12,7 @@ from core.curation.store import CurationStore, default_url
 from core.ensemble import Model
 from core.errors import CoreError
 from core.exploration import curate
-from pages._text import _, describe
+from pages._text import _, describe, language
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,19 @@ GUESTS_KEY = "explore_guests"  # prefix, one widget per model: evaluations whose
 EVALUATION_KEY = "evaluate_shown"  # name of the evaluation on view
 PART_KEY = "evaluate_part"
 CELL_KEY = "evaluate_cell"  # cell of the confusion matrix whose images are shown
+
+
+def keep_choice(key: str) -> str:
+    """The key of a selectbox, radio or multiselect whose options are shown in translated words.
+
+    The browser knows what is chosen by its words alone (Streamlit 1.67), so a change of language
+    would lose it on the run after. Said again in that run, the choice is sent in the new words.
+    """
+    drawn_in = f"{key}_drawn_in"
+    if st.session_state.get(drawn_in, language()) != language() and key in st.session_state:
+        st.session_state[key] = st.session_state[key]
+    st.session_state[drawn_in] = language()
+    return key
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,27 @@ def test_a_start_that_fails_is_logged(
     with pytest.raises(PermissionError):
         app.import_and_tidy(tmp_path)
     assert "the app cannot start its pages" in caplog.text
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb, WCAG 2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("shade", ["light", "dark"])
+def test_buttons_can_be_read_and_seen_in_either_theme(shade: str) -> None:
+    """Streamlit writes white on the primary colour."""
+    theme = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))[
+        "theme"
+    ]
+    for colours in (theme[shade], theme[shade]["sidebar"]):
+        assert contrast("#ffffff", colours["primaryColor"]) >= 4.5
+        for background in ("backgroundColor", "secondaryBackgroundColor"):
+            assert contrast(colours["primaryColor"], colours[background]) >= 3.0

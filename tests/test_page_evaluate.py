@@ -1,5 +1,6 @@
 """The Evaluate page without a browser: first render, every part, each widget, the job."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from test_page_finetune import put_job
 
 from core import jobs
 from core.assessment import assess
 from core.assessment.readings import Evaluation, save_study
 from core.config import Settings
 from pages import _shared as shared
+from pages import _text
+from pages._evaluate_run import say_progress
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "pages" / "evaluate.py"
@@ -163,10 +167,11 @@ def test_the_report_is_offered_in_both_forms(app: AppTest) -> None:
 def test_a_job_is_started_with_what_was_chosen(
     app: AppTest, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[tuple[str, dict[str, Any]]] = []
+    started: list[tuple[str, dict[str, Any], str]] = []
 
-    def start(kind: str, params: dict[str, Any], **_options: object) -> None:
-        started.append((kind, params))
+    def start(kind: str, params: dict[str, Any], *, title: str, settings: Settings) -> None:
+        assert settings.checkpoints_dir == directory
+        started.append((kind, params, title))
 
     monkeypatch.setattr(jobs, "start", start)
     app.text_input(key="evaluate_data").set_value("/nowhere").run()
@@ -177,11 +182,31 @@ def test_a_job_is_started_with_what_was_chosen(
     app.checkbox(key="evaluate_part_robustness").check().run()
     app.button(key="evaluate_start").click().run()
     assert not app.exception
-    ((kind, params),) = started
-    assert kind == "evaluate"
+    ((kind, params, title),) = started
+    assert (kind, title) == ("evaluate", "demo"), "a title is in no language"
     assert params["model"] == "demo"
     assert params["parts"] == ["robustness"]
     assert params["split"] == "test"
+
+
+def test_progress_is_said_in_the_sessions_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path))
+    waiting = jobs.Job("20260101-000000-000009", "evaluate", "demo", {}, "now")
+    assert say_progress(waiting).startswith("Starting"), "nothing else runs"
+    put_job(tmp_path, "audit", {}, "running")
+    assert say_progress(waiting).startswith("Starting"), "a look does not hold it up"
+    put_job(tmp_path, "train", {"name": "other"}, "running")
+    assert say_progress(waiting).startswith("Waits for other work")
+    running = dataclasses.replace(waiting, status="running")
+    assert say_progress(running).startswith("Starting")
+    monkeypatch.setattr(_text, "language", lambda: "zh_CN")
+    said = {
+        message: say_progress(dataclasses.replace(running, message=message))
+        for message in ("24 of 120 images", "blur, level 2")
+    }
+    assert list(said.values()) == ["正在评估：第 24 项，共 120 项", "正在评估：模糊，级别 2"]
 
 
 def test_a_model_without_evaluations_asks_for_one(

@@ -111,6 +111,28 @@ def test_filters_narrow_the_list_and_are_kept_under_a_name(home: Path) -> None:
     assert "images pass" in words(app)  # what is on view stays
 
 
+def test_a_slider_that_sets_no_limit_follows_the_ends_of_its_column() -> None:
+    def page() -> None:
+        import streamlit as st
+
+        from pages._explore_filters import _follow_ends
+
+        ends = st.session_state["ends"]
+        _follow_ends("range", ends)
+        st.slider("range", *ends, key="range")
+
+    app = AppTest.from_function(page)
+    app.session_state["ends"] = (0.25, 0.75)
+    assert app.run().slider(key="range").value == (0.25, 0.75)
+    app.session_state["ends"] = (0.0, 1.0)
+    assert app.run().slider(key="range").value == (0.0, 1.0)
+    app.slider(key="range").set_value((0.5, 1.0)).run()
+    app.session_state["ends"] = (0.0, 0.875)
+    assert app.run().slider(key="range").value == (0.5, 0.875)
+    app.session_state["ends"] = (0.625, 0.875)
+    assert app.run().slider(key="range").value == (0.625, 0.875)
+
+
 @pytest.mark.slow
 def test_marked_images_are_corrected_together_and_rolled_back(home: Path) -> None:
     app = open_explore()

@@ -13,6 +13,7 @@ from test_readiness import report
 
 from core import jobs
 from core.audit import Duplicates
+from core.config import OBJECTIVES, RECIPES
 from core.image_io import encode_jpeg
 from core.jobs import state
 from core.jobs.state import Job
@@ -22,6 +23,7 @@ from pages import _shared as shared
 from pages._charts_jobs import build_growing_map, build_k_curve, build_lines, build_validation
 from pages._finetune_data import SEEDS, audit_params
 from pages._finetune_findings import say
+from pages._text import LANGUAGE_KEY
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,6 +137,24 @@ def test_good_data_and_a_name_let_training_start(
     assert "must be 1..64, got 0" in words(app)
 
 
+def test_a_change_of_language_keeps_the_recipe(
+    app: AppTest, phantom_folder: Path, tmp_path: Path
+) -> None:
+    choose(app, phantom_folder, [], tmp_path)
+    app.selectbox(key=shared.FT_RECIPE_KEY).select("report")
+    app.radio(key=shared.FT_OBJECTIVE_KEY).set_value("metric-ensemble").run()
+    app.session_state[LANGUAGE_KEY] = "zh_CN"
+    app.run()
+    recipe = app.selectbox(key=shared.FT_RECIPE_KEY)
+    objective = app.radio(key=shared.FT_OBJECTIVE_KEY)
+    assert (recipe.value, objective.value) == ("report", "metric-ensemble")
+    # A browser keeps the old words unless it is told the new.
+    places = ((recipe, RECIPES.index("report")), (objective, OBJECTIVES.index("metric-ensemble")))
+    for shown, place in places:
+        assert shown.proto.set_value
+        assert shown.proto.raw_value == shown.options[place]
+
+
 def test_data_that_cannot_be_trained_on_is_said_plainly(
     app: AppTest, phantom_folder: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +265,37 @@ def test_jobs_of_everybody_are_listed_with_how_they_ended(app: AppTest, tmp_path
     assert labels.count("Resume") == 2
 
 
+def test_a_job_says_at_once_that_it_starts_and_that_it_is_cancelled(
+    app: AppTest, tmp_path: Path
+) -> None:
+    folder = put_job(tmp_path / "ck", "train", {"name": "eyes"}, "running")
+    app.run()
+    assert app.get("progress")[0].proto.text == "Starting: importing, opening the data …"
+    words = {"progress": 0.1, "message": "running the trunks: 3 of 40 images"}
+    state.write_json(folder / "progress.json", words)
+    app.run()
+    assert app.get("progress")[0].proto.text == "Reading the images, 3 of 40"
+    key = f"cancel-{folder.name}"
+    app.button(key=key).click().run()
+    assert (app.button(key=key).label, app.button(key=key).disabled) == ("Cancelling …", True)
+    with state.hold_queue(folder.parent):
+        state.transition(folder, "cancelled")
+        state.transition(folder, "queued", supervisor=state.identify(os.getpid()))
+    app.run()
+    assert (app.button(key=key).label, app.button(key=key).disabled) == ("Cancel", False)
+
+
+def test_the_step_is_short_in_every_language(app: AppTest, tmp_path: Path) -> None:
+    folder = put_job(tmp_path / "ck", "train", {"name": "eyes"}, "running")
+    record = {"step": 20.0, "n_steps": 120, "loss": 1.0, "active": 0.5, "spread": 0.5,
+              "adapter_lr": 1e-3, "tail_lr": 0.0}  # fmt: skip
+    (folder / "metrics.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    app.session_state[LANGUAGE_KEY] = "zh_CN"
+    app.run()
+    assert not app.exception
+    assert app.metric[0].value == "20 / 120"
+
+
 def test_the_curves_show_what_was_measured() -> None:
     validation = {
         "accuracy": 0.8,
@@ -255,6 +306,11 @@ def test_the_curves_show_what_was_measured() -> None:
     records = [{"step": 20.0, "loss": 2.0}, {"step": 40.0, "loss": 1.0, "validation": validation}]
     figure = build_lines(records, {"loss": "loss"}, x_title="step")
     assert list(figure.data[0].y) == [2.0, 1.0]
+    rates = [{"step": 20.0, "lr": 1e-3}, {"step": 40.0, "lr": 0.0}]
+    figure = build_lines(rates, {"lr": "rate"}, x_title="step", is_log=True)
+    assert (list(figure.data[0].x), figure.layout.yaxis.type) == ([20.0], "log")
+    figure = build_lines(rates[1:], {"lr": "rate"}, x_title="step", is_log=True)
+    assert (list(figure.data[0].y), figure.layout.yaxis.type) == ([0.0], "linear")
     figure = build_validation(records, accuracy="a", auroc="b", x_title="step")
     assert [list(line.y) for line in figure.data] == [[0.8], [0.9]]
     assert list(build_k_curve(validation["k_scores"], accuracy="a", auroc="b").data[0].x) == [5]

@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 from core import registry
 from core.activation import read_history
 from pages import _shared as shared
+from pages._text import LANGUAGE_KEY
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +42,12 @@ def test_the_list_and_the_card_of_the_model_in_use(app: AppTest) -> None:
     assert "metric\\-ensemble" in table["Recipe"][1]
     assert "This model is in use." in words(app)
     assert "Research use, not a diagnosis" in words(app)
+
+
+def test_a_card_in_another_language_is_announced(app: AppTest) -> None:
+    assert "written in English" not in words(app)
+    app.session_state[LANGUAGE_KEY] = "zh_CN"
+    assert "模型卡以英文撰写" in words(app.run())
 
 
 def test_a_model_goes_through_the_gate_into_use_and_back(app: AppTest, checkpoints: Path) -> None:
@@ -82,6 +89,13 @@ def test_an_ensemble_of_ticked_models(app: AppTest, checkpoints: Path) -> None:
     assert not app.exception
     refused = "below the gate" in words(app)  # random trunks are weak
     assert refused != (checkpoints / "both").is_dir()
+
+
+def test_a_needed_model_is_not_offered_for_deletion(app: AppTest) -> None:
+    app.selectbox(key=shared.MODELS_ONE_KEY).select("demo-metric").run()
+    app.button(key="models_delete").click().run()
+    assert "is a member of demo" in words(app)
+    assert app.button(key="models_delete_yes").disabled
 
 
 @pytest.mark.parametrize("view", ["compare", "files"])
