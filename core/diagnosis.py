@@ -22,13 +22,13 @@ Status = Literal["answered", "abstained", "rejected"]
 class Neighbour:
     """One line of the vote ledger: a training image and what it contributed."""
 
-    rank: int  # 1 is the nearest
+    rank: int  # by distance among all that may vote, 1 is the nearest
     index: int  # row of the gallery
     key: str  # image key: the path inside the data folder
     label: int
     class_name: str
-    distance: float  # Euclidean, between unit embeddings, 0..2
-    weight: float  # 1 / distance
+    distance: float  # Euclidean, between unit embeddings, 0..2; of an ensemble the members' mean
+    weight: float  # 1 / distance; of an ensemble the mean of what it has in each
     share: float  # of the vote; the shares of a ledger sum to 1
 
 
@@ -156,7 +156,13 @@ class Diagnosis:
     @property
     def has_close_case(self) -> bool:
         """Whether the nearest training image is within ``close_limit``."""
-        return bool(self.neighbours) and self.neighbours[0].distance <= self.close_limit
+        return bool(self.neighbours) and self.nearest_distance <= self.close_limit
+
+    @property
+    def nearest_distance(self) -> float:
+        """Of the nearest training image that is shown, voting or not; inf without any."""
+        shown = (*self.neighbours, *filter(None, [self.nearest_other]))
+        return min((n.distance for n in shown), default=float("inf"))
 
 
 def to_json(

@@ -110,7 +110,7 @@ def _show_closeness(diagnosis: Diagnosis) -> None:
             "images of one class usually lie nearer than {limit} to each other. The vote below is "
             "of distant images."
         ).format(
-            distance=f"{diagnosis.neighbours[0].distance:.3f}", limit=f"{diagnosis.close_limit:.3f}"
+            distance=f"{diagnosis.nearest_distance:.3f}", limit=f"{diagnosis.close_limit:.3f}"
         ),
         icon=":material/social_distance:",
     )

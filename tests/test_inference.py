@@ -53,6 +53,33 @@ def test_the_answer_follows_the_vote(diagnosed: Diagnosis) -> None:
     assert diagnosed.nearest_other.class_name != leading
 
 
+def test_an_ensemble_has_one_scale_of_distances_and_one_order(tiny_ensemble: Ensemble) -> None:
+    """Against a plain count: no image that is shown is placed by one member's space alone."""
+    images = [eye(900001), eye(900002, is_diseased=False), eye(900003)]
+    members = tiny_ensemble.members
+    for image, done in zip(images, diagnose(tiny_ensemble, images, explain=False), strict=True):
+        assert done.nearest_other is not None
+        queries = [m.bundle.embedder.embed_batch([image.pixels]).embeddings[0] for m in members]
+        mean = np.average(
+            [
+                np.linalg.norm(m.bundle.gallery.embeddings[np.argsort(m.album_rows)] - q, axis=1)
+                for m, q in zip(members, queries, strict=True)
+            ],
+            axis=0,
+            weights=[m.weight for m in members],
+        )
+        order = np.argsort(mean)
+        for n in {*done.neighbours, done.nearest_other}:
+            assert n.distance == pytest.approx(mean[n.index], abs=1e-4)
+            assert order[n.rank - 1] == n.index
+        is_other = tiny_ensemble.gallery.labels != tiny_ensemble.class_names.index(
+            done.predicted_class or ""
+        )
+        assert done.nearest_other.distance == pytest.approx(mean[is_other].min(), abs=1e-4)
+        shown = [n.distance for n in (*done.neighbours, done.nearest_other)]
+        assert done.nearest_distance == min(shown)
+
+
 def test_everything_a_page_shows_is_there(tiny_bundle: ModelBundle, diagnosed: Diagnosis) -> None:
     assert diagnosed.pixels is not None
     assert set(diagnosed.heatmaps) == set(tiny_bundle.config.run.embedder.backbones)
