@@ -140,6 +140,11 @@ class Diagnosis:
     error_params: Mapping[str, object] = field(default_factory=dict)
 
     @property
+    def answer(self) -> str | None:
+        """The class that the model stands by; None where it gives no answer."""
+        return self.predicted_class if self.status == "answered" else None
+
+    @property
     def heatmaps(self) -> dict[str, NDArray[np.float32]]:
         """Backbone name -> (h, w) heatmap for the class that leads."""
         return self.heatmaps_for(self.predicted_class or "")
@@ -170,6 +175,9 @@ def to_json(
 ) -> dict[str, object]:
     """Return the agreed plain-JSON form (DESIGN section 4); numbers rounded to 6 places.
 
+    The contract has a class and its probabilities of an image without an answer too: ``answer`` is
+    null there.
+
     Args:
         diagnosis: one answer.
         heatmap_files: backbone name -> file written, when heatmaps were saved.
@@ -178,6 +186,7 @@ def to_json(
     return {
         "file": diagnosis.file,
         "status": diagnosis.status,
+        "answer": diagnosis.answer,
         "predicted_class": diagnosis.predicted_class,
         "probabilities": _rounded(diagnosis.probabilities),
         "vote_shares": _rounded(diagnosis.vote_shares),
@@ -237,7 +246,10 @@ def dump_json(diagnoses: Sequence[Diagnosis]) -> str:
 
 
 def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
-    """Return a worklist table, one row per file. Cells that a spreadsheet would run are quoted."""
+    """Return a worklist table, one row per file. Cells that a spreadsheet would run are quoted.
+
+    It says what the screen says: no class without an answer, no probability of a novel image.
+    """
     classes = sorted({name for d in diagnoses for name in d.probabilities})
     out = io.StringIO()
     writer = csv.writer(out)
@@ -247,19 +259,21 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             *(f"p_{c}" for c in classes),
             *("distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"),
             *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
+            "abstain_reason",
         ]
     )
     for d in diagnoses:
         nearest = d.neighbours[0] if d.neighbours else None
-        row: list[object] = [d.file, d.status, d.predicted_class or ""]
-        row += [f"{d.probabilities[c]:.4f}" if c in d.probabilities else "" for c in classes]
+        shown = {} if d.abstain_reason == "novel" else d.probabilities
+        row: list[object] = [d.file, d.status, d.answer or ""]
+        row += [f"{shown[c]:.4f}" if c in shown else "" for c in classes]
         row += (
             [f"{d.novelty.distance_percentile:.1f}", d.novelty.is_novel] if d.novelty else ["", ""]
         )
         row += [nearest.key, f"{nearest.distance:.4f}"] if nearest else ["", ""]
         row += [d.model_id, d.data_id, d.created]
         row += [d.reader.class_name, f"{d.reader.confidence:.2f}"] if d.reader else ["", ""]
-        row += [d.error or "", RESEARCH_USE]
+        row += [d.error or "", RESEARCH_USE, d.abstain_reason or ""]
         writer.writerow([_defuse(cell) for cell in row])
     return out.getvalue()
 

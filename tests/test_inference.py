@@ -1,6 +1,8 @@
 """From image to evidence: the ledger adds up, relatives do not vote, strangers get no answer."""
 
+import csv
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -168,6 +170,25 @@ def test_the_table_defuses_formulas(diagnosed: Diagnosis) -> None:
     assert lines[0].startswith("file,status,predicted_class,p_disease,p_normal")
     assert lines[1].startswith("'=HYPERLINK")
     assert len(lines) == 3
+
+
+def test_no_file_gives_an_answer_where_the_screen_gives_none(diagnosed: Diagnosis) -> None:
+    answered = dataclasses.replace(diagnosed, status="answered", abstain_reason=None)
+    unsure = dataclasses.replace(diagnosed, status="abstained", abstain_reason="uncertain")
+    novel = dataclasses.replace(diagnosed, status="abstained", abstain_reason="novel")
+    cases = [answered, unsure, novel]
+    told = [(r["predicted_class"], r["p_disease"] != "", r["abstain_reason"]) for r in table(cases)]
+    assert told == [
+        (diagnosed.predicted_class, True, ""),
+        ("", True, "uncertain"),  # the screen names the probability, and no answer
+        ("", False, "novel"),
+    ]
+    assert [to_json(d)["answer"] for d in cases] == [diagnosed.predicted_class, None, None]
+    assert to_json(novel)["probabilities"]  # the contract has them
+
+
+def table(diagnoses: list[Diagnosis]) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(to_csv(diagnoses))))
 
 
 @pytest.fixture(scope="module")
