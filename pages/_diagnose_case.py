@@ -39,9 +39,11 @@ def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) 
         warn_of_text(diagnosis)
     if is_hidden(diagnosis):
         return
-    if diagnosis.abstain_reason == "novel":
+    if diagnosis.abstain_reason == "novel":  # nothing that speaks for an answer
+        scrutiny = None
         with st.expander(_("What the model would have compared it with")):
-            scrutiny = _show_evidence(model, diagnosis)
+            show_neighbours(model, diagnosis)
+            show_map(model, diagnosis)
     else:
         scrutiny = _show_evidence(model, diagnosis)
     show_case_downloads(model, diagnosis, source, scrutiny)

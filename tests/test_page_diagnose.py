@@ -121,7 +121,10 @@ def test_first_render_states_the_limits_and_the_model(app: AppTest) -> None:
     assert not app.dataframe
 
 
-def test_an_image_gets_an_answer_with_its_evidence(app: AppTest) -> None:
+def test_an_image_gets_an_answer_with_its_evidence(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alter(monkeypatch, status="answered", abstain_reason=None)
     upload(app, picture())
     assert not app.exception
     diagnosis = next(iter(app.session_state[shared.RESULTS_KEY].values()))
@@ -356,6 +359,8 @@ def test_an_unfamiliar_image_gets_no_leaning(app: AppTest, monkeypatch: pytest.M
     assert "not the kind of image this model knows" in words(app)
     assert "Leaning" not in words(app)
     assert "Probability:" not in words(app)
+    for persuasive in ("Vote by class", "speaks for each class", "chance", "each model of the"):
+        assert persuasive not in words(app), persuasive
     assert {row["p"] for row in worklist(app)} == {"–"}
 
 

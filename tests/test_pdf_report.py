@@ -9,11 +9,12 @@ from pypdf import PdfReader
 from core.diagnosis import Diagnosis, ReaderRead
 from core.ensemble import Ensemble
 from core.errors import ImageError
+from core.faithfulness import Faithfulness
 from core.image_io import decode, encode_png
 from core.inference import diagnose, reject
 from core.pdf_report import build_pdf
 from core.phantom import draw
-from core.second_look import draw_maps, scrutinise
+from core.second_look import MapScrutiny, Scrutiny, draw_maps, scrutinise
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +58,28 @@ def test_the_page_says_all_that_it_must(tiny_ensemble: Ensemble, case: Diagnosis
 
 
 def test_no_answer_and_untested_maps_are_said(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
-    novel = dataclasses.replace(case, status="abstained", abstain_reason="novel")
-    text = read(build_pdf(tiny_ensemble, novel))
-    assert "not the kind of image" in text
-    assert "Calibrated probability" not in text
+    unsure = dataclasses.replace(case, status="abstained", abstain_reason="uncertain")
+    text = read(build_pdf(tiny_ensemble, unsure))
+    assert "too close to call" in text
     assert "Not tested on this image" in text
+
+
+def test_nothing_in_the_report_of_a_novel_image_speaks_for_an_answer(
+    tiny_ensemble: Ensemble, case: Diagnosis
+) -> None:
+    novel = dataclasses.replace(case, status="abstained", abstain_reason="novel")
+    maps = draw_maps(tiny_ensemble, case, class_name="disease")
+    tests = {
+        m.backbone: MapScrutiny(Faithfulness(0, 1, 0.5, 0.5, (), (), (), ()), 1.0) for m in maps
+    }
+    scrutiny = Scrutiny("disease", "grad-cam", maps, tests, 0.9)
+    text = read(build_pdf(tiny_ensemble, novel, scrutiny=scrutiny))
+    assert "not the kind of image" in text
+    assert "What the model would have compared it with" in text
+    assert case.neighbours[0].key.split("/")[-1] in text
+    for persuasive in ("robabilit", "What speaks for", "chance", "Vote of all", "Each model", "%,"):
+        assert persuasive not in text, persuasive
+    assert f"{case.neighbours[0].share:.1%}" not in text
 
 
 def test_names_in_any_letters_and_markup_are_set(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
