@@ -18,6 +18,15 @@ RESEARCH_USE = "Research use, not a diagnosis."
 Status = Literal["answered", "abstained", "rejected"]
 
 
+def write_percent(share: float) -> str:
+    """A share as a whole percentage that never rounds to a false certainty."""
+    if 1e-6 < share < 0.005:
+        return "<1 %"
+    if 0.995 <= share < 1.0 - 1e-6:
+        return ">99 %"
+    return f"{share * 100:.0f} %"
+
+
 @dataclass(frozen=True)
 class Neighbour:
     """One line of the vote ledger: a training image and what it contributed."""
@@ -38,6 +47,11 @@ class Novelty:
 
     distance_percentile: float  # among the gallery's own leave-one-out distances, 0..100
     is_novel: bool  # beyond the limit: not the kind of image the model knows
+
+    @property
+    def is_beyond_all(self) -> bool:
+        """Whether no training image lies as far from the others."""
+        return self.distance_percentile >= 100.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ core.pdf_text.
 
 import io
 from collections.abc import Mapping, Sequence
+from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from reportlab.lib.units import mm
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Spacer, Table
 
-from core.diagnosis import RESEARCH_USE, Diagnosis
+from core.diagnosis import RESEARCH_USE, Diagnosis, Novelty, write_percent
 from core.ensemble import Model
 from core.errors import ImageError
 from core.explain import overlay, resize_heatmap
@@ -136,14 +137,25 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
     if not _is_refused(diagnosis):
         lines += _write_probability(model, diagnosis)
     if diagnosis.novelty is not None:
-        place = diagnosis.novelty.distance_percentile
-        lines.append(f"More unusual than {place:.0f} % of the training images.")
+        lines.append(_say_novelty(diagnosis.novelty))
     if diagnosis.neighbours and not diagnosis.has_close_case:
         lines.append("<b>No close case</b>: even the nearest training image is not alike.")
     if diagnosis.burned_in:
         lines.append("The picture seems to hold burned-in text: check it for names.")
     title = _style("Heading1", textColor=colour, spaceBefore=2, spaceAfter=4)
     return [_say(_spell(head), style=title), *(_say(line) for line in lines), Spacer(1, 3 * mm)]
+
+
+def _say_novelty(novelty: Novelty) -> str:
+    if not novelty.is_beyond_all:
+        share = write_percent(novelty.distance_percentile / 100)
+        return f"More unusual than {escape(share)} of the training images."
+    if novelty.is_novel:
+        return "More unusual than any training image."
+    return (
+        "<b>More unusual than any training image</b>, though within the limit: take the answer "
+        "with caution."
+    )
 
 
 def _write_probability(model: Model, diagnosis: Diagnosis) -> list[str]:

@@ -357,11 +357,22 @@ def test_an_unfamiliar_image_gets_no_leaning(app: AppTest, monkeypatch: pytest.M
     )
     upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
     assert "not the kind of image this model knows" in words(app)
+    assert "More unusual than any training image." in words(app)
     assert "Leaning" not in words(app)
     assert "Probability:" not in words(app)
     for persuasive in ("Vote by class", "speaks for each class", "chance", "each model of the"):
         assert persuasive not in words(app), persuasive
     assert {row["p"] for row in worklist(app)} == {"–"}
+
+
+def test_an_answer_on_a_most_unusual_image_asks_for_caution(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = Novelty(distance_percentile=100.0, is_novel=False)
+    alter(monkeypatch, status="answered", abstain_reason=None, novelty=odd)
+    upload(app, picture())
+    assert "**More unusual than any training image**, though within the limit" in words(app)
+    assert "More unusual than 100 %" not in words(app)
 
 
 def test_an_answer_names_the_class_and_the_probability(

@@ -6,7 +6,7 @@ import io
 import pytest
 from pypdf import PdfReader
 
-from core.diagnosis import Diagnosis, ReaderRead
+from core.diagnosis import Diagnosis, Novelty, ReaderRead
 from core.ensemble import Ensemble
 from core.errors import ImageError
 from core.faithfulness import Faithfulness
@@ -80,6 +80,22 @@ def test_nothing_in_the_report_of_a_novel_image_speaks_for_an_answer(
     for persuasive in ("robabilit", "What speaks for", "chance", "Vote of all", "Each model", "%,"):
         assert persuasive not in text, persuasive
     assert f"{case.neighbours[0].share:.1%}" not in text
+
+
+@pytest.mark.parametrize(
+    ("percentile", "is_novel", "said"),
+    [
+        (42.0, False, "More unusual than 42 % of the training images."),
+        (99.8, False, "More unusual than >99 % of the training images."),
+        (100.0, True, "More unusual than any training image."),
+        (100.0, False, "though within the limit: take the answer with caution."),
+    ],
+)
+def test_the_unusual_is_said_as_on_the_screen(
+    tiny_ensemble: Ensemble, case: Diagnosis, percentile: float, is_novel: bool, said: str
+) -> None:
+    odd = dataclasses.replace(case, novelty=Novelty(percentile, is_novel), maps=())
+    assert said in read(build_pdf(tiny_ensemble, odd))
 
 
 def test_names_in_any_letters_and_markup_are_set(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
