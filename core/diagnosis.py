@@ -144,6 +144,7 @@ class Diagnosis:
     abstain_reason: Literal["uncertain", "novel"] | None = None
     sha256: str = ""  # of the file's bytes; empty where it was not read
     frame: int = 0  # of the file, from 0
+    n_frames: int = 1  # that the file has
     window: tuple[float, float] | None = None  # centre and width, where one was applied
     is_inverted: bool = False
     burned_in: tuple[TextRegion, ...] = ()  # where lettering seems to be, but for the mark below
@@ -235,6 +236,7 @@ def to_json(
         "view_probabilities": [round(p, 6) for p in diagnosis.view_probabilities],
         "heatmaps": dict(heatmap_files or {}),
         "frame": diagnosis.frame,
+        "n_frames": diagnosis.n_frames,
         "window": diagnosis.window,
         "is_inverted": diagnosis.is_inverted,
         "burned_in_text": bool(diagnosis.burned_in),
@@ -273,7 +275,8 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             *(f"p_{c}" for c in classes),
             *("distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"),
             *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
-            "abstain_reason",
+            *("abstain_reason", "frame_number", "n_frames"),  # the frame as DICOM counts, from 1
+            *("window_centre", "window_width", "is_inverted"),
         ]
     )
     for d in diagnoses:
@@ -288,6 +291,10 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
         row += [d.model_id, d.data_id, d.created]
         row += [d.reader.class_name, f"{d.reader.confidence:.2f}"] if d.reader else ["", ""]
         row += [d.error or "", RESEARCH_USE, d.abstain_reason or ""]
+        if d.status == "rejected":
+            row += [""] * 5
+        else:
+            row += [d.frame + 1, d.n_frames, *(d.window or ("", "")), d.is_inverted]
         writer.writerow([_defuse(cell) for cell in row])
     return out.getvalue()
 

@@ -111,7 +111,8 @@ def _spell(text: str) -> str:
 
 
 def _write_head(diagnosis: Diagnosis) -> list[Flowable]:
-    frame = f", frame {diagnosis.frame + 1}" if diagnosis.frame else ""
+    of = f"{diagnosis.frame + 1} of {diagnosis.n_frames}"
+    frame = f", frame {of}" if diagnosis.n_frames > 1 else ""
     return [
         _say(f"{_spell(diagnosis.file)}{frame}", style=_style("Heading2", spaceBefore=0)),
         _say(f"Read {diagnosis.created} by model <b>{_spell(diagnosis.model_id)}</b>"),

@@ -187,6 +187,23 @@ def test_no_file_gives_an_answer_where_the_screen_gives_none(diagnosed: Diagnosi
     assert to_json(novel)["probabilities"]  # the contract has them
 
 
+def test_the_table_says_how_a_file_was_shown(
+    tiny_bundle: ModelBundle, diagnosed: Diagnosis
+) -> None:
+    image = dataclasses.replace(
+        eye(900001), frame=1, n_frames=3, window=(40.0, 400.0), is_inverted=True
+    )
+    (stack,) = diagnose(tiny_bundle, [image], explain=False)
+    rejected = reject("a", ImageError("no"), model=tiny_bundle)
+    columns = ("frame_number", "n_frames", "window_centre", "window_width", "is_inverted")
+    shown = [tuple(row[c] for c in columns) for row in table([stack, diagnosed, rejected])]
+    assert shown == [
+        ("2", "3", "40.0", "400.0", "True"),
+        ("1", "1", "", "", "False"),
+        ("", "", "", "", ""),
+    ]
+
+
 def table(diagnoses: list[Diagnosis]) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(to_csv(diagnoses))))
 

@@ -98,6 +98,13 @@ def test_the_unusual_is_said_as_on_the_screen(
     assert said in read(build_pdf(tiny_ensemble, odd))
 
 
+def test_the_first_frame_of_several_is_named_too(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+    bare = dataclasses.replace(case, maps=())
+    assert "frame" not in read(build_pdf(tiny_ensemble, bare))
+    stack = dataclasses.replace(bare, frame=0, n_frames=30)
+    assert "a.png, frame 1 of 30" in read(build_pdf(tiny_ensemble, stack))
+
+
 def test_names_in_any_letters_and_markup_are_set(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
     odd = dataclasses.replace(case, file="眼底 <b>&.png")
     data = build_pdf(tiny_ensemble, odd)

@@ -131,6 +131,7 @@ def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
         abstain_reason=reason,
         sha256=image.sha256,
         frame=image.frame,
+        n_frames=image.n_frames,
         window=image.window,
         is_inverted=image.is_inverted,
         burned_in=tuple(r for r in text if mark is None or not r.lies_in(mark)),
