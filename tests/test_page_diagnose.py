@@ -314,6 +314,13 @@ def test_samples_are_read_labelled_and_removed(app: AppTest) -> None:
     assert "Upload one or more images" in words(app)
 
 
+def test_a_reading_that_goes_on_leaves_the_case_on_view(app: AppTest) -> None:
+    """So does one cut short, by another language or another page: it goes on at a later file."""
+    app.pills(key=shared.SAMPLES_KEY).set_value([900_001]).run()
+    app.pills(key=shared.SAMPLES_KEY).set_value([900_001, 900_002]).run()
+    assert app.subheader[0].value == "sample\\-1.png"
+
+
 def test_samples_are_not_offered_for_other_models(
     app: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
