@@ -13,6 +13,7 @@ from core.faithfulness import Faithfulness
 from core.image_io import decode, encode_png
 from core.inference import diagnose, reject
 from core.pdf_report import build_pdf
+from core.pdf_text import spell
 from core.phantom import draw
 from core.second_look import MapScrutiny, Scrutiny, draw_maps, scrutinise
 
@@ -110,6 +111,11 @@ def test_names_in_any_letters_and_markup_are_set(tiny_ensemble: Ensemble, case: 
     data = build_pdf(tiny_ensemble, odd)
     assert f"Answer: {case.predicted_class}" in read(data)
     assert b"STSong-Light" in data  # the only font here that has the letters
+
+
+def test_only_letters_that_the_font_lacks_go_to_the_font_that_viewers_may_lack() -> None:
+    foreign = '<font name="STSong-Light">眼底</font>'
+    assert spell("眼底 a–b’s é….png", font="Helvetica") == f"{foreign} a–b’s é….png"
 
 
 def test_a_class_in_any_letters_is_set_in_the_members_table(
