@@ -18,17 +18,26 @@ RESEARCH_USE = "Research use, not a diagnosis."
 Status = Literal["answered", "abstained", "rejected"]
 
 
+def write_percent(share: float) -> str:
+    """A share as a whole percentage that never rounds to a false certainty."""
+    if 1e-6 < share < 0.005:
+        return "<1 %"
+    if 0.995 <= share < 1.0 - 1e-6:
+        return ">99 %"
+    return f"{share * 100:.0f} %"
+
+
 @dataclass(frozen=True)
 class Neighbour:
     """One line of the vote ledger: a training image and what it contributed."""
 
-    rank: int  # 1 is the nearest
+    rank: int  # by distance among all that may vote, 1 is the nearest
     index: int  # row of the gallery
     key: str  # image key: the path inside the data folder
     label: int
     class_name: str
-    distance: float  # Euclidean, between unit embeddings, 0..2
-    weight: float  # 1 / distance
+    distance: float  # Euclidean, between unit embeddings, 0..2; of an ensemble the members' mean
+    weight: float  # 1 / distance; of an ensemble the mean of what it has in each
     share: float  # of the vote; the shares of a ledger sum to 1
 
 
@@ -38,6 +47,11 @@ class Novelty:
 
     distance_percentile: float  # among the gallery's own leave-one-out distances, 0..100
     is_novel: bool  # beyond the limit: not the kind of image the model knows
+
+    @property
+    def is_beyond_all(self) -> bool:
+        """Whether no training image lies as far from the others."""
+        return self.distance_percentile >= 100.0
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,7 @@ class Diagnosis:
     abstain_reason: Literal["uncertain", "novel"] | None = None
     sha256: str = ""  # of the file's bytes; empty where it was not read
     frame: int = 0  # of the file, from 0
+    n_frames: int = 1  # that the file has
     window: tuple[float, float] | None = None  # centre and width, where one was applied
     is_inverted: bool = False
     burned_in: tuple[TextRegion, ...] = ()  # where lettering seems to be, but for the mark below
@@ -138,6 +153,11 @@ class Diagnosis:
     error: str | None = None
     error_code: str | None = None
     error_params: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> str | None:
+        """The class that the model stands by; None where it gives no answer."""
+        return self.predicted_class if self.status == "answered" else None
 
     @property
     def heatmaps(self) -> dict[str, NDArray[np.float32]]:
@@ -156,13 +176,22 @@ class Diagnosis:
     @property
     def has_close_case(self) -> bool:
         """Whether the nearest training image is within ``close_limit``."""
-        return bool(self.neighbours) and self.neighbours[0].distance <= self.close_limit
+        return bool(self.neighbours) and self.nearest_distance <= self.close_limit
+
+    @property
+    def nearest_distance(self) -> float:
+        """Of the nearest training image that is shown, voting or not; inf without any."""
+        shown = (*self.neighbours, *filter(None, [self.nearest_other]))
+        return min((n.distance for n in shown), default=float("inf"))
 
 
 def to_json(
     diagnosis: Diagnosis, *, heatmap_files: Mapping[str, str] | None = None
 ) -> dict[str, object]:
     """Return the agreed plain-JSON form (DESIGN section 4); numbers rounded to 6 places.
+
+    The contract has a class and its probabilities of an image without an answer too: ``answer`` is
+    null there.
 
     Args:
         diagnosis: one answer.
@@ -172,6 +201,7 @@ def to_json(
     return {
         "file": diagnosis.file,
         "status": diagnosis.status,
+        "answer": diagnosis.answer,
         "predicted_class": diagnosis.predicted_class,
         "probabilities": _rounded(diagnosis.probabilities),
         "vote_shares": _rounded(diagnosis.vote_shares),
@@ -206,6 +236,7 @@ def to_json(
         "view_probabilities": [round(p, 6) for p in diagnosis.view_probabilities],
         "heatmaps": dict(heatmap_files or {}),
         "frame": diagnosis.frame,
+        "n_frames": diagnosis.n_frames,
         "window": diagnosis.window,
         "is_inverted": diagnosis.is_inverted,
         "burned_in_text": bool(diagnosis.burned_in),
@@ -231,7 +262,10 @@ def dump_json(diagnoses: Sequence[Diagnosis]) -> str:
 
 
 def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
-    """Return a worklist table, one row per file. Cells that a spreadsheet would run are quoted."""
+    """Return a worklist table, one row per file. Cells that a spreadsheet would run are quoted.
+
+    It says what the screen says: no class without an answer, no probability of a novel image.
+    """
     classes = sorted({name for d in diagnoses for name in d.probabilities})
     out = io.StringIO()
     writer = csv.writer(out)
@@ -241,19 +275,26 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             *(f"p_{c}" for c in classes),
             *("distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"),
             *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
+            *("abstain_reason", "frame_number", "n_frames"),  # the frame as DICOM counts, from 1
+            *("window_centre", "window_width", "is_inverted"),
         ]
     )
     for d in diagnoses:
         nearest = d.neighbours[0] if d.neighbours else None
-        row: list[object] = [d.file, d.status, d.predicted_class or ""]
-        row += [f"{d.probabilities[c]:.4f}" if c in d.probabilities else "" for c in classes]
+        shown = {} if d.abstain_reason == "novel" else d.probabilities
+        row: list[object] = [d.file, d.status, d.answer or ""]
+        row += [f"{shown[c]:.4f}" if c in shown else "" for c in classes]
         row += (
             [f"{d.novelty.distance_percentile:.1f}", d.novelty.is_novel] if d.novelty else ["", ""]
         )
         row += [nearest.key, f"{nearest.distance:.4f}"] if nearest else ["", ""]
         row += [d.model_id, d.data_id, d.created]
         row += [d.reader.class_name, f"{d.reader.confidence:.2f}"] if d.reader else ["", ""]
-        row += [d.error or "", RESEARCH_USE]
+        row += [d.error or "", RESEARCH_USE, d.abstain_reason or ""]
+        if d.status == "rejected":
+            row += [""] * 5
+        else:
+            row += [d.frame + 1, d.n_frames, *(d.window or ("", "")), d.is_inverted]
         writer.writerow([_defuse(cell) for cell in row])
     return out.getvalue()
 

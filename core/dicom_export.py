@@ -123,7 +123,8 @@ def build_secondary_capture(
     capture.SeriesDescription = _cut(f"NeighborDx overlay. {RESEARCH_USE}", 64)
     capture.ImageComments = f"{say_answer(diagnosis)}. Model {diagnosis.model_id}. {RESEARCH_USE}"
     capture.BurnedInAnnotation = "YES"
-    capture.DerivationDescription = _cut(f"Heatmap over the image, {now:%Y-%m-%d}", 1024)
+    what = "The image alone" if diagnosis.abstain_reason == "novel" else "Heatmap over the image"
+    capture.DerivationDescription = _cut(f"{what}, {now:%Y-%m-%d}", 1024)
     return capture
 
 
@@ -132,13 +133,15 @@ def lay_out(diagnosis: Diagnosis, pictures: Mapping[str, NDArray[np.uint8]]) -> 
 
     Args:
         diagnosis: with pixels.
-        pictures: caption -> (H, W, 3) overlay of one size; empty: the image alone.
+        pictures: caption -> (H, W, 3) overlay of one size; empty: the image alone, as for a novel
+            image: there is no answer to speak for.
 
     Returns:
         (H', W', 3) uint8; overlays keep their pixels.
     """
     assert diagnosis.pixels is not None
-    shown = dict(pictures) or {"": diagnosis.pixels}
+    is_novel = diagnosis.abstain_reason == "novel"
+    shown = {"": diagnosis.pixels} if is_novel or not pictures else dict(pictures)
     height, width = diagnosis.pixels.shape[:2]
     side = max(width, _MIN_SHEET_PX // len(shown))
     size = max(12, side * len(shown) // 48)

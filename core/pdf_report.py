@@ -1,11 +1,15 @@
 """One case as a PDF for the record: image, answer, vote, heatmaps, what answered and when.
 
+A novel image has no answer, and nothing here speaks for one: neither vote, nor heatmap, nor how
+well the model's probabilities do on images that it knows.
+
 Owns the layout (reportlab). Written in English, as all of core; foreign names go through
 core.pdf_text.
 """
 
 import io
 from collections.abc import Mapping, Sequence
+from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +20,7 @@ from reportlab.lib.units import mm
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Spacer, Table
 
-from core.diagnosis import RESEARCH_USE, Diagnosis
+from core.diagnosis import RESEARCH_USE, Diagnosis, Novelty, write_percent
 from core.ensemble import Model
 from core.errors import ImageError
 from core.explain import overlay, resize_heatmap
@@ -70,11 +74,15 @@ def build_pdf(
         *_write_answer(model, diagnosis),
         *_draw_pictures(diagnosis, scrutiny, opacity=opacity),
         *_write_ledger(model, diagnosis),
-        *_write_members(diagnosis),
+        *([] if _is_refused(diagnosis) else _write_members(diagnosis)),
         *_write_provenance(model, diagnosis),
     ]
     document.build(story, onFirstPage=_mark_page, onLaterPages=_mark_page)
     return buffer.getvalue()
+
+
+def _is_refused(diagnosis: Diagnosis) -> bool:
+    return diagnosis.abstain_reason == "novel"
 
 
 def _mark_page(canvas: Canvas, document: SimpleDocTemplate) -> None:
@@ -103,7 +111,8 @@ def _spell(text: str) -> str:
 
 
 def _write_head(diagnosis: Diagnosis) -> list[Flowable]:
-    frame = f", frame {diagnosis.frame + 1}" if diagnosis.frame else ""
+    of = f"{diagnosis.frame + 1} of {diagnosis.n_frames}"
+    frame = f", frame {of}" if diagnosis.n_frames > 1 else ""
     return [
         _say(f"{_spell(diagnosis.file)}{frame}", style=_style("Heading2", spaceBefore=0)),
         _say(f"Read {diagnosis.created} by model <b>{_spell(diagnosis.model_id)}</b>"),
@@ -118,7 +127,7 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
             f"The reader, before the answer was shown: <b>{_spell(reader.class_name)}</b>, "
             f"{reader.confidence:.0%} sure ({reader.created})."
         )
-    if diagnosis.abstain_reason == "novel":
+    if _is_refused(diagnosis):
         head, colour = "No answer: this is not the kind of image this model knows", _GREY
     elif diagnosis.abstain_reason == "uncertain":
         head, colour = "No answer: too close to call", _GREY
@@ -126,9 +135,33 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
         is_disease = diagnosis.predicted_class == diagnosis.disease_class
         mark = "Answer"
         head, colour = f"{mark}: {diagnosis.predicted_class}", _ORANGE if is_disease else _BLUE
-    if diagnosis.abstain_reason != "novel":
-        parts = ", ".join(f"{_spell(c)} <b>{p:.1%}</b>" for c, p in diagnosis.probabilities.items())
-        lines.append(f"Calibrated probability: {parts}.")
+    if not _is_refused(diagnosis):
+        lines += _write_probability(model, diagnosis)
+    if diagnosis.novelty is not None:
+        lines.append(_say_novelty(diagnosis.novelty))
+    if diagnosis.neighbours and not diagnosis.has_close_case:
+        lines.append("<b>No close case</b>: even the nearest training image is not alike.")
+    if diagnosis.burned_in:
+        lines.append("The picture seems to hold burned-in text: check it for names.")
+    title = _style("Heading1", textColor=colour, spaceBefore=2, spaceAfter=4)
+    return [_say(_spell(head), style=title), *(_say(line) for line in lines), Spacer(1, 3 * mm)]
+
+
+def _say_novelty(novelty: Novelty) -> str:
+    if not novelty.is_beyond_all:
+        share = write_percent(novelty.distance_percentile / 100)
+        return f"More unusual than {escape(share)} of the training images."
+    if novelty.is_novel:
+        return "More unusual than any training image."
+    return (
+        "<b>More unusual than any training image</b>, though within the limit: take the answer "
+        "with caution."
+    )
+
+
+def _write_probability(model: Model, diagnosis: Diagnosis) -> list[str]:
+    parts = ", ".join(f"{_spell(c)} <b>{p:.1%}</b>" for c, p in diagnosis.probabilities.items())
+    lines = [f"Calibrated probability: {parts}."]
     known = describe_reliability(model)
     if known is not None:
         shares = ", ".join(f"{c.accuracy:.0%} at {c.share:.0%} coverage" for c in known.coverage)
@@ -137,15 +170,7 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
             f"average{'' if known.is_held_out else ' (calibrated on these very images)'}; right "
             f"there: {shares}."
         )
-    if diagnosis.novelty is not None:
-        place = diagnosis.novelty.distance_percentile
-        lines.append(f"More unusual than {place:.0f} % of the training images.")
-    if diagnosis.neighbours and not diagnosis.has_close_case:
-        lines.append("<b>No close case</b>: even the nearest training image is not alike.")
-    if diagnosis.burned_in:
-        lines.append("The picture seems to hold burned-in text: check it for names.")
-    title = _style("Heading1", textColor=colour, spaceBefore=2, spaceAfter=4)
-    return [_say(_spell(head), style=title), *(_say(line) for line in lines), Spacer(1, 3 * mm)]
+    return lines
 
 
 def _picture(pixels: NDArray[np.uint8], *, width: float, height: float) -> Image:
@@ -162,6 +187,8 @@ def _draw_pictures(
     assert diagnosis.pixels is not None
     pixels = diagnosis.pixels
     leading = diagnosis.predicted_class
+    if _is_refused(diagnosis):
+        scrutiny, leading = None, None
     heatmaps = scrutiny.maps if scrutiny else [m for m in diagnosis.maps if m.class_name == leading]
     n = len(heatmaps) + 1
     box = {"width": _WIDTH / n - 3 * mm, "height": 70 * mm}
@@ -201,6 +228,7 @@ def _write_ledger(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
     if not diagnosis.neighbours:
         return []
     small = _style(fontSize=8, leading=10)
+    is_refused = _is_refused(diagnosis)
     cells: list[Sequence[object]] = [
         ["", "rank", "label", "distance", "weight", "share", "training image"]
     ]
@@ -211,21 +239,25 @@ def _write_ledger(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
                 str(neighbour.rank),
                 _say(_spell(neighbour.class_name), style=small),
                 f"{neighbour.distance:.4f}",
-                f"{neighbour.weight:.2f}",
-                f"{neighbour.share:.1%}" if neighbour.share > 0 else "-",
+                "-" if is_refused else f"{neighbour.weight:.2f}",
+                f"{neighbour.share:.1%}" if neighbour.share > 0 and not is_refused else "-",
                 _say(_spell(neighbour.key), style=small),
             ]
         )
     sums = ", ".join(f"{_spell(c)} {share:.1%}" for c, share in diagnosis.vote_shares.items())
     n_more = len(diagnosis.neighbours) - _N_CASES
-    notes = [f"Vote of all {diagnosis.k}: {sums}." if sums else "These images did not vote."]
+    has_vote = sums and not is_refused
+    notes = [f"Vote of all {diagnosis.k}: {sums}." if has_vote else "These images did not vote."]
     if n_more > 0:
         notes.append(f"{n_more} more are in the JSON export.")
     if diagnosis.left_out:
         notes.append(f"{len(diagnosis.left_out)} related images (copies, same patient) left out.")
     widths = [14 * mm, 11 * mm, 24 * mm, 19 * mm, 17 * mm, 16 * mm]
+    title = (
+        "What the model would have compared it with" if is_refused else "Nearest training images"
+    )
     return [
-        _say("Nearest training images", style=_style("Heading3")),
+        _say(title, style=_style("Heading3")),
         _say(" ".join(notes)),
         _lay_table(cells, [*widths, _WIDTH - sum(widths)]),
     ]

@@ -1,7 +1,7 @@
 """Foreign words in a PDF: safe as reportlab's markup, and in a font that has their letters.
 
-Letters that the text's own font lacks are set in the reader's Chinese font (STSong-Light, not
-embedded).
+Letters that the text's own font lacks, and no others, are set in the reader's Chinese font
+(STSong-Light, not embedded): a viewer without it leaves them blank.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 from reportlab.pdfbase.ttfonts import TTFont
 
 _CHINESE = "STSong-Light"
+_BUILT_IN = frozenset(bytes(range(256)).decode("cp1252", "ignore"))  # letters of those fonts
 
 
 def spell(text: str, *, font: str) -> str:
@@ -28,7 +29,7 @@ def spell(text: str, *, font: str) -> str:
     def has(letter: str) -> bool:
         if isinstance(drawn, TTFont):
             return ord(letter) in drawn.face.charToGlyph
-        return ord(letter) < 256  # the built-in fonts
+        return letter in _BUILT_IN
 
     runs = [(known, escape("".join(run))) for known, run in itertools.groupby(text, has)]
     return "".join(run if known else f'<font name="{_CHINESE}">{run}</font>' for known, run in runs)

@@ -39,9 +39,11 @@ def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) 
         warn_of_text(diagnosis)
     if is_hidden(diagnosis):
         return
-    if diagnosis.abstain_reason == "novel":
+    if diagnosis.abstain_reason == "novel":  # nothing that speaks for an answer
+        scrutiny = None
         with st.expander(_("What the model would have compared it with")):
-            scrutiny = _show_evidence(model, diagnosis)
+            show_neighbours(model, diagnosis)
+            show_map(model, diagnosis)
     else:
         scrutiny = _show_evidence(model, diagnosis)
     show_case_downloads(model, diagnosis, source, scrutiny)
@@ -209,11 +211,23 @@ def _show_vote(diagnosis: Diagnosis) -> None:
 
 
 def _show_novelty(diagnosis: Diagnosis) -> None:
-    if diagnosis.novelty is None:
+    novelty = diagnosis.novelty
+    if novelty is None:
+        return
+    if novelty.is_beyond_all and not novelty.is_novel:
+        st.warning(
+            _(
+                "**More unusual than any training image**, though within the limit: take the "
+                "answer with caution."
+            ),
+            icon=":material/warning:",
+        )
         return
     st.markdown(
-        _("More unusual than {share} of the training images.").format(
-            share=percent(diagnosis.novelty.distance_percentile / 100)
+        _("More unusual than any training image.")
+        if novelty.is_beyond_all
+        else _("More unusual than {share} of the training images.").format(
+            share=percent(novelty.distance_percentile / 100)
         ),
         help=_(
             "How far this image lies from the training images, compared with how far they lie "

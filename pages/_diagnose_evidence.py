@@ -22,6 +22,7 @@ _SIDE_PX = 640
 def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
     """The vote ledger as pictures, its sum by class, and what was kept out of it."""
     st.markdown("#### " + _("Nearest training images, and their share of the vote"))
+    is_novel = diagnosis.abstain_reason == "novel"
     if not diagnosis.vote_shares:
         st.markdown(
             _("This model is a plain classifier: the images below are like yours but did not vote.")
@@ -30,7 +31,7 @@ def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
         f"{_mark(name, diagnosis)} {plain(class_label(name))} **{percent(share)}**"
         for name, share in diagnosis.vote_shares.items()
     )
-    if sums:
+    if sums and not is_novel:
         st.markdown(
             _("Vote by class: {sums}").format(sums=sums),
             help=_(
@@ -49,7 +50,8 @@ def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
     with st.grid("auto", min_column_width=120, gap=("small", "xsmall")):
         for neighbour in shown:
             _show_card(model, diagnosis, neighbour)
-    _show_nearest_other(model, diagnosis)
+    if not is_novel:  # nothing was said that another image could contradict
+        _show_nearest_other(model, diagnosis)
     _show_side_by_side(model, diagnosis)
     _show_left_out(diagnosis)
     _show_ledger(diagnosis)
@@ -110,7 +112,7 @@ def _show_closeness(diagnosis: Diagnosis) -> None:
             "images of one class usually lie nearer than {limit} to each other. The vote below is "
             "of distant images."
         ).format(
-            distance=f"{diagnosis.neighbours[0].distance:.3f}", limit=f"{diagnosis.close_limit:.3f}"
+            distance=f"{diagnosis.nearest_distance:.3f}", limit=f"{diagnosis.close_limit:.3f}"
         ),
         icon=":material/social_distance:",
     )

@@ -172,7 +172,8 @@ def _show_test(scrutiny: MapScrutiny) -> None:
             "The image is cut into 144 cells. The vote for the class is followed while cells are "
             "blurred away, brightest first (deletion), and while they come back on a blurred "
             "image, brightest first (insertion). The numbers are the mean vote on the way, beside "
-            "that of cells in random order."
+            "that of cells in random order (chance). Better than chance means: both differ from it "
+            "by more than 0.02, and by more than random orders differ from each other."
         ),
     )
 

@@ -163,8 +163,6 @@ def _read_missing(
         if keys[case_id] not in results:  # the same file may be there twice
             results[keys[case_id]] = _read_one(model, sources[case_id], key=keys[case_id])
     bar.empty()
-    if st.session_state.get(shared.CASE_KEY) not in todo:  # a new file comes on view
-        st.session_state[shared.CASE_KEY] = todo[0]
 
 
 def _read_one(model: Model, source: Source, *, key: ResultKey) -> Diagnosis:

@@ -16,6 +16,7 @@ import streamlit as st
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 
+from core.diagnosis import write_percent
 from core.errors import CoreError
 
 LOCALE_DIR = Path(__file__).parents[1] / "assets" / "locale"
@@ -234,12 +235,8 @@ def describe(error: CoreError) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a whole percentage that never rounds to a false certainty."""
-    if 1e-6 < share < 0.005:
-        return "<1 %"
-    if 0.995 <= share < 1.0 - 1e-6:
-        return ">99 %"
-    return f"{share * 100:.0f} %"
+    """A share as exports write it, too."""
+    return write_percent(share)
 
 
 def plain(text: str) -> str:

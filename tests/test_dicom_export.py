@@ -213,3 +213,11 @@ def test_the_sheet_keeps_the_overlays_pixels_and_is_stored_whole(source: bytes) 
     np.testing.assert_array_equal(capture.pixel_array, sheet)
     again = build_secondary_capture(shown, sheet, source=source)
     assert again.SOPInstanceUID == capture.SOPInstanceUID  # a report can refer to its picture
+
+
+def test_the_capture_of_a_novel_image_has_no_heatmap() -> None:
+    novel = dataclasses.replace(CASE, status="abstained", abstain_reason="novel", pixels=PICTURE)
+    sheet = lay_out(novel, {"pneumonia: x, Grad-CAM": 255 - PICTURE})
+    np.testing.assert_array_equal(sheet, lay_out(novel, {}))
+    capture = build_secondary_capture(novel, sheet)
+    assert "Heatmap" not in capture.DerivationDescription

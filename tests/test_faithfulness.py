@@ -79,6 +79,25 @@ def test_better_than_random_needs_both() -> None:
     assert not dataclasses.replace(figures, insertion=0.4).is_better_than_random
 
 
+def test_better_than_random_is_more_than_the_eye_and_chance_leave_open() -> None:
+    curve = (0.0, 1.0)
+    close = Faithfulness(0.49, 0.51, 0.5, 0.5, curve, curve, curve, curve)
+    assert not close.is_better_than_random
+    clear = dataclasses.replace(close, deletion=0.4, insertion=0.6, random_spread=0.05)
+    assert clear.is_better_than_random
+    assert not dataclasses.replace(clear, random_spread=0.15).is_better_than_random
+
+
+def test_the_spread_is_that_of_the_random_orders(corner: tuple[Member, ...]) -> None:
+    pixels, truth = bright_corner()
+    alone = [
+        measure(corner, pixels, {"a": truth}, class_name="disease", n_random=n)["a"] for n in (1, 2)
+    ]
+    assert alone[0].random_spread == 0.0
+    first, mean = alone[0].deletion_random, alone[1].deletion_random
+    assert alone[1].random_spread == pytest.approx(2 * abs(first - mean))  # same seed, same first
+
+
 def test_cells_come_brightest_first_and_ties_are_drawn() -> None:
     rng = np.random.default_rng(0)
     assert rank_cells(peak_map(3, 5), rng=rng)[0] == 3 * 12 + 5

@@ -1,6 +1,8 @@
 """From image to evidence: the ledger adds up, relatives do not vote, strangers get no answer."""
 
+import csv
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -51,6 +53,33 @@ def test_the_answer_follows_the_vote(diagnosed: Diagnosis) -> None:
     assert diagnosed.predicted_class == leading
     assert diagnosed.nearest_other is not None
     assert diagnosed.nearest_other.class_name != leading
+
+
+def test_an_ensemble_has_one_scale_of_distances_and_one_order(tiny_ensemble: Ensemble) -> None:
+    """Against a plain count: no image that is shown is placed by one member's space alone."""
+    images = [eye(900001), eye(900002, is_diseased=False), eye(900003)]
+    members = tiny_ensemble.members
+    for image, done in zip(images, diagnose(tiny_ensemble, images, explain=False), strict=True):
+        assert done.nearest_other is not None
+        queries = [m.bundle.embedder.embed_batch([image.pixels]).embeddings[0] for m in members]
+        mean = np.average(
+            [
+                np.linalg.norm(m.bundle.gallery.embeddings[np.argsort(m.album_rows)] - q, axis=1)
+                for m, q in zip(members, queries, strict=True)
+            ],
+            axis=0,
+            weights=[m.weight for m in members],
+        )
+        order = np.argsort(mean)
+        for n in {*done.neighbours, done.nearest_other}:
+            assert n.distance == pytest.approx(mean[n.index], abs=1e-4)
+            assert order[n.rank - 1] == n.index
+        is_other = tiny_ensemble.gallery.labels != tiny_ensemble.class_names.index(
+            done.predicted_class or ""
+        )
+        assert done.nearest_other.distance == pytest.approx(mean[is_other].min(), abs=1e-4)
+        shown = [n.distance for n in (*done.neighbours, done.nearest_other)]
+        assert done.nearest_distance == min(shown)
 
 
 def test_everything_a_page_shows_is_there(tiny_bundle: ModelBundle, diagnosed: Diagnosis) -> None:
@@ -141,6 +170,42 @@ def test_the_table_defuses_formulas(diagnosed: Diagnosis) -> None:
     assert lines[0].startswith("file,status,predicted_class,p_disease,p_normal")
     assert lines[1].startswith("'=HYPERLINK")
     assert len(lines) == 3
+
+
+def test_no_file_gives_an_answer_where_the_screen_gives_none(diagnosed: Diagnosis) -> None:
+    answered = dataclasses.replace(diagnosed, status="answered", abstain_reason=None)
+    unsure = dataclasses.replace(diagnosed, status="abstained", abstain_reason="uncertain")
+    novel = dataclasses.replace(diagnosed, status="abstained", abstain_reason="novel")
+    cases = [answered, unsure, novel]
+    told = [(r["predicted_class"], r["p_disease"] != "", r["abstain_reason"]) for r in table(cases)]
+    assert told == [
+        (diagnosed.predicted_class, True, ""),
+        ("", True, "uncertain"),  # the screen names the probability, and no answer
+        ("", False, "novel"),
+    ]
+    assert [to_json(d)["answer"] for d in cases] == [diagnosed.predicted_class, None, None]
+    assert to_json(novel)["probabilities"]  # the contract has them
+
+
+def test_the_table_says_how_a_file_was_shown(
+    tiny_bundle: ModelBundle, diagnosed: Diagnosis
+) -> None:
+    image = dataclasses.replace(
+        eye(900001), frame=1, n_frames=3, window=(40.0, 400.0), is_inverted=True
+    )
+    (stack,) = diagnose(tiny_bundle, [image], explain=False)
+    rejected = reject("a", ImageError("no"), model=tiny_bundle)
+    columns = ("frame_number", "n_frames", "window_centre", "window_width", "is_inverted")
+    shown = [tuple(row[c] for c in columns) for row in table([stack, diagnosed, rejected])]
+    assert shown == [
+        ("2", "3", "40.0", "400.0", "True"),
+        ("1", "1", "", "", "False"),
+        ("", "", "", "", ""),
+    ]
+
+
+def table(diagnoses: list[Diagnosis]) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(to_csv(diagnoses))))
 
 
 @pytest.fixture(scope="module")

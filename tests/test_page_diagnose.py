@@ -121,7 +121,10 @@ def test_first_render_states_the_limits_and_the_model(app: AppTest) -> None:
     assert not app.dataframe
 
 
-def test_an_image_gets_an_answer_with_its_evidence(app: AppTest) -> None:
+def test_an_image_gets_an_answer_with_its_evidence(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alter(monkeypatch, status="answered", abstain_reason=None)
     upload(app, picture())
     assert not app.exception
     diagnosis = next(iter(app.session_state[shared.RESULTS_KEY].values()))
@@ -311,6 +314,13 @@ def test_samples_are_read_labelled_and_removed(app: AppTest) -> None:
     assert "Upload one or more images" in words(app)
 
 
+def test_a_reading_that_goes_on_leaves_the_case_on_view(app: AppTest) -> None:
+    """So does one cut short, by another language or another page: it goes on at a later file."""
+    app.pills(key=shared.SAMPLES_KEY).set_value([900_001]).run()
+    app.pills(key=shared.SAMPLES_KEY).set_value([900_001, 900_002]).run()
+    assert app.subheader[0].value == "sample\\-1.png"
+
+
 def test_samples_are_not_offered_for_other_models(
     app: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,9 +364,22 @@ def test_an_unfamiliar_image_gets_no_leaning(app: AppTest, monkeypatch: pytest.M
     )
     upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
     assert "not the kind of image this model knows" in words(app)
+    assert "More unusual than any training image." in words(app)
     assert "Leaning" not in words(app)
     assert "Probability:" not in words(app)
+    for persuasive in ("Vote by class", "speaks for each class", "chance", "each model of the"):
+        assert persuasive not in words(app), persuasive
     assert {row["p"] for row in worklist(app)} == {"–"}
+
+
+def test_an_answer_on_a_most_unusual_image_asks_for_caution(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = Novelty(distance_percentile=100.0, is_novel=False)
+    alter(monkeypatch, status="answered", abstain_reason=None, novelty=odd)
+    upload(app, picture())
+    assert "**More unusual than any training image**, though within the limit" in words(app)
+    assert "More unusual than 100 %" not in words(app)
 
 
 def test_an_answer_names_the_class_and_the_probability(

@@ -6,14 +6,16 @@ import io
 import pytest
 from pypdf import PdfReader
 
-from core.diagnosis import Diagnosis, ReaderRead
+from core.diagnosis import Diagnosis, Novelty, ReaderRead
 from core.ensemble import Ensemble
 from core.errors import ImageError
+from core.faithfulness import Faithfulness
 from core.image_io import decode, encode_png
 from core.inference import diagnose, reject
 from core.pdf_report import build_pdf
+from core.pdf_text import spell
 from core.phantom import draw
-from core.second_look import Reliability, draw_maps, scrutinise
+from core.second_look import MapScrutiny, Reliability, Scrutiny, draw_maps, scrutinise
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +59,9 @@ def test_the_page_says_all_that_it_must(tiny_ensemble: Ensemble, case: Diagnosis
 
 
 def test_no_answer_and_untested_maps_are_said(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
-    novel = dataclasses.replace(case, status="abstained", abstain_reason="novel")
-    text = read(build_pdf(tiny_ensemble, novel))
-    assert "not the kind of image" in text
-    assert "Calibrated probability" not in text
+    unsure = dataclasses.replace(case, status="abstained", abstain_reason="uncertain")
+    text = read(build_pdf(tiny_ensemble, unsure))
+    assert "too close to call" in text
     assert "Not tested on this image" in text
 
 
@@ -75,11 +76,57 @@ def test_a_calibration_error_on_its_own_images_is_said_to_be_one(
     assert ("calibrated on these very images" in text) is not is_held_out
 
 
+def test_nothing_in_the_report_of_a_novel_image_speaks_for_an_answer(
+    tiny_ensemble: Ensemble, case: Diagnosis
+) -> None:
+    novel = dataclasses.replace(case, status="abstained", abstain_reason="novel")
+    maps = draw_maps(tiny_ensemble, case, class_name="disease")
+    tests = {
+        m.backbone: MapScrutiny(Faithfulness(0, 1, 0.5, 0.5, (), (), (), ()), 1.0) for m in maps
+    }
+    scrutiny = Scrutiny("disease", "grad-cam", maps, tests, 0.9)
+    text = read(build_pdf(tiny_ensemble, novel, scrutiny=scrutiny))
+    assert "not the kind of image" in text
+    assert "What the model would have compared it with" in text
+    assert case.neighbours[0].key.split("/")[-1] in text
+    for persuasive in ("robabilit", "What speaks for", "chance", "Vote of all", "Each model", "%,"):
+        assert persuasive not in text, persuasive
+    assert f"{case.neighbours[0].share:.1%}" not in text
+
+
+@pytest.mark.parametrize(
+    ("percentile", "is_novel", "said"),
+    [
+        (42.0, False, "More unusual than 42 % of the training images."),
+        (99.8, False, "More unusual than >99 % of the training images."),
+        (100.0, True, "More unusual than any training image."),
+        (100.0, False, "though within the limit: take the answer with caution."),
+    ],
+)
+def test_the_unusual_is_said_as_on_the_screen(
+    tiny_ensemble: Ensemble, case: Diagnosis, percentile: float, is_novel: bool, said: str
+) -> None:
+    odd = dataclasses.replace(case, novelty=Novelty(percentile, is_novel), maps=())
+    assert said in read(build_pdf(tiny_ensemble, odd))
+
+
+def test_the_first_frame_of_several_is_named_too(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+    bare = dataclasses.replace(case, maps=())
+    assert "frame" not in read(build_pdf(tiny_ensemble, bare))
+    stack = dataclasses.replace(bare, frame=0, n_frames=30)
+    assert "a.png, frame 1 of 30" in read(build_pdf(tiny_ensemble, stack))
+
+
 def test_names_in_any_letters_and_markup_are_set(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
     odd = dataclasses.replace(case, file="眼底 <b>&.png")
     data = build_pdf(tiny_ensemble, odd)
     assert f"Answer: {case.predicted_class}" in read(data)
     assert b"STSong-Light" in data  # the only font here that has the letters
+
+
+def test_only_letters_that_the_font_lacks_go_to_the_font_that_viewers_may_lack() -> None:
+    foreign = '<font name="STSong-Light">眼底</font>'
+    assert spell("眼底 a–b’s é….png", font="Helvetica") == f"{foreign} a–b’s é….png"
 
 
 def test_a_class_in_any_letters_is_set_in_the_members_table(

@@ -92,11 +92,11 @@ def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[st
 def _print_worklist(diagnoses: Sequence[Diagnosis]) -> None:
     table = Table("file", "status", "class", "probability", "reason")
     for d in diagnoses:
-        probability = d.probabilities.get(d.predicted_class or "")
+        probability = d.probabilities.get(d.answer or "")
         table.add_row(
             Path(d.file).name,
             d.status,
-            d.predicted_class or "",
+            d.answer or "",
             f"{probability:.3f}" if probability is not None else "",
             d.error or d.abstain_reason or "",
         )

@@ -16,7 +16,12 @@ from core.ensemble import Model
 from core.errors import CoreError
 from core.evidence import compute_close_limit, draw_heatmaps, measure_views
 from core.image_io import Image, thumbnail
-from core.inference.ledger import find_nearest_other, list_left_out, write_ledger
+from core.inference.ledger import (
+    find_nearest_other,
+    list_left_out,
+    measure_distances,
+    write_ledger,
+)
 from core.inference.votes import join_novelty, mix_votes, read_batch
 from core.phantom import find_mark
 
@@ -87,7 +92,8 @@ def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
     views = measure_views(votes, embedded) if with_maps else ()
     lead = next(vote for vote in votes if vote.member.bundle is model.lead)
     xy = model.lead.projection.place(model.lead.gallery, lead.embedding[None])[0]
-    ledger = write_ledger(model, votes)
+    distances = measure_distances(votes)
+    ledger = write_ledger(model, votes, distances)
     text, mark = find_text(image.pixels), find_mark(image.pixels)
     has_voted = any(vote.member.bundle.has_vote for vote in votes)
     return Diagnosis(
@@ -106,7 +112,7 @@ def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
         },
         k=len(ledger),
         neighbours=ledger,
-        nearest_other=find_nearest_other(model, lead, ledger, predicted=predicted),
+        nearest_other=find_nearest_other(model, ledger, distances, predicted=predicted),
         left_out=list_left_out(votes),
         members=tuple(
             MemberVote(
@@ -125,6 +131,7 @@ def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
         abstain_reason=reason,
         sha256=image.sha256,
         frame=image.frame,
+        n_frames=image.n_frames,
         window=image.window,
         is_inverted=image.is_inverted,
         burned_in=tuple(r for r in text if mark is None or not r.lies_in(mark)),

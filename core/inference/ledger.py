@@ -1,12 +1,13 @@
 """The votes of the members as lines that people read: one per training image.
 
-Owns the places of the album, the merged shares and distances, and who was left out.
+Owns the places of the album, the merged shares, the one scale of distances, and who was left out.
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.diagnosis import LeftOut, Neighbour
 from core.ensemble import Model
@@ -24,9 +25,46 @@ def list_left_out(votes: Sequence[Vote]) -> tuple[LeftOut, ...]:
     return tuple(left_out[place] for place in sorted(left_out))
 
 
-def write_ledger(model: Model, votes: Sequence[Vote]) -> tuple[Neighbour, ...]:
-    """One line per training image: the members' shares, weighted as the members are."""
-    voting = [v for v in votes if v.member.bundle.has_vote] or list(votes)
+def measure_distances(votes: Sequence[Vote]) -> NDArray[np.float64]:
+    """How far every training image lies: the scale of all that is said of one image.
+
+    The mean over the members that know the training image and let it vote, weighted as they are.
+    A classifier's distances are of another space, and did not decide: they count only where no
+    member votes.
+
+    Returns:
+        (places of the album,) inf where no member lets the image vote.
+    """
+    n_places = 1 + max(int(vote.member.album_rows.max()) for vote in votes)
+    sums, weights = np.zeros(n_places), np.zeros(n_places)
+    for vote in _list_voting(votes):
+        gallery, places = vote.member.bundle.gallery, vote.member.album_rows
+        may_vote = np.ones(len(gallery), dtype=bool)
+        may_vote[[*vote.related, *gallery.silent]] = False
+        apart = np.linalg.norm(gallery.embeddings - vote.embedding, axis=1)
+        # add.at: a gallery may hold one image twice
+        np.add.at(sums, places[may_vote], vote.member.weight * apart[may_vote])
+        np.add.at(weights, places[may_vote], vote.member.weight)
+    distances = np.full(n_places, np.inf)
+    return np.divide(sums, weights, out=distances, where=weights > 0)
+
+
+def _list_voting(votes: Sequence[Vote]) -> list[Vote]:
+    return [v for v in votes if v.member.bundle.has_vote] or list(votes)
+
+
+def write_ledger(
+    model: Model, votes: Sequence[Vote], distances: NDArray[np.float64]
+) -> tuple[Neighbour, ...]:
+    """One line per training image: the members' shares, weighted as the members are.
+
+    Args:
+        model: the members' whole.
+        votes: of the members.
+        distances: by ``measure_distances``. A rank is the place in their order; one that no line
+            has is of an image that lies near in the mean, yet is no member's neighbour.
+    """
+    voting = _list_voting(votes)
     total = sum(vote.member.weight for vote in voting)
     shares: dict[int, float] = {}
     weights: dict[int, float] = {}
@@ -37,31 +75,25 @@ def write_ledger(model: Model, votes: Sequence[Vote]) -> tuple[Neighbour, ...]:
             place = int(vote.member.album_rows[row])
             shares[place] = shares.get(place, 0.0) + part * float(share)
             weights[place] = weights.get(place, 0.0) + part * float(weight)
-    # A classifier's distances are of another space, and did not decide: they order nothing here.
-    distances = {place: _measure_distance(voting, place) for place in shares}
-    ordered = sorted(shares, key=lambda place: (distances[place], place))
+    ranks = _rank(distances)
     return tuple(
         _describe_neighbour(
             model,
-            rank=rank,
+            rank=int(ranks[place]),
             place=place,
-            distance=distances[place],
+            distance=float(distances[place]),
             weight=weights[place],
             share=shares[place],
         )
-        for rank, place in enumerate(ordered, start=1)
+        for place in sorted(shares, key=ranks.__getitem__)
     )
 
 
-def _measure_distance(votes: Sequence[Vote], place: int) -> float:
-    """Mean distance over the members that know the training image, weighted as they are."""
-    known = [(vote, vote.member.find_row(place)) for vote in votes]
-    pairs = [
-        (float(np.linalg.norm(vote.member.bundle.gallery.embeddings[row] - vote.embedding)), vote)
-        for vote, row in known
-        if row is not None
-    ]
-    return float(np.average([d for d, _ in pairs], weights=[v.member.weight for _, v in pairs]))
+def _rank(distances: NDArray[np.float64]) -> NDArray[np.int64]:
+    """1 for the nearest place; of equal distances the lower place comes first."""
+    ranks = np.empty(len(distances), dtype=np.int64)
+    ranks[np.argsort(distances, kind="stable")] = np.arange(1, len(distances) + 1)
+    return ranks
 
 
 def _describe_neighbour(
@@ -83,28 +115,36 @@ def _describe_neighbour(
 
 
 def find_nearest_other(
-    model: Model, lead: Vote, ledger: Sequence[Neighbour], *, predicted: str
+    model: Model,
+    ledger: Sequence[Neighbour],
+    distances: NDArray[np.float64],
+    *,
+    predicted: str,
 ) -> Neighbour | None:
-    """The lead's nearest case of the class not predicted; share 0 if it did not vote."""
-    gallery = lead.member.bundle.gallery
-    label = lead.member.bundle.class_names.index(predicted)
-    all_distances = np.linalg.norm(gallery.embeddings - lead.embedding, axis=1)
-    distances = all_distances.copy()
-    distances[gallery.labels == label] = np.inf
-    distances[[*lead.related, *gallery.silent]] = np.inf
-    row = int(distances.argmin())
-    if not np.isfinite(distances[row]):
+    """The nearest case of the class not predicted, by the ledger's scale; share 0: no vote."""
+    is_other = _read_labels(model) != model.class_names.index(predicted)
+    others = np.where(is_other, distances, np.inf)
+    place = int(others.argmin())
+    if not np.isfinite(others[place]):
         return None
-    place = int(lead.member.album_rows[row])
     for neighbour in ledger:
         if neighbour.index == place:
             return neighbour
-    distance = float(distances[row])
+    distance = float(distances[place])
     return _describe_neighbour(
         model,
-        rank=int((all_distances < distance).sum()) + 1,
+        rank=int(_rank(distances)[place]),
         place=place,
         distance=distance,
         weight=1.0 / max(distance, 1e-9),
         share=0.0,
     )
+
+
+def _read_labels(model: Model) -> NDArray[np.int64]:
+    """Label of every album place, as ``model.find_image`` finds it: the lead's word counts."""
+    labels = np.zeros(1 + max(int(m.album_rows.max()) for m in model.members), dtype=np.int64)
+    for member in sorted(reversed(model.members), key=lambda m: m.bundle is model.lead):
+        names = [model.class_names.index(name) for name in member.bundle.class_names]
+        labels[member.album_rows] = np.array(names)[member.bundle.gallery.labels]
+    return labels
