@@ -145,7 +145,6 @@ def test_the_members_embeddings_keep_their_order(directory: Path, evaluation: Ev
 DEAD = 2**22 - 3  # no process has this number
 
 
-@pytest.mark.parametrize("step", ["write", "rename"])
 @pytest.mark.parametrize("changed", ["weights_sha256", "gallery_id"])
 def test_studies_stay_with_the_same_parameters_and_gallery_only(
     directory: Path, evaluation: Evaluation, changed: str
