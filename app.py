@@ -76,10 +76,17 @@ def import_and_tidy(directory: Path) -> None:
         raise
 
 
+def set_up_logging() -> None:
+    """To standard error; no file names, tags or pixels in it, nor what libraries chat about."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for name in ("faiss.loader", "highdicom"):  # tracebacks of a normal start; UIDs
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 @asynccontextmanager
 async def lifespan(_app: st.App) -> AsyncIterator[None]:
-    """Set up logging (no file names, tags or pixels in it), find orphaned jobs, drop old pages."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    """Set up logging, find orphaned jobs, drop old pages."""
+    set_up_logging()
     if (directory := Settings.from_env().checkpoints_dir).is_dir():
         data_zip.clean_uploads(directory)
         jobs.settle(directory)

@@ -20,6 +20,7 @@ from core.knn import Gallery
 from core.label_errors import judge_held_out, score_labels
 from core.neighbourhood import NeighbourTable, find_mixed_regions, rank_rows
 
+N_OUTLIERS = 100  # there is no line between outliers and others: so many are listed
 _N_NEAREST = 5
 _MAX_WIDE = 20_000  # images; beyond it the narrow embedding stands in for the wide descriptors
 _SUSPECT = 0.5
@@ -95,7 +96,7 @@ def _join_groups(groups: Sequence[NDArray[np.int64]], gallery: Gallery) -> Findi
     )
 
 
-def find_outliers(model: Model, *, n: int = 100) -> Finding:
+def find_outliers(model: Model, *, n: int = N_OUTLIERS) -> Finding:
     """The images farthest from their 5 nearest, seen by the frozen trunks, farthest first."""
     bundle = model.lead
     points = bundle.contents.novelty.descriptors

@@ -100,9 +100,12 @@ def say_answered(evaluation: Evaluation) -> str:
     """How many images the model answers as it is set, and how right it is on them."""
     answered = evaluation.result["coverage_at_abstention"]
     share = "–" if answered["accuracy"] is None else f"{answered['accuracy'] * 100:.1f} %"
-    return _(
+    return ngettext(
         "As set, the model answers **{n}** of {total} images and is right on **{share}** of "
-        "them; {unsure} were too close to call and {novel} not of its kind."
+        "them; {unsure} was too close to call and {novel} not of its kind.",
+        "As set, the model answers **{n}** of {total} images and is right on **{share}** of "
+        "them; {unsure} were too close to call and {novel} not of its kind.",
+        answered["n_uncertain"],
     ).format(
         n=answered["n_answered"],
         total=len(evaluation.keys),

@@ -9,13 +9,13 @@ from core.curation import Change
 from core.ensemble import Model
 from core.errors import CoreError
 from core.exploration import Exploration
-from core.findings import Finding, embed_query, find_similar
+from core.findings import N_OUTLIERS, Finding, embed_query, find_similar
 from core.neighbourhood import NeighbourTable
 from core.selection import count_values, export_csv, export_listing
 from pages import _explore_data as data
 from pages import _shared as shared
 from pages._explore_case import mark, offer_changes
-from pages._explore_words import EXPLANATIONS, LISTS, list_label, value_label
+from pages._explore_words import EXPLANATIONS, LISTS, list_label, short_name, value_label
 from pages._text import _, class_label, describe, ngettext, plain
 from pages._thumbnails import show_thumbnail
 
@@ -85,7 +85,7 @@ def show_grid(
     model: Model, tables: Tables, table: Exploration, found: Finding, *, kind: str
 ) -> None:
     """Counts by class, one page of images, what can be done with them."""
-    st.caption(_(EXPLANATIONS[kind]))
+    st.caption(_(EXPLANATIONS[kind]).format(n=N_OUTLIERS))
     _show_counts(model, table, found.rows, kind=kind)
     if not len(found):
         st.markdown(_("No image is in this list."))
@@ -123,7 +123,10 @@ def _show_card(model: Model, table: Exploration, found: Finding, place: int, *, 
     side = "disease" if label == model.disease_class else "other"
     with st.container(key=f"card-{side}-g{kind}-{row}-{place}"):
         show_thumbnail(model, row, alt=_("Training image {name}").format(name=table.keys[row]))
-        lines = [f"{mark(label, model)} **{plain(class_label(label))}**"]
+        lines = [
+            f"{mark(label, model)} **{plain(class_label(label))}**",
+            plain(short_name(table.keys[row])),
+        ]
         if found.groups[place]:
             lines.append(_("group {n}").format(n=int(found.groups[place])))
         if kind in ("suspects", "wrong"):

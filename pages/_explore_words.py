@@ -1,6 +1,10 @@
 """Explore page: what columns, values and lists are called in the session's language."""
 
+from pathlib import PurePosixPath
+
 from pages._text import N_, _, class_label
+
+_LONGEST_NAME = 20  # characters on a card
 
 COLUMNS = {
     "label": N_("Label"),
@@ -49,7 +53,9 @@ EXPLANATIONS = {
         "Groups that show the same picture. Those with different labels come first, then those "
         "across splits."
     ),
-    "outliers": N_("Least like all the others, seen by the untrained backbones."),
+    "outliers": N_(
+        "At most the {n} images least like all the others, seen by the untrained backbones."
+    ),
     "mixed": N_("Regions where neither class rules among the neighbours."),
     "history": N_("Every change to the gallery; any version can be made current again."),
 }
@@ -68,3 +74,12 @@ def value_label(value: str) -> str:
 def list_label(name: str) -> str:
     """A list's name."""
     return _(LISTS[name])
+
+
+def short_name(key: str) -> str:
+    """An image's file name, cut in the middle to fit on its card: both ends tell files apart."""
+    name = PurePosixPath(key).name
+    if len(name) <= _LONGEST_NAME:
+        return name
+    half = (_LONGEST_NAME - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"

@@ -34,7 +34,9 @@ def N_(message: str) -> str:  # noqa: N802 - the name gettext tools look for
 ERRORS: dict[str, str] = {
     "image.empty": N_("The file is empty."),
     "image.truncated": N_("The file is damaged or was cut off. Export it again and retry."),
-    "image.not_an_image": N_("This is not an image. PNG, JPEG, TIFF and DICOM can be read."),
+    "image.not_an_image": N_(
+        "This is not an image. PNG, JPEG, TIFF, BMP, WebP, GIF and DICOM can be read."
+    ),
     "image.too_large": N_("The image is too large: at most {limit} million pixels can be read."),
     "image.constant": N_("All pixels have the same value: there is nothing to see."),
     "image.frame": N_("There is no such frame: the file has {n_frames}."),

@@ -1,5 +1,6 @@
 """The server's start: nothing heavy before it answers, leftovers gone, failures said."""
 
+import logging
 import subprocess
 import sys
 import tomllib
@@ -29,6 +30,12 @@ def test_what_a_killed_writer_left_is_dropped(tmp_path: Path) -> None:
     app.import_and_tidy(tmp_path)
     assert not left.exists()
     app.import_and_tidy(tmp_path / "not there yet")
+
+
+def test_libraries_do_not_chat_in_the_log() -> None:
+    app.set_up_logging()
+    for name in ("faiss.loader", "highdicom.sr.content"):
+        assert not logging.getLogger(name).isEnabledFor(logging.INFO)
 
 
 def test_a_start_that_fails_is_logged(

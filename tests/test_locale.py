@@ -9,6 +9,10 @@ from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import DEFAULT_KEYWORDS, extract_from_file
 from babel.messages.pofile import read_po
 
+from core import image_io
+from core.errors import ImageError
+from pages._text import ERRORS
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCALE_DIR = ROOT / "assets" / "locale"
 POT = LOCALE_DIR / "neighbordx.pot"
@@ -222,3 +226,11 @@ def test_a_choice_in_translated_words_outlives_a_change_of_language(path: Path) 
         if {"format_func", "key"} <= options.keys() and path.name not in NOT_YET:
             kept = options["key"].startswith("shared.keep_choice(")
             assert kept or options["key"] in MENDED_OTHERWISE, f"{path.name}:{node.lineno}"
+
+
+def test_the_sentence_on_what_is_no_image_names_what_core_reads() -> None:
+    with pytest.raises(ImageError) as caught:
+        image_io.decode(b"no image at all", name="x")
+    wanted = re.search(r"expected (.+?);", str(caught.value))
+    assert wanted
+    assert wanted[1].replace(" or ", " and ") in ERRORS["image.not_an_image"]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from core.assessment.readings import Evaluation, save_study
 from core.config import Settings
 from pages import _shared as shared
 from pages import _text
+from pages._evaluate_answers import say_answered
 from pages._evaluate_run import say_progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,6 +189,13 @@ def test_a_job_is_started_with_what_was_chosen(
     assert params["model"] == "demo"
     assert params["parts"] == ["robustness"]
     assert params["split"] == "test"
+
+
+@pytest.mark.parametrize(("n", "words"), [(1, "1 was too close"), (2, "2 were too close")])
+def test_one_uncertain_image_is_counted_in_the_singular(n: int, words: str) -> None:
+    answered = {"n_answered": 7, "accuracy": 0.5, "n_uncertain": n, "n_novel": 0}
+    evaluation = SimpleNamespace(result={"coverage_at_abstention": answered}, keys=range(8))
+    assert words in say_answered(evaluation)  # type: ignore[arg-type]
 
 
 def test_progress_is_said_in_the_sessions_language(

@@ -14,8 +14,10 @@ from core.bundle import ModelBundle
 from core.curation import Change
 from core.curation.store import CurationStore, default_url
 from core.exploration import Exploration, explore, prepare
+from core.findings import N_OUTLIERS
 from pages import _charts_explore as charts
 from pages import _shared as shared
+from pages._explore_words import EXPLANATIONS, short_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +49,8 @@ def test_a_label_is_corrected_with_its_effect_shown_and_taken_back(home: Path) -
     app = open_explore()
     assert "Gallery version **0**" in words(app)
     assert "trustworthiness" in words(app)
+    with np.load(home / "demo-triplet" / "gallery.npz", allow_pickle=False) as arrays:
+        assert Path(str(arrays["keys"][0])).name in words(app).replace("\\", "")
     opens = [b for b in app.button if str(b.key).startswith("explore_open_selection")]
     assert len(opens) == 24
     opens[0].click().run()
@@ -199,7 +203,7 @@ def test_every_list_can_be_shown_and_is_explained() -> None:
         ("wrong", "outvote"),
         ("suspects", "Two opinions"),
         ("duplicates", "same picture"),
-        ("outliers", "Least like"),
+        ("outliers", "At most the 100 images least like"),
         ("mixed", "neither class"),
         ("similar", "Upload an image"),
         ("history", "Nothing has been changed"),
@@ -272,6 +276,12 @@ def test_a_large_gallery_is_sampled_with_what_must_be_there() -> None:
     np.testing.assert_array_equal(
         rows, charts.sample_points(100_000, among=np.arange(100_000), always=[99_999, 7])
     )
+
+
+def test_a_file_name_is_cut_in_the_middle_and_a_cap_is_said() -> None:
+    assert short_name("train/normal/eye00001.png") == "eye00001.png"
+    assert short_name("a/1.2.840.113619.2.5.1762583153.png") == "1.2.840.1…83153.png"
+    assert str(N_OUTLIERS) in EXPLANATIONS["outliers"].format(n=N_OUTLIERS)
 
 
 def test_many_values_share_the_last_group() -> None:
