@@ -131,6 +131,7 @@ def test_an_image_gets_an_answer_with_its_evidence(
     assert diagnosis.status in ("answered", "abstained")
     assert "chance" in words(app)  # each heatmap beside its own test
     assert "The maps of the backbones agree" in words(app)
+    assert "Several models vote. Distance: the mean over the models." in words(app)
     cards = [m.value for m in app.markdown if ":small[**" in m.value]
     assert len(cards) == len(diagnosis.neighbours) + (diagnosis.nearest_other is not None)
     assert diagnosis.model_id in app.caption[-1].value
@@ -160,6 +161,13 @@ def test_a_bad_file_stands_beside_good_results(app: AppTest) -> None:
     reasons = refusals(app)
     assert reasons[0].startswith("- **report.pdf**: Expected PNG, JPEG")
     assert "empty" in reasons[1]
+
+
+def test_the_same_file_twice_is_said(app: AppTest) -> None:
+    again = ("again.png", picture()[1], "image/png")
+    upload(app, picture(), picture(950_001, "other.png"), again, ("", b"", ""), ("", b"", ""))
+    files = [row["file"] for row in worklist(app)]
+    assert files == ["eye.png", "other.png", "Same as number 1: again.png", "", ""]
 
 
 def test_previous_next_and_the_list_choose_the_case(app: AppTest) -> None:
