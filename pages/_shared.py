@@ -20,6 +20,8 @@ MODEL_KEY = "model"  # sidebar: the chosen model id; also the query parameter
 
 # Page state of the Diagnose page.
 UPLOADS_KEY = "diagnose_uploads"
+KEPT_KEY = "diagnose_kept"  # upload id -> upload, those of earlier visits to the page included
+LIVE_KEY = "diagnose_live"  # ids of the uploads that the uploader itself shows
 SAMPLES_KEY = "diagnose_samples"
 CASE_KEY = "diagnose_case"  # id of the case on view
 PICKER_KEY = "diagnose_picker"  # prefix, one widget per set of labels
@@ -88,6 +90,18 @@ GUESTS_KEY = "explore_guests"  # prefix, one widget per model: evaluations whose
 EVALUATION_KEY = "evaluate_shown"  # name of the evaluation on view
 PART_KEY = "evaluate_part"
 CELL_KEY = "evaluate_cell"  # cell of the confusion matrix whose images are shown
+
+
+def outlive_page(key: str) -> None:
+    """Let a widget's value come back with its page: Streamlit drops it when the page is left.
+
+    Call it before the widget is drawn.
+    """
+    kept = f"{key}_kept"
+    if key in st.session_state:
+        st.session_state[kept] = st.session_state[key]
+    elif kept in st.session_state:
+        st.session_state[key] = st.session_state[kept]
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
