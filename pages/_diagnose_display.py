@@ -76,6 +76,7 @@ def _choose_window(
 ) -> tuple[float, float] | None:
     """The file's own windows by name, or any centre and width within its values."""
     names = [str(i) for i in range(len(file.presets))]
+    shared.outlive_page(f"{shared.PRESET_KEY}_{case_id}")
     chosen = st.selectbox(
         _("Window"),
         ["", *names, _CUSTOM],

@@ -199,6 +199,16 @@ def _show_left_out(diagnosis: Diagnosis) -> None:
 
 def _show_ledger(diagnosis: Diagnosis) -> None:
     with st.expander(_("The vote as a table")):
+        if len(diagnosis.members) > 1:
+            st.caption(
+                _(
+                    "Several models vote. Distance: the mean over the models. Weight and share: "
+                    "the weighted mean of what the image has in each model, nothing where it is "
+                    "not among that model's nearest; so they do not follow from the distance. "
+                    "A rank that is missing is of an image that is near on average but among no "
+                    "model's nearest."
+                )
+            )
         rows = [
             {
                 "rank": n.rank,

@@ -1,7 +1,8 @@
 """Diagnose page, first half: files and samples in, one Diagnosis per case out.
 
 Results are remembered per session by (content, frame, model id); originals are not. What is no
-longer uploaded or picked is forgotten here too.
+longer uploaded or picked is forgotten here too; uploads outlive a visit to another page (Streamlit
+drops the uploader's value), as the uploader's own objects.
 """
 
 import dataclasses
@@ -27,11 +28,13 @@ Display = tuple[int, tuple[float, float] | None, bool]  # frame, window, inverte
 ResultKey = tuple[str, Display, str]  # content (sha256 or sample), how it is shown, model id
 
 AS_STORED: Display = (0, None, False)
+_N_NAMED = 8  # uploads of an earlier visit that are named
 
 
 def show_intake(model: Model) -> list[Any]:
     """Draw the uploader and the samples; return the uploads."""
     settings = Settings.from_env()
+    was_left = shared.UPLOADS_KEY not in st.session_state
     left, right = st.columns([1, 1], gap="medium")
     with left:
         uploads = st.file_uploader(
@@ -44,15 +47,59 @@ def show_intake(model: Model) -> list[Any]:
             key=shared.UPLOADS_KEY,
             help=_(
                 "The content decides, not the file name: DICOM files without a suffix are read "
-                "too. Images stay on this server and are forgotten when you close the page."
+                "too. Images stay on this server and are forgotten when you remove them or close "
+                "this browser tab."
             ),
         )
         # Streamlit has no translation for the word on its own button.
         word = json.dumps(_("Choose files"), ensure_ascii=False)
         st.html(f"<style>.st-key-{shared.UPLOADS_KEY} {{ --upload-word: {word}; }}</style>")
+        kept = _keep_uploads(list(uploads), was_left=was_left, limit=settings.max_files)
+        _show_kept(kept)
     with right:
         _show_samples(model)
-    return list(uploads)
+    return list(kept.values())
+
+
+def _keep_uploads(uploads: list[Any], *, was_left: bool, limit: int) -> dict[str, Any]:
+    """Id -> upload, with those that the uploader lost because its page was left.
+
+    Only what a person removed from the uploader while it was on view is forgotten.
+    """
+    state = st.session_state
+    before: dict[str, Any] = state.get(shared.KEPT_KEY, {})
+    shown = () if was_left else state.get(shared.LIVE_KEY, ())
+    if was_left:  # another visit may bring as many again, and no more
+        before = dict(list(before.items())[:limit])
+    now = {upload.file_id: upload for upload in uploads}
+    kept = {k: v for k, v in before.items() if k not in shown or k in now} | now
+    state[shared.KEPT_KEY], state[shared.LIVE_KEY] = kept, tuple(now)
+    return kept
+
+
+def _show_kept(kept: dict[str, Any]) -> None:
+    """The uploads that the uploader does not list, and the way to be rid of them."""
+    lost = [upload.name for k, upload in kept.items() if k not in st.session_state[shared.LIVE_KEY]]
+    if not lost:
+        return
+    names = ", ".join(plain(name) for name in lost[:_N_NAMED]) + (
+        " …" if len(lost) > _N_NAMED else ""
+    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(_("Still here from your last visit to this page: {names}").format(names=names))
+        st.button(
+            _("Remove all"),
+            key="diagnose_remove_kept",
+            on_click=_remove_kept,
+            type="tertiary",
+            icon=":material/delete:",
+        )
+
+
+def _remove_kept() -> None:
+    live = st.session_state[shared.LIVE_KEY]
+    kept = st.session_state[shared.KEPT_KEY]
+    st.session_state[shared.KEPT_KEY] = {k: v for k, v in kept.items() if k in live}
 
 
 def _warn_of_surplus(n_over: int) -> None:
@@ -73,6 +120,7 @@ def _show_samples(model: Model) -> None:
         st.session_state.pop(shared.SAMPLES_KEY, None)
         st.caption(_("Sample images exist only for the demo model."))
         return
+    shared.outlive_page(shared.SAMPLES_KEY)
     st.pills(
         _("No image at hand? Try a sample"),
         list(SAMPLES),

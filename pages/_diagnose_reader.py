@@ -13,6 +13,7 @@ from pages._text import _, class_label, percent, plain
 
 def show_switch() -> None:
     """The switch, above the worklist."""
+    shared.outlive_page(shared.READER_FIRST_KEY)
     st.toggle(
         _("I read first, then see the answer"),
         key=shared.READER_FIRST_KEY,

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Iterable
 
 import pandas as pd
 import streamlit as st
@@ -36,13 +37,15 @@ def _data_url(diagnosis: Diagnosis) -> str | None:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _row(diagnosis: Diagnosis) -> dict[str, object]:
+def _row(diagnosis: Diagnosis, *, same_as: int | None) -> dict[str, object]:
     is_hidden_now = is_hidden(diagnosis)
     has_p = diagnosis.status != "rejected" and diagnosis.abstain_reason != "novel"
     p = diagnosis.probabilities.get(diagnosis.disease_class)
     return {
         "image": _data_url(diagnosis),
-        "file": diagnosis.file,
+        "file": diagnosis.file
+        if same_as is None
+        else _("Same as number {n}: {name}").format(n=same_as, name=diagnosis.file),
         "answer": headline(diagnosis),
         "p": percent(p) if has_p and not is_hidden_now and p is not None else "–",
         "status": "◌ " + _("hidden")
@@ -60,6 +63,14 @@ def _status(status: str) -> str:
         "abstained": _("no answer"),
         "rejected": _("rejected"),
     }[status]
+
+
+def _find_same(cases: Iterable[Diagnosis]) -> list[int | None]:
+    """For each case the number, from 1, of the first one that is of the same file; None if new."""
+    first: dict[str, int] = {}
+    numbered = enumerate(cases, start=1)
+    seen = [first.setdefault(d.sha256, n) if d.sha256 else n for n, d in numbered]
+    return [None if n == number else n for number, n in enumerate(seen, start=1)]
 
 
 def choose_case(ids: list[str]) -> None:
@@ -89,8 +100,10 @@ def show_worklist(cases: dict[str, Diagnosis]) -> None:
     """A row per image; the row that is chosen is the case on view."""
     ids = list(cases)
     disease = class_label(next(iter(cases.values())).disease_class)
+    same = _find_same(cases.values())
+    rows = [_row(d, same_as=n) for d, n in zip(cases.values(), same, strict=True)]
     st.dataframe(
-        pd.DataFrame([_row(d) for d in cases.values()]),
+        pd.DataFrame(rows),
         hide_index=True,
         row_height=56,
         height=min(60 + 56 * len(cases), 420),

@@ -20,6 +20,8 @@ MODEL_KEY = "model"  # sidebar: the chosen model id; also the query parameter
 
 # Page state of the Diagnose page.
 UPLOADS_KEY = "diagnose_uploads"
+KEPT_KEY = "diagnose_kept"  # upload id -> upload, those of earlier visits to the page included
+LIVE_KEY = "diagnose_live"  # ids of the uploads that the uploader itself shows
 SAMPLES_KEY = "diagnose_samples"
 CASE_KEY = "diagnose_case"  # id of the case on view
 PICKER_KEY = "diagnose_picker"  # prefix, one widget per set of labels
@@ -101,6 +103,18 @@ def keep_choice(key: str) -> str:
         st.session_state[key] = st.session_state[key]
     st.session_state[drawn_in] = language()
     return key
+
+
+def outlive_page(key: str) -> None:
+    """Let a widget's value come back with its page: Streamlit drops it when the page is left.
+
+    Call it before the widget is drawn.
+    """
+    kept = f"{key}_kept"
+    if key in st.session_state:
+        st.session_state[kept] = st.session_state[key]
+    elif kept in st.session_state:
+        st.session_state[key] = st.session_state[kept]
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)

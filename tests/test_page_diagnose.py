@@ -131,6 +131,7 @@ def test_an_image_gets_an_answer_with_its_evidence(
     assert diagnosis.status in ("answered", "abstained")
     assert "chance" in words(app)  # each heatmap beside its own test
     assert "The maps of the backbones agree" in words(app)
+    assert "Several models vote. Distance: the mean over the models." in words(app)
     cards = [m.value for m in app.markdown if ":small[**" in m.value]
     assert len(cards) == len(diagnosis.neighbours) + (diagnosis.nearest_other is not None)
     assert diagnosis.model_id in app.caption[-1].value
@@ -160,6 +161,13 @@ def test_a_bad_file_stands_beside_good_results(app: AppTest) -> None:
     reasons = refusals(app)
     assert reasons[0].startswith("- **report.pdf**: Expected PNG, JPEG")
     assert "empty" in reasons[1]
+
+
+def test_the_same_file_twice_is_said(app: AppTest) -> None:
+    again = ("again.png", picture()[1], "image/png")
+    upload(app, picture(), picture(950_001, "other.png"), again, ("", b"", ""), ("", b"", ""))
+    files = [row["file"] for row in worklist(app)]
+    assert files == ["eye.png", "other.png", "Same as number 1: again.png", "", ""]
 
 
 def test_previous_next_and_the_list_choose_the_case(app: AppTest) -> None:
@@ -196,6 +204,44 @@ def test_a_rerun_computes_nothing_and_a_removed_file_is_forgotten(
     app.file_uploader(key=shared.UPLOADS_KEY).set_value(None).run()
     assert app.session_state[shared.RESULTS_KEY] == {}
     assert app.session_state[shared.HASHES_KEY] == {}
+
+
+def visit(app: AppTest, page: str) -> AppTest:
+    """As a click in the navigation: widgets of the page that is left lose their values."""
+    return app.switch_page(f"{page}.py").run()
+
+
+def test_what_was_uploaded_and_read_outlives_a_visit_to_another_page(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
+    app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()
+    find(app.radio, "What do you see?").set_value("normal")
+    next(b for b in app.button if b.label == "Commit and show the answer").click().run()
+    monkeypatch.setattr(inference, "diagnose", None)  # nothing is read again
+    visit(app, "models")
+    assert shared.UPLOADS_KEY not in app.session_state
+    visit(app, "diagnose")
+    assert not app.exception
+    assert not app.file_uploader(key=shared.UPLOADS_KEY).value
+    assert [row["file"] for row in worklist(app)] == ["a.png", "b.png"]
+    assert "Your read: **normal**" in words(app)
+    assert worklist(app)[1]["answer"] == "Waits for your read"
+    assert "Still here from your last visit to this page: a.png, b.png" in words(app)
+    app.button(key="diagnose_remove_kept").click().run()
+    assert "Upload one or more images" in words(app)
+    assert app.session_state[shared.READS_KEY] == {}
+
+
+def test_uploads_of_two_visits_stand_side_by_side_and_go_one_by_one(app: AppTest) -> None:
+    upload(app, picture(950_001, "a.png"))
+    visit(app, "models")
+    visit(app, "diagnose")
+    upload(app, picture(950_002, "b.png"))
+    assert [row["file"] for row in worklist(app)] == ["a.png", "b.png"]
+    app.file_uploader(key=shared.UPLOADS_KEY).set_value(None).run()
+    assert app.subheader[0].value == "a.png"
+    assert len(app.session_state[shared.RESULTS_KEY]) == 1
 
 
 def shown_of(app: AppTest) -> tuple[object, ...]:

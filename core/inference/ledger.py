@@ -45,8 +45,9 @@ def measure_distances(votes: Sequence[Vote]) -> NDArray[np.float64]:
         # add.at: a gallery may hold one image twice
         np.add.at(sums, places[may_vote], vote.member.weight * apart[may_vote])
         np.add.at(weights, places[may_vote], vote.member.weight)
-    distances = np.full(n_places, np.inf)
-    return np.divide(sums, weights, out=distances, where=weights > 0)
+    distances: NDArray[np.float64] = np.full(n_places, np.inf)
+    np.divide(sums, weights, out=distances, where=weights > 0)
+    return distances
 
 
 def _list_voting(votes: Sequence[Vote]) -> list[Vote]:
