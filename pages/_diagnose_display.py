@@ -81,7 +81,7 @@ def _choose_window(
         _("Window"),
         ["", *names, _CUSTOM],
         format_func=lambda name: _name_window(file, name),
-        key=f"{shared.PRESET_KEY}_{case_id}",
+        key=shared.keep_choice(f"{shared.PRESET_KEY}_{case_id}"),
         width=230,
         help=_("Which values become black and white. The model reads the image as it is shown."),
     )

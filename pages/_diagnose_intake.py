@@ -39,8 +39,8 @@ def show_intake(model: Model) -> list[Any]:
     with left:
         uploads = st.file_uploader(
             _(
-                "Images to read: PNG, JPEG, TIFF or DICOM, or a ZIP of them. At most {n} files of "
-                "{mb} MB each."
+                "Images to read: PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM, or a ZIP of them. At "
+                "most {n} files of {mb} MB each."
             ).format(n=settings.max_files, mb=settings.max_upload_mb),
             accept_multiple_files=True,
             max_upload_size=settings.max_upload_mb,

@@ -104,7 +104,8 @@ def _show_corrections(model: Model, tables: Tables, table: Exploration, row: int
         place = f"{row}_{state.version}"  # a new version starts from what it says
         is_guest = table.columns["split"][row] != "train"
         new = st.radio(
-            _("Label"), names, index=int(table.labels[row]), key=f"explore_label_{place}",
+            _("Label"), names, index=int(table.labels[row]),
+            key=shared.keep_choice(f"explore_label_{place}"),
             format_func=class_label, horizontal=True, disabled=is_guest,
             help=_("Labels of other splits are corrected in the data themselves.")
             if is_guest else None,
@@ -202,7 +203,7 @@ def _show_neighbours(model: Model, tables: Tables, table: Exploration, row: int)
                 show_thumbnail(
                     model, near, alt=_("Training image {name}").format(name=table.keys[near])
                 )
-                st.markdown(f":small[{mark(label, model)} {distance:.2f}]")
+                st.markdown(f":small[{mark(label, model)} {distance:.3f}]")
 
 
 def _show_heatmap(model: Model, row: int) -> None:

@@ -51,7 +51,6 @@ ALLOWED = {
 KEYED_BY_WORDS = {"selectbox", "radio", "multiselect"}
 # Names in either language; a widget for each set of words.
 MENDED_OTHERWISE = {"'evaluate_other'", "picker"}
-NOT_YET = {"_diagnose_display.py", "_explore_case.py"}  # changed by others at the same time
 _MARKUP = re.compile(r":[a-z-]+/?[a-z_]*[:\[]|%\{[^}]*\}|<[^>]*>|\{[^}]*\}")
 
 
@@ -223,7 +222,7 @@ def test_a_choice_in_translated_words_outlives_a_change_of_language(path: Path) 
         if not isinstance(node, ast.Call) or called_name(node.func) not in KEYED_BY_WORDS:
             continue
         options = {k.arg: ast.unparse(k.value) for k in node.keywords}
-        if {"format_func", "key"} <= options.keys() and path.name not in NOT_YET:
+        if {"format_func", "key"} <= options.keys():
             kept = options["key"].startswith("shared.keep_choice(")
             assert kept or options["key"] in MENDED_OTHERWISE, f"{path.name}:{node.lineno}"
 
