@@ -46,7 +46,8 @@ def measure_distances(votes: Sequence[Vote]) -> NDArray[np.float64]:
         np.add.at(sums, places[may_vote], vote.member.weight * apart[may_vote])
         np.add.at(weights, places[may_vote], vote.member.weight)
     distances = np.full(n_places, np.inf)
-    return np.divide(sums, weights, out=distances, where=weights > 0)
+    np.divide(sums, weights, out=distances, where=weights > 0)
+    return distances
 
 
 def _list_voting(votes: Sequence[Vote]) -> list[Vote]:
