@@ -45,7 +45,7 @@ def measure_distances(votes: Sequence[Vote]) -> NDArray[np.float64]:
         # add.at: a gallery may hold one image twice
         np.add.at(sums, places[may_vote], vote.member.weight * apart[may_vote])
         np.add.at(weights, places[may_vote], vote.member.weight)
-    distances: NDArray[np.float64] = np.full(n_places, np.inf)
+    distances = np.full(n_places, np.inf)
     np.divide(sums, weights, out=distances, where=weights > 0)
     return distances
 
