@@ -173,10 +173,16 @@ def commit_read(case_id: str, read: ReaderRead) -> None:
 def _forget_removed(
     sources: dict[str, Source], keys: dict[str, ResultKey]
 ) -> dict[ResultKey, Diagnosis]:
-    """Drop from the session what belongs to no case any more; return the results that are left."""
+    """Drop from the session what belongs to no case any more; return the results that are left.
+
+    The first of new cases comes on view.
+    """
     contents = {content for content, _shown, _model in keys.values()}
     uploads = {case_id.partition("/")[0] for case_id in keys}
     state = st.session_state
+    known = state.get(shared.CONTENTS_KEY, {})
+    if new := [case_id for case_id in sources if case_id not in known]:
+        state[shared.CASE_KEY] = new[0]
     state[shared.CONTENTS_KEY] = {case_id: source[1] for case_id, source in sources.items()}
     for name, kept in (
         (shared.RESULTS_KEY, set(keys.values())),

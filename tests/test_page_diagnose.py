@@ -360,10 +360,13 @@ def test_samples_are_read_labelled_and_removed(app: AppTest) -> None:
     assert "Upload one or more images" in words(app)
 
 
-def test_a_reading_that_goes_on_leaves_the_case_on_view(app: AppTest) -> None:
-    """So does one cut short, by another language or another page: it goes on at a later file."""
+def test_a_new_file_comes_on_view_and_a_reading_that_goes_on_moves_nothing(app: AppTest) -> None:
     app.pills(key=shared.SAMPLES_KEY).set_value([900_001]).run()
     app.pills(key=shared.SAMPLES_KEY).set_value([900_001, 900_002]).run()
+    assert app.subheader[0].value == "sample\\-2.png"
+    app.session_state[shared.CASE_KEY] = next(iter(app.session_state[shared.CONTENTS_KEY]))
+    app.session_state[shared.RESULTS_KEY] = {}  # a reading cut short, by another language or page
+    app.run()
     assert app.subheader[0].value == "sample\\-1.png"
 
 
