@@ -33,7 +33,7 @@ class DeLong:
     auroc_first: float
     auroc_second: float
     difference: float  # first minus second
-    p_value: float  # two-sided; nan where the images tell no variance
+    p_value: float | None  # two-sided; None where the images tell no variance
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,17 @@ def compare_calls(
     return McNemar(n_first, n_second, p_value)
 
 
+def write_p(p_value: float | None) -> str:
+    """A p-value in two digits, a dash where the test is undefined."""
+    return "–" if p_value is None else f"{p_value:.2g}"
+
+
 def compare_aurocs(
     is_disease: NDArray[np.bool_], first: NDArray[np.floating], second: NDArray[np.floating]
 ) -> DeLong:
     """Compare the AUROCs of two systems on the same images.
 
-    The test is undefined, its ``p_value`` nan, where a class has one image only or no image's rank
+    The test is undefined, its ``p_value`` None, where a class has one image only or no image's rank
     differs from the others' (a perfect system against one that says the same of all).
 
     Raises:
@@ -93,9 +98,9 @@ def compare_aurocs(
         covariance = np.cov(positive) / positive.shape[1] + np.cov(negative) / negative.shape[1]
         variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     if np.array_equal(positive[0], positive[1]) and np.array_equal(negative[0], negative[1]):
-        p_value = 1.0
+        p_value: float | None = 1.0
     elif variance <= _NO_VARIANCE:
-        p_value = float("nan")
+        p_value = None
     else:
         p_value = float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
     return DeLong(float(aurocs[0]), float(aurocs[1]), difference, p_value)

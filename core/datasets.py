@@ -8,7 +8,6 @@ or a MedMNIST ``.npz``.
 import csv
 import hashlib
 import itertools
-import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from core import npz
+from core.class_names import order_classes
 from core.errors import DataError, ImageError
 from core.image_io import Image, decode, encode_png, load
 
@@ -29,10 +29,6 @@ _SAMPLE = 4096  # bytes, of each of three places of a file, that tell data sets 
 _N_AHEAD = 4  # images that load_ahead holds
 _IGNORED = {"thumbs.db", "desktop.ini", "manifest.csv", "phantom.json", "report.json", "source.txt"}
 _IGNORED_FOLDERS = {"masks"}
-_NORMAL = re.compile(
-    r"(?i)^(normal|healthy|negative|control|controls|no|none|0)$|^(no|non|not)[_ -]"
-)
-_DISEASE = re.compile(r"(?i)^(disease|diseased|abnormal|positive|1|pneumonia|lesion|sick)$")
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ def read_splits(
             "{normal,disease}/..., a manifest.csv or a MedMNIST .npz file.",
             code="data.empty",
         )
-    names, disease_index = _order_classes({item.class_name for item in found}, disease_class)
+    names, disease_index = order_classes({item.class_name for item in found}, disease_class)
     unsaid = "train" if any(item.split for item in found) else ""  # the split of the other rows
     records = tuple(
         Record(
@@ -307,43 +303,6 @@ def _read_npz(path: Path) -> list[_Found]:
     if {item.class_name for item in found} == set(words):
         found = [replace(item, class_name=words[item.class_name]) for item in found]
     return found
-
-
-def _order_classes(names: set[str], disease_class: str | None) -> tuple[tuple[str, ...], int]:
-    """Class names, normal first, and the index of disease (always 1)."""
-    listed = ", ".join(sorted(names))
-    if len(names) != 2:
-        raise DataError(
-            f"expected exactly two classes, found {len(names)}: {listed}. Sort the images into two "
-            "class folders, for example normal and disease.",
-            code="data.classes",
-            params={"found": listed},
-        )
-    if disease_class is not None and disease_class not in names:
-        raise DataError(
-            f"--disease-class {disease_class!r} is not one of the classes: {listed}.",
-            code="data.disease_class",
-            params={"found": listed},
-        )
-    chosen = disease_class or _guess_disease(names)
-    if chosen is None:
-        raise DataError(
-            f"which of the classes {listed} is disease cannot be told from their names; pass "
-            "--disease-class NAME.",
-            code="data.disease_class",
-            params={"found": listed},
-        )
-    (normal,) = names - {chosen}
-    return (normal, chosen), 1
-
-
-def _guess_disease(names: set[str]) -> str | None:
-    normal = [name for name in names if _NORMAL.search(name)]
-    disease = [name for name in names if _DISEASE.search(name)]
-    if len(normal) == 1 and normal != disease:
-        (other,) = names - set(normal)
-        return other
-    return disease[0] if len(disease) == 1 and not normal else None
 
 
 def _name_group(item: _Found, unsaid: str) -> str | None:

@@ -179,10 +179,15 @@ class Diagnosis:
         return bool(self.neighbours) and self.nearest_distance <= self.close_limit
 
     @property
-    def nearest_distance(self) -> float:
-        """Of the nearest training image that is shown, voting or not; inf without any."""
+    def nearest(self) -> Neighbour | None:
+        """The nearest training image that is shown, voting or not."""
         shown = (*self.neighbours, *filter(None, [self.nearest_other]))
-        return min((n.distance for n in shown), default=float("inf"))
+        return min(shown, key=lambda n: n.distance, default=None)
+
+    @property
+    def nearest_distance(self) -> float:
+        """Of the nearest training image that is shown; inf without any."""
+        return self.nearest.distance if self.nearest else float("inf")
 
 
 def to_json(
@@ -280,7 +285,7 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
         ]
     )
     for d in diagnoses:
-        nearest = d.neighbours[0] if d.neighbours else None
+        nearest = d.nearest
         shown = {} if d.abstain_reason == "novel" else d.probabilities
         row: list[object] = [d.file, d.status, d.answer or ""]
         row += [f"{shown[c]:.4f}" if c in shown else "" for c in classes]

@@ -6,6 +6,7 @@ gets a study of its own without a patient. Both objects say that they are for re
 of what no standard code names are of the private scheme 99NBDX.
 """
 
+import copy
 import hashlib
 import io
 from collections.abc import Mapping
@@ -213,10 +214,11 @@ def build_report(
 
 def encode(dataset: Dataset) -> bytes:
     """A DICOM object as a file's bytes, its text in UTF-8: class names may be in any letters."""
-    dataset.decode()  # what was copied from the source, by the source's character set
-    dataset.SpecificCharacterSet = "ISO_IR 192"
+    written = copy.deepcopy(dataset)
+    written.decode()  # what was copied from the source, by the source's character set
+    written.SpecificCharacterSet = "ISO_IR 192"
     buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
+    written.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
@@ -316,7 +318,7 @@ def _read_header(data: bytes) -> Dataset | None:
 
 
 def _name(diagnosis: Diagnosis, kind: str) -> str:
-    """The same UID for the same reading of the same file: a report can refer to its picture."""
+    """A UID: the same for the same kind of object of the same reading of the same file."""
     shown = f"{diagnosis.frame}:{diagnosis.window}:{diagnosis.is_inverted}"
     parts = (diagnosis.file, diagnosis.sha256, shown, diagnosis.created, diagnosis.model_id, kind)
     return str(generate_uid(entropy_srcs=["\n".join(parts)]))

@@ -30,6 +30,7 @@ from core.projection import MapSettings, compute_cache_key, fit_map
 
 FOLDER = "maps"
 N_SPARE = 30  # neighbours kept beyond K, so that images can be set aside without a new search
+_TABLE_RULE = 2  # of who may be whose neighbour; a table kept under another one is made anew
 _QUALITY_SHARE = 0.9
 Progress = Callable[[float, str], None]
 
@@ -190,7 +191,7 @@ def load_neighbours(
 def neighbours_path(checkpoints: Path, bundle: ModelBundle) -> Path:
     """Where the neighbour table is kept."""
     key = compute_cache_key(bundle.contents.gallery.embeddings, seed=bundle.n_shown)
-    return _folder(checkpoints, bundle) / f"neighbours-{key}.npz"
+    return _folder(checkpoints, bundle) / f"neighbours-{_TABLE_RULE}-{key}.npz"
 
 
 def _folder(checkpoints: Path, bundle: ModelBundle) -> Path:

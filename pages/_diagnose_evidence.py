@@ -21,8 +21,9 @@ _SIDE_PX = 640
 
 def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
     """The vote ledger as pictures, its sum by class, and what was kept out of it."""
-    st.markdown("#### " + _("Nearest training images, and their share of the vote"))
-    is_novel = diagnosis.abstain_reason == "novel"
+    is_novel = diagnosis.abstain_reason == "novel"  # nothing may speak for an answer
+    title = _("Nearest training images, and their share of the vote")
+    st.markdown("#### " + (_("Nearest training images") if is_novel else title))
     if not diagnosis.vote_shares:
         st.markdown(
             _("This model is a plain classifier: the images below are like yours but did not vote.")
@@ -50,11 +51,12 @@ def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
     with st.grid("auto", min_column_width=120, gap=("small", "xsmall")):
         for neighbour in shown:
             _show_card(model, diagnosis, neighbour)
-    if not is_novel:  # nothing was said that another image could contradict
+    if not is_novel:
         _show_nearest_other(model, diagnosis)
     _show_side_by_side(model, diagnosis)
     _show_left_out(diagnosis)
-    _show_ledger(diagnosis)
+    if not is_novel:
+        _show_ledger(diagnosis)
 
 
 def _mark(class_name: str, diagnosis: Diagnosis) -> str:
@@ -75,14 +77,15 @@ def _show_card(
                 rank=neighbour.rank, name=label
             ),
         )
-        lines = [
-            f"**{neighbour.rank}** {_mark(neighbour.class_name, diagnosis)} **{plain(label)}**",
-            _("share {share}").format(share=f"**{neighbour.share * 100:.1f} %**")
-            if neighbour.share > 0
-            else _("did not vote"),
-            _("distance {d}").format(d=f"{neighbour.distance:.3f}"),
-        ]
-        if neighbour.share > 0:
+        mark = _mark(neighbour.class_name, diagnosis)
+        lines = [f"**{neighbour.rank}** {mark} **{plain(label)}**"]
+        has_vote = diagnosis.abstain_reason != "novel"
+        if has_vote and neighbour.share > 0:
+            lines.append(_("share {share}").format(share=f"**{neighbour.share * 100:.1f} %**"))
+        elif has_vote:
+            lines.append(_("did not vote"))
+        lines.append(_("distance {d}").format(d=f"{neighbour.distance:.3f}"))
+        if has_vote and neighbour.share > 0:
             lines.append(_("weight {w}").format(w=f"{neighbour.weight:.2f}"))
         st.markdown("  \n".join(f":small[{line}]" for line in lines))
         if not model.has_original(neighbour.index):
@@ -91,15 +94,15 @@ def _show_card(
             _("Compare"),
             key=f"diagnose_compare_{place}_{neighbour.rank}",
             on_click=_compare,
-            args=(diagnosis.file, neighbour.index),
+            args=(diagnosis.sha256, neighbour.index),
             type="tertiary",
             icon=":material/compare:",
             help=_("Show it beside your image at the same size"),
         )
 
 
-def _compare(file: str, index: int) -> None:
-    st.session_state[shared.COMPARE_KEY] = (file, index)
+def _compare(sha256: str, index: int) -> None:
+    st.session_state[shared.COMPARE_KEY] = (sha256, index)
 
 
 def _show_closeness(diagnosis: Diagnosis) -> None:
@@ -109,8 +112,7 @@ def _show_closeness(diagnosis: Diagnosis) -> None:
     st.warning(
         _(
             "**No close case.** Even the nearest training image lies at {distance}; two training "
-            "images of one class usually lie nearer than {limit} to each other. The vote below is "
-            "of distant images."
+            "images of one class usually lie nearer than {limit} to each other."
         ).format(
             distance=f"{diagnosis.nearest_distance:.3f}", limit=f"{diagnosis.close_limit:.3f}"
         ),
@@ -120,9 +122,9 @@ def _show_closeness(diagnosis: Diagnosis) -> None:
 
 def _show_side_by_side(model: Model, diagnosis: Diagnosis) -> None:
     """The image and one training image at the same size; the nearest until another is chosen."""
-    file, index = st.session_state.get(shared.COMPARE_KEY, ("", -1))
+    sha256, index = st.session_state.get(shared.COMPARE_KEY, ("", -1))
     known = {n.index: n for n in (*diagnosis.neighbours, diagnosis.nearest_other) if n}
-    if file != diagnosis.file or index not in known or diagnosis.pixels is None:
+    if sha256 != diagnosis.sha256 or index not in known or diagnosis.pixels is None:
         return
     neighbour = known[index]
     label = class_label(neighbour.class_name)

@@ -75,7 +75,7 @@ def show_heatmaps(model: Model, diagnosis: Diagnosis) -> Scrutiny | None:
 def case_key(diagnosis: Diagnosis) -> tuple[str, str]:
     """What tells one reading of a file from another, the way it was shown included."""
     shown = f"{diagnosis.frame} {diagnosis.window} {diagnosis.is_inverted}"
-    return diagnosis.file, f"{diagnosis.created} {shown}"
+    return diagnosis.file, f"{diagnosis.sha256} {diagnosis.created} {shown}"
 
 
 def _choose_class(model: Model, diagnosis: Diagnosis) -> str:
@@ -87,7 +87,7 @@ def _choose_class(model: Model, diagnosis: Diagnosis) -> str:
         default=leading,
         required=True,
         format_func=class_label,
-        key=f"{shared.HEATMAP_CLASS_KEY}_{diagnosis.file}_{leading}",
+        key=f"{shared.HEATMAP_CLASS_KEY}_{diagnosis.file}_{diagnosis.sha256}_{leading}",
     )
     return chosen or leading
 

@@ -64,13 +64,14 @@ def show_intake(model: Model) -> list[Any]:
 def _keep_uploads(uploads: list[Any], *, was_left: bool, limit: int) -> dict[str, Any]:
     """Id -> upload, with those that the uploader lost because its page was left.
 
-    Only what a person removed from the uploader while it was on view is forgotten.
+    What a person removed from the uploader while it was on view is forgotten, and of earlier
+    visits all but the newest ``limit``.
     """
     state = st.session_state
     before: dict[str, Any] = state.get(shared.KEPT_KEY, {})
     shown = () if was_left else state.get(shared.LIVE_KEY, ())
     if was_left:  # another visit may bring as many again, and no more
-        before = dict(list(before.items())[:limit])
+        before = dict(list(before.items())[-limit:])
     now = {upload.file_id: upload for upload in uploads}
     kept = {k: v for k, v in before.items() if k not in shown or k in now} | now
     state[shared.KEPT_KEY], state[shared.LIVE_KEY] = kept, tuple(now)

@@ -37,15 +37,15 @@ def _data_url(diagnosis: Diagnosis) -> str | None:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _row(diagnosis: Diagnosis, *, same_as: int | None) -> dict[str, object]:
+def _row(diagnosis: Diagnosis, *, is_repeat: bool) -> dict[str, object]:
     is_hidden_now = is_hidden(diagnosis)
     has_p = diagnosis.status != "rejected" and diagnosis.abstain_reason != "novel"
     p = diagnosis.probabilities.get(diagnosis.disease_class)
     return {
         "image": _data_url(diagnosis),
-        "file": diagnosis.file
-        if same_as is None
-        else _("Same as number {n}: {name}").format(n=same_as, name=diagnosis.file),
+        "file": _("Same file again: {name}").format(name=diagnosis.file)
+        if is_repeat
+        else diagnosis.file,
         "answer": headline(diagnosis),
         "p": percent(p) if has_p and not is_hidden_now and p is not None else "–",
         "status": "◌ " + _("hidden")
@@ -65,12 +65,14 @@ def _status(status: str) -> str:
     }[status]
 
 
-def _find_same(cases: Iterable[Diagnosis]) -> list[int | None]:
-    """For each case the number, from 1, of the first one that is of the same file; None if new."""
-    first: dict[str, int] = {}
-    numbered = enumerate(cases, start=1)
-    seen = [first.setdefault(d.sha256, n) if d.sha256 else n for n, d in numbered]
-    return [None if n == number else n for number, n in enumerate(seen, start=1)]
+def _find_repeats(cases: Iterable[Diagnosis]) -> list[bool]:
+    """For each case whether one before it is of the same file."""
+    seen: set[str] = set()
+    repeats = []
+    for case in cases:
+        repeats.append(case.sha256 in seen)
+        seen.update(filter(None, [case.sha256]))
+    return repeats
 
 
 def choose_case(ids: list[str]) -> None:
@@ -100,8 +102,8 @@ def show_worklist(cases: dict[str, Diagnosis]) -> None:
     """A row per image; the row that is chosen is the case on view."""
     ids = list(cases)
     disease = class_label(next(iter(cases.values())).disease_class)
-    same = _find_same(cases.values())
-    rows = [_row(d, same_as=n) for d, n in zip(cases.values(), same, strict=True)]
+    repeats = _find_repeats(cases.values())
+    rows = [_row(d, is_repeat=r) for d, r in zip(cases.values(), repeats, strict=True)]
     st.dataframe(
         pd.DataFrame(rows),
         hide_index=True,

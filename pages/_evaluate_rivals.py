@@ -1,14 +1,12 @@
 """Evaluate page: other models on the same images, and the ablation table."""
 
-import math
-
 import pandas as pd
 import streamlit as st
 
 from core.assessment import readings
 from core.assessment.readings import Evaluation
 from core.assessment.saved_ablations import Ablation, list_ablations
-from core.comparison import compare_aurocs, compare_calls
+from core.comparison import compare_aurocs, compare_calls, write_p
 from core.config import Settings
 from pages._text import _, ngettext, plain
 
@@ -61,12 +59,8 @@ def _describe_rival(first: Evaluation, second: Evaluation) -> dict[str, object]:
     if second is not first and second.keys == first.keys:
         calls = compare_calls(first.is_disease, first.p_disease, second.p_disease)
         aurocs = compare_aurocs(first.is_disease, first.p_disease, second.p_disease)
-        row |= {"mcnemar": f"{calls.p_value:.2g}", "delong": _say_p(aurocs.p_value)}
+        row |= {"mcnemar": write_p(calls.p_value), "delong": write_p(aurocs.p_value)}
     return row
-
-
-def _say_p(p_value: float) -> str:
-    return "–" if math.isnan(p_value) else f"{p_value:.2g}"
 
 
 def _say_interval(value: float, low: float, high: float) -> str:

@@ -104,10 +104,10 @@ def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
                 help=_("Laid out like training data; see the README. The images are only read."),
             )
         with right:
+            st.session_state.setdefault("evaluate_split", "test")
             split = st.selectbox(
                 _("Split"),
                 SPLITS,
-                index=SPLITS.index("test"),
                 format_func=split_label,
                 key=shared.keep_choice("evaluate_split"),
             )

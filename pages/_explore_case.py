@@ -103,9 +103,10 @@ def _show_corrections(model: Model, tables: Tables, table: Exploration, row: int
         names = list(table.class_names)
         place = f"{row}_{state.version}"  # a new version starts from what it says
         is_guest = table.columns["split"][row] != "train"
+        label_key = f"explore_label_{place}"
+        st.session_state.setdefault(label_key, names[int(table.labels[row])])
         new = st.radio(
-            _("Label"), names, index=int(table.labels[row]),
-            key=shared.keep_choice(f"explore_label_{place}"),
+            _("Label"), names, key=shared.keep_choice(label_key),
             format_func=class_label, horizontal=True, disabled=is_guest,
             help=_("Labels of other splits are corrected in the data themselves.")
             if is_guest else None,

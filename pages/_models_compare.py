@@ -1,6 +1,5 @@
 """Models page: two models on one test set, image by image."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from core import jobs, registry
+from core.comparison import write_p
 from core.config import Settings
 from core.data_zip import find_data
 from core.registry import ModelSummary
@@ -113,12 +113,11 @@ def _show_figures(found: dict[str, Any]) -> None:
         _("AUROC, before and after"), f"{auc['auroc_first']:.3f} → {auc['auroc_second']:.3f}"
     )
     columns[3].metric(_("Fixed / broken"), f"{test['n_only_second']} / {test['n_only_first']}")
-    p_auroc = "–" if math.isnan(auc["p_value"]) else f"{auc['p_value']:.3g}"
     st.markdown(
         _(
             "Could the difference be luck? McNemar's test on the answers: p = {p_calls}. DeLong's "
             "test on the AUROCs: p = {p_auroc}. Small values (under 0.05) speak against luck."
-        ).format(p_calls=f"{test['p_value']:.3g}", p_auroc=p_auroc)
+        ).format(p_calls=write_p(test["p_value"]), p_auroc=write_p(auc["p_value"]))
     )
 
 

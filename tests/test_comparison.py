@@ -1,10 +1,14 @@
 """Paired tests against hand-worked cases and a plain implementation."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from core.comparison import compare_aurocs, compare_calls, compute_interval
+from core.comparison import DeLong, compare_aurocs, compare_calls, compute_interval, write_p
+from core.config import build_record
 from core.errors import DataError, ShapeError
 
 
@@ -54,9 +58,12 @@ def test_delong_is_undefined_where_nothing_varies() -> None:
     perfect, constant = np.array([0.9, 0.8, 0.2, 0.1]), np.full(4, 0.5)
     result = compare_aurocs(truth, perfect, constant)
     assert (result.auroc_first, result.auroc_second) == (1.0, 0.5)
-    assert np.isnan(result.p_value)
+    assert result.p_value is None
+    assert write_p(result.p_value) == "–"
+    stored = json.loads(json.dumps(dataclasses.asdict(result), allow_nan=False))
+    assert build_record(DeLong, stored, "x.json") == result
     one = np.array([True, False, False, False])
-    assert np.isnan(compare_aurocs(one, np.array([0.3, 0.5, 0.2, 0.1]), constant).p_value)
+    assert compare_aurocs(one, np.array([0.3, 0.5, 0.2, 0.1]), constant).p_value is None
     assert compare_aurocs(one, perfect, perfect).p_value == 1.0
 
 

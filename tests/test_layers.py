@@ -20,6 +20,7 @@ LAYERS = {
         "proportions",
         "engine",
         "leftovers",
+        "class_names",
         "npz",
     },
     2: {

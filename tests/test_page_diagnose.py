@@ -20,6 +20,7 @@ from core.diagnosis import Diagnosis, LeftOut, MemberVote, Novelty
 from core.ensemble import Ensemble, Model
 from core.image_io import Image, encode_png
 from pages import _shared as shared
+from pages._diagnose_heatmaps import case_key
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUTER = ROOT / "pages" / "_router.py"
@@ -167,7 +168,7 @@ def test_the_same_file_twice_is_said(app: AppTest) -> None:
     again = ("again.png", picture()[1], "image/png")
     upload(app, picture(), picture(950_001, "other.png"), again, ("", b"", ""), ("", b"", ""))
     files = [row["file"] for row in worklist(app)]
-    assert files == ["eye.png", "other.png", "Same as number 1: again.png", "", ""]
+    assert files == ["eye.png", "other.png", "Same file again: again.png", "", ""]
 
 
 def test_previous_next_and_the_list_choose_the_case(app: AppTest) -> None:
@@ -416,9 +417,19 @@ def test_an_unfamiliar_image_gets_no_leaning(app: AppTest, monkeypatch: pytest.M
     assert "More unusual than any training image." in words(app)
     assert "Leaning" not in words(app)
     assert "Probability:" not in words(app)
-    for persuasive in ("Vote by class", "speaks for each class", "chance", "each model of the"):
+    for persuasive in (
+        *("Vote by class", "speaks for each class", "chance", "each model of the"),
+        *("share", "weight", "vote as a table"),
+    ):
         assert persuasive not in words(app), persuasive
     assert {row["p"] for row in worklist(app)} == {"–"}
+
+
+def test_files_of_one_name_read_in_one_second_have_heatmaps_of_their_own(app: AppTest) -> None:
+    upload(app, picture(950_001, "IM0001"), picture(950_002, "IM0001"))
+    one, two = app.session_state[shared.RESULTS_KEY].values()
+    assert one.file == two.file
+    assert case_key(one) != case_key(dataclasses.replace(two, created=one.created))
 
 
 def test_an_answer_on_a_most_unusual_image_asks_for_caution(

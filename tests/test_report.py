@@ -14,7 +14,7 @@ from core.assessment.readings import load_evaluation, save_study
 from core.bundle import ModelBundle
 from core.config import Settings, build_preset
 from core.errors import CheckpointError, ConfigError
-from core.report import build_report, to_html, to_pdf, write_report
+from core.report import build_report, figures, to_html, to_pdf, write_report
 from core.report.blocks import Paragraph, Report, Section, TableBlock
 from core.report.claim import IN_PART, ITEMS
 from core.report.methods import describe_methods
@@ -192,3 +192,10 @@ def test_files_are_written_and_refusals_are_said(
         build_report(directory, "demo", "other-test")
     with pytest.raises(ConfigError, match="cannot write"):
         write_report(directory, "demo", name, html=Path("/proc/no/r.html"))
+
+
+def test_a_confusion_matrix_of_any_class_names_is_drawn_without_boxes() -> None:
+    counts = {"tp": 3, "fn": 1, "fp": 0, "tn": 4}
+    by_role = figures.draw_confusion(counts, disease="disease", other="other")
+    assert figures.draw_confusion(counts, disease="肺炎", other="正常") == by_role
+    assert figures.draw_confusion(counts, disease="läsion", other="normal") != by_role

@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core import evaluation
-from core.comparison import Interval, compare_aurocs, compare_calls, compute_interval
+from core.comparison import (
+    Interval,
+    compare_aurocs,
+    compare_calls,
+    compute_interval,
+    write_p,
+)
 from core.proportions import find_clusters
 
 
@@ -148,7 +154,7 @@ def write_table(result: dict[str, Any]) -> str:
     ]
     for test in result["tests"]:
         p_values = [
-            ", ".join(f"{one['p_value']:.2g}" for one in test[kind])
+            ", ".join(write_p(one["p_value"]) for one in test[kind])
             for kind in ("mcnemar", "delong")
         ]
         cells = [

@@ -47,6 +47,7 @@ def compare(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Put two models side by side, image by image; the gate of `activate` rests on it."""
+    from core.comparison import write_p
     from core.datasets import read_dataset
     from core.model_comparison import compare_models, save_comparison
     from core.registry import find_model, load_bundle
@@ -66,10 +67,11 @@ def compare(
     save_comparison(directory, found)
     write_json(json_file, dataclasses.asdict(found))
     test, auc = found.mcnemar, found.delong
+    p_calls, p_auroc = write_p(test.p_value), write_p(auc.p_value)
     typer.echo(
         f"{found.n} images. Accuracy {found.accuracy_first:.3f} -> {found.accuracy_second:.3f}: "
-        f"{test.n_only_second} fixed, {test.n_only_first} broken (McNemar p {test.p_value:.3g}). "
-        f"AUROC {auc.auroc_first:.3f} -> {auc.auroc_second:.3f} (DeLong p {auc.p_value:.3g})."
+        f"{test.n_only_second} fixed, {test.n_only_first} broken (McNemar p {p_calls}). "
+        f"AUROC {auc.auroc_first:.3f} -> {auc.auroc_second:.3f} (DeLong p {p_auroc})."
     )
     for group in found.subgroups:
         mark = "HARMED" if group.is_harmed else ""

@@ -310,7 +310,11 @@ def _convert(hint: Any, value: object, where: str) -> Any:
         require(isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}.")
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, v, where) for v in typing.cast(list[object], value))
-    require(not isinstance(hint, types.UnionType) and origin is None, f"{where}: unsupported type.")
+    if isinstance(hint, types.UnionType):
+        kind, *others = (arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+        require(not others, f"{where}: unsupported type.")
+        return None if value is None else _convert(kind, value, where)
+    require(origin is None, f"{where}: unsupported type.")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

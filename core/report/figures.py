@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.ft2font import FT2Font
 
 from core.curves import Bin, Coverage, Curves
 
@@ -77,7 +79,9 @@ def draw_robustness(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def draw_confusion(confusion: Mapping[str, int], *, disease: str, other: str) -> bytes:
-    """Confusion matrix with counts."""
+    """Confusion matrix with counts; by their roles where the font lacks a letter of the names."""
+    if not (_has_letters(disease) and _has_letters(other)):
+        disease, other = "disease", "other"
     figure, axes = _start()
     table = [[confusion["tp"], confusion["fn"]], [confusion["fp"], confusion["tn"]]]
     axes.imshow(table, cmap="Blues", vmin=0, vmax=max(confusion.values()) * 1.6 or 1)
@@ -87,6 +91,12 @@ def draw_confusion(confusion: Mapping[str, int], *, disease: str, other: str) ->
     axes.set_xticks([0, 1], [disease, other])
     axes.set_yticks([0, 1], [disease, other], rotation=90, va="center")
     return _finish(figure, axes, "called", "truth", xlim=False, ylim=False)
+
+
+def _has_letters(text: str) -> bool:
+    """Whether the font of the pictures can draw a text."""
+    letters = FT2Font(findfont("DejaVu Sans")).get_charmap()
+    return all(ord(letter) in letters for letter in text)
 
 
 def _start() -> tuple[Figure, Axes]:
