@@ -19,7 +19,8 @@ from core.knn import Gallery, split_parts, vote
 Progress = Callable[[float, str], None]
 _BLOCK = 2000  # rows searched at once: progress, and bounded memory
 _MIN_REGION = 4  # images; fewer are no region
-_SAME = 1e-3  # distance of the same picture embedded twice, at most; different ones lie farther
+_SAME = 1e-3  # distance of the same picture embedded twice, at most; different ones lie farther ...
+_SAME_SHARE = 0.01  # ... unless all lie in a narrow cone: at most this share of the median distance
 _LINKS = 5  # nearest images that tie a region together
 
 
@@ -76,12 +77,13 @@ def find_neighbours_of(
         groups: (Q,) patient of each, empty where unknown.
 
     Returns:
-        Per part (P, Q, M). Copies of an image (nearer than 0.001), with their patients, and its own
-        patient's images are not among its neighbours.
+        Per part (P, Q, M). Copies of an image (nearer than 0.001 and 1 % of the median distance),
+        with their patients, and its own patient's images are not among its neighbours.
     """
     barred = []
     for embedding, group in zip(embeddings, groups, strict=True):
-        copies = np.flatnonzero(np.linalg.norm(gallery.embeddings - embedding, axis=1) < _SAME)
+        apart = np.linalg.norm(gallery.embeddings - embedding, axis=1)
+        copies = np.flatnonzero(apart < min(_SAME, _SAME_SHARE * float(np.median(apart))))
         related = set(copies.tolist())
         for patient in {group, *(gallery.groups[row] for row in copies)}:
             related.update(gallery.find_related(sha256="", group=patient))

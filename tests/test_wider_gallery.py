@@ -182,3 +182,20 @@ def test_a_copy_and_the_patients_images_are_no_neighbours() -> None:
     table = find_neighbours_of(gallery, queries, 4, groups=["p", ""])
     assert table.rows[0].tolist() == [[2, 3, 4, 5], [0, 1, 3, 4]]
     np.testing.assert_allclose(table.distances, np.sqrt(2), atol=1e-6)
+
+
+def test_in_a_narrow_cone_near_is_not_yet_a_copy() -> None:
+    rng = np.random.default_rng(0)
+    cone = np.array([1.0, 0.0, 0.0]) + 1e-4 * rng.normal(size=(20, 3))
+    rows = (cone / np.linalg.norm(cone, axis=1, keepdims=True)).astype(np.float32)
+    gallery = Gallery(
+        embeddings=rows,
+        labels=np.zeros(20, np.int64),
+        keys=tuple(map(str, range(20))),
+        splits=("train",) * 20,
+        groups=("",) * 20,
+        sha256=("",) * 20,
+    )
+    table = find_neighbours_of(gallery, rows[:1], 5, groups=[""])
+    order = np.argsort(np.linalg.norm(rows - rows[0], axis=1), kind="stable")
+    assert table.rows[0, 0].tolist() == order[1:6].tolist()
