@@ -44,7 +44,7 @@ def _list_upload(upload: Any) -> dict[str, Source]:
         return data
 
     whole = {upload.file_id: (upload.name, content, read)}
-    if not unpack.is_zip(bytes(upload.getbuffer()[:4])):
+    if not unpack.is_zip(upload.getvalue()[:4]):  # getbuffer() would copy the whole file
         return whole
     try:
         _check_size(upload)
@@ -90,7 +90,7 @@ def _check_size(upload: Any) -> None:
 def _hash_once(upload: Any) -> str:
     hashes: dict[str, str] = st.session_state.setdefault(shared.HASHES_KEY, {})
     if upload.file_id not in hashes:  # once per file, not on every rerun
-        hashes[upload.file_id] = hashlib.sha256(upload.getbuffer()).hexdigest()
+        hashes[upload.file_id] = hashlib.sha256(upload.getvalue()).hexdigest()
     return hashes[upload.file_id]
 
 

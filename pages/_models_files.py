@@ -112,7 +112,7 @@ def _show_import() -> None:
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, st.spinner(_("Checking the file")):
         path = Path(folder) / "upload"
-        path.write_bytes(upload.getbuffer())
+        path.write_bytes(upload.getvalue())
         try:
             added = archives.import_model(
                 settings.checkpoints_dir, path, settings=settings, name=name.strip()
