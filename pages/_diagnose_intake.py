@@ -37,7 +37,7 @@ def show_intake(model: Model) -> list[Any]:
     was_left = shared.UPLOADS_KEY not in st.session_state
     left, right = st.columns([1, 1], gap="medium")
     with left:
-        uploads = st.file_uploader(
+        st.file_uploader(
             _(
                 "Images to read: PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM, or a ZIP of them. At "
                 "most {n} files of {mb} MB each."
@@ -54,7 +54,8 @@ def show_intake(model: Model) -> list[Any]:
         # Streamlit has no translation for the word on its own button.
         word = json.dumps(_("Choose files"), ensure_ascii=False)
         st.html(f"<style>.st-key-{shared.UPLOADS_KEY} {{ --upload-word: {word}; }}</style>")
-        kept = _keep_uploads(list(uploads), was_left=was_left, limit=settings.max_files)
+        uploads = list(st.session_state[shared.UPLOADS_KEY] or ())  # the call returns copies
+        kept = _keep_uploads(uploads, was_left=was_left, limit=settings.max_files)
         _show_kept(kept)
     with right:
         _show_samples(model)
