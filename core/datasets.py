@@ -5,7 +5,6 @@ Layouts: ``{train,val,test}/{class}/...``, flat ``{class}/...``, a ``manifest.cs
 or a MedMNIST ``.npz``.
 """
 
-import csv
 import hashlib
 import itertools
 from collections import Counter, deque
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from core import npz
+from core import manifest, npz
 from core.class_names import order_classes
 from core.errors import DataError, ImageError
 from core.image_io import Image, decode, encode_png, load
@@ -185,7 +184,7 @@ def load_ahead(records: Iterable[Record]) -> Iterator[tuple[Record, Image | Imag
 def _find_images(root: Path) -> list[_Found]:
     if root.is_file():
         return _read_npz(root)
-    if (root / "manifest.csv").is_file():
+    if (root / manifest.NAME).is_file():
         return _read_manifest(root)
     archives = sorted(root.glob("*.npz"))
     if len(archives) == 1:
@@ -217,60 +216,45 @@ def _is_visible(path: Path) -> bool:
 
 
 def _read_manifest(root: Path) -> list[_Found]:
-    path = root / "manifest.csv"
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            columns, rows = set(reader.fieldnames or ()), list(reader)
-    except (UnicodeDecodeError, csv.Error) as err:
-        raise _bad_manifest(f"is not a UTF-8 CSV table ({err})") from err
-    missing = sorted({"file", "split", "label"} - columns)
+    columns, rows = manifest.read_rows(root)
+    missing = sorted({"file", "split", "label"} - set(columns))
     if missing:
-        raise _bad_manifest(f"has no column {', '.join(missing)}")
+        raise manifest.refuse(f"has no column {', '.join(missing)}")
     found, absent = [], []
     for number, row in enumerate(rows, start=2):
-        item = _read_row(root, {k: (v or "").strip() for k, v in row.items() if k}, number)
+        item = _read_row(root, row, number)
         if item.path is None or not item.path.is_file():
             absent.append(item.key)
         found.append(item)
     if absent:
         few = ", ".join(absent[:3])
-        raise _bad_manifest(f"names {len(absent)} files that are not there, first {few}")
+        raise manifest.refuse(f"names {len(absent)} files that are not there, first {few}")
     twice = [key for key, n in Counter(item.key for item in found).items() if n > 1]
     if twice:
-        raise _bad_manifest(f"names {len(twice)} files twice, first {twice[0]}")
+        raise manifest.refuse(f"names {len(twice)} files twice, first {twice[0]}")
     return found
 
 
 def _read_row(root: Path, row: Mapping[str, str], number: int) -> _Found:
     split = row["split"].lower()
     if split not in ("", *SPLITS):
-        raise _bad_manifest(
+        raise manifest.refuse(
             f"has split {row['split']!r} in line {number}; known are train, val, test"
         )
     if not row["label"]:
-        raise _bad_manifest(f"has no label in line {number}")
+        raise manifest.refuse(f"has no label in line {number}")
     for name in (row["file"], row.get("mask", "")):
         parts = PurePosixPath(name).parts
         if ".." in parts or PurePosixPath(name).is_absolute() or ":" in name[:3]:
-            raise _bad_manifest(f"points out of its folder in line {number}")
+            raise manifest.refuse(f"points out of its folder in line {number}")
     mask = row.get("mask", "")
     return _Found(
-        key=PurePosixPath(row["file"]).as_posix(),
+        key=manifest.name_key(row["file"]),
         class_name=row["label"],
         split=split,
         group=row.get("group", ""),
         path=root / row["file"] if row["file"] else None,
         mask=root / mask if mask else None,
-    )
-
-
-def _bad_manifest(reason: str) -> DataError:
-    return DataError(
-        f"manifest.csv {reason}. Expected columns file,split,label and, if known, group and mask, "
-        "with paths relative to the folder.",
-        code="data.manifest",
-        params={"reason": reason},
     )
 
 

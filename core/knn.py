@@ -157,16 +157,17 @@ class Gallery:
             for part in split_parts(self.embeddings, self.n_parts)
         )
 
-    def find_related(self, *, sha256: str, group: str = "") -> dict[int, str]:
-        """Return the rows that may not vote on an image, each with "duplicate" or "group".
-
-        A copy of a gallery image brings its whole patient.
+    def find_related(
+        self, *, sha256: str, group: str = "", copies: Sequence[int] = ()
+    ) -> dict[int, str]:
+        """Return the rows that may not vote on an image: "duplicate" or "group" (its copies' too).
 
         Args:
             sha256: of the image's file; empty where unknown.
             group: its patient; empty where unknown.
+            copies: rows known to be of the same picture, whatever their files.
         """
-        copies = self._rows_by_sha256.get(sha256, [])
+        copies = [*self._rows_by_sha256.get(sha256, []), *copies]
         related = {
             row: "group"
             for patient in dict.fromkeys([group, *(self.groups[row] for row in copies)])

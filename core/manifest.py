@@ -1,6 +1,7 @@
-"""What a data folder's manifest.csv says of its images beside what makes them a data set.
+"""A data folder's manifest.csv: its rows, and what it says beside what makes a data set.
 
-Owns the further columns (age, device, ...). Split, label, patient and mask are core.datasets's.
+Owns the reading and the further columns (age, device, ...). What split, label, patient and mask
+mean is core.datasets's.
 """
 
 import csv
@@ -13,6 +14,40 @@ NAME = "manifest.csv"
 _USED = {"file", "split", "label", "group", "mask"}
 
 
+def read_rows(root: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """Read the whole table.
+
+    Returns:
+        The names of the columns, and a dictionary for each row without spaces around its values.
+
+    Raises:
+        DataError: the manifest is no UTF-8 CSV table.
+    """
+    try:
+        with (root / NAME).open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            names = tuple(name for name in reader.fieldnames or () if name)
+            rows = [{name: (row.get(name) or "").strip() for name in names} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
+        raise refuse(f"is not a UTF-8 CSV table ({err})") from err
+    return names, rows
+
+
+def refuse(reason: str) -> DataError:
+    """The error of a manifest that cannot be used."""
+    return DataError(
+        f"{NAME} {reason}. Expected columns file,split,label and, if known, group and mask, "
+        "with paths relative to the folder.",
+        code="data.manifest",
+        params={"reason": reason},
+    )
+
+
+def name_key(file: str) -> str:
+    """An image's key from its cell: ``./a.png`` is the image ``a.png``."""
+    return PurePosixPath(file).as_posix()
+
+
 def read_columns(
     root: Path, keys: Sequence[str], *, with_patients: bool = False
 ) -> dict[str, tuple[str, ...]]:
@@ -20,7 +55,7 @@ def read_columns(
 
     Args:
         root: the data folder.
-        keys: of the images, as core.datasets makes them: ``./a.png`` is the image ``a.png``.
+        keys: of the images, as ``name_key`` makes them.
         with_patients: the column ``group`` as well.
 
     Returns:
@@ -30,25 +65,12 @@ def read_columns(
     Raises:
         DataError: the manifest is no UTF-8 CSV table.
     """
-    path = root / NAME
-    if not path.is_file():
+    if not (root / NAME).is_file():
         return {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            names = [name for name in reader.fieldnames or () if name and name not in _USED]
-            rows = {
-                PurePosixPath((row.get("file") or "").strip()).as_posix(): row for row in reader
-            }
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
-        raise DataError(
-            f"{NAME} is not a UTF-8 CSV table ({err}); save it as one.",
-            code="data.manifest",
-            params={"reason": str(err)},
-        ) from err
+    listed, table = read_rows(root)
+    names = [name for name in listed if name not in _USED]
+    rows = {name_key(row.get("file", "")): row for row in table}
     if with_patients:
         names.append("group")
-    columns = {
-        name: tuple((rows.get(key, {}).get(name) or "").strip() for key in keys) for name in names
-    }
+    columns = {name: tuple(rows.get(key, {}).get(name, "") for key in keys) for name in names}
     return {name: values for name, values in columns.items() if any(values)}

@@ -84,9 +84,7 @@ def find_neighbours_of(
     for embedding, group in zip(embeddings, groups, strict=True):
         apart = np.linalg.norm(gallery.embeddings - embedding, axis=1)
         copies = np.flatnonzero(apart < min(_SAME, _SAME_SHARE * float(np.median(apart))))
-        related = set(copies.tolist())
-        for patient in {group, *(gallery.groups[row] for row in copies)}:
-            related.update(gallery.find_related(sha256="", group=patient))
+        related = gallery.find_related(sha256="", group=group, copies=copies.tolist())
         barred.append(np.array(sorted(related), dtype=np.int64))
     return _search(gallery, embeddings, n_neighbours, barred=barred)
 

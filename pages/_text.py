@@ -16,7 +16,7 @@ import streamlit as st
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 
-from core.diagnosis import write_percent
+from core.diagnosis import write_percent as percent  # noqa: F401 - the pages say it so
 from core.errors import CoreError
 
 LOCALE_DIR = Path(__file__).parents[1] / "assets" / "locale"
@@ -234,11 +234,6 @@ def describe_error(code: str | None, message: str, params: Mapping[str, object])
 def describe(error: CoreError) -> str:
     """``describe_error`` for an exception."""
     return describe_error(error.code, str(error), error.params)
-
-
-def percent(share: float) -> str:
-    """A share as exports write it, too."""
-    return write_percent(share)
 
 
 def plain(text: str) -> str:
