@@ -3,7 +3,6 @@
 Owns the pair and its shared trunk cache; every step is one of training's or ensemble's own.
 """
 
-import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
@@ -74,12 +73,9 @@ def train_ensemble(
             params={"model_id": taken[0]},
         )
     cache = directory / ".runs" / f"{name}-cache"
-    for index, (member, objective) in enumerate(zip(members, MEMBERS.values(), strict=True)):
+    for index, (member, own) in enumerate(config.for_members(name).items()):
         if member in taken:
             continue
-        own = dataclasses.replace(
-            config, objective=dataclasses.replace(config.objective, name=objective)
-        )
         train(
             dataset,
             own,

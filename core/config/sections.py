@@ -263,6 +263,15 @@ class RunConfig:
         config: RunConfig = build_record(RunConfig, raw, "config")
         return config
 
+    def for_members(self, name: str) -> dict[str, "RunConfig"]:
+        """The models that an ensemble of this name is trained from, each with its objective."""
+        return {
+            f"{name}-{suffix}": dataclasses.replace(
+                self, objective=dataclasses.replace(self.objective, name=objective)
+            )
+            for suffix, objective in MEMBERS.items()
+        }
+
     def with_overrides(self, assignments: Sequence[str]) -> "RunConfig":
         """Apply ``section.key=value`` strings, values in JSON (bare words are strings)."""
         raw = dataclasses.asdict(self)

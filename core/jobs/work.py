@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from core.config import MEMBERS, RECIPES, RunConfig, Settings, TrainConfig, build_preset
+from core.config import RECIPES, RunConfig, Settings, TrainConfig, build_preset
 from core.errors import CoreError, JobError
 from core.jobs import ending, state
 
@@ -114,12 +114,7 @@ def _is_made(work: Work, config: RunConfig) -> bool:
         JobError: another model took the name, or that of a member, while the job did not run.
     """
     directory, name = work.settings.checkpoints_dir, str(work.params["name"])
-    recipes = {name: config}
-    if work.params.get("is_ensemble"):
-        recipes = {
-            f"{name}-{suffix}": config.with_overrides([f"objective.name={objective}"])
-            for suffix, objective in MEMBERS.items()
-        }
+    recipes = config.for_members(name) if work.params.get("is_ensemble") else {name: config}
     for model_id in dict.fromkeys((name, *recipes)):
         folder = directory / model_id
         if folder.exists() and not _is_own(work, folder, recipes):
