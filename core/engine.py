@@ -29,6 +29,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from core.mapped import release_pages
+
 logger = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], Tensor]
@@ -125,8 +127,14 @@ class _Kept:
         except (ImportError, RuntimeError, OSError, ValueError) as err:
             logger.warning("a compiled part cannot be read: %s", str(err)[:200])
             return None
+        self.release()
         self.mark_used()
         return run
+
+    def release(self) -> None:
+        """Give back the memory of the files: a compiled part has parameters of its own."""
+        for path in find_cache_dir().glob(f"{self.key}-*.bin"):
+            release_pages(path)
 
     def mark_used(self) -> None:
         """Keep the files from being dropped for another while."""
@@ -199,6 +207,7 @@ def _try(
     route = min(("torch", *agreeing), key=times.__getitem__)
     trial = Trial(route, times, agreement)
     logger.info("trial of a frozen part: %s", trial)
+    kept.release()
     with contextlib.suppress(OSError):  # a read-only home: the trial is repeated next time
         kept.write_trial(trial, precisions)
     return runs.get(route)

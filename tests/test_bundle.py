@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from core import engine, phantom, registry
 from core.backbones import parts
-from core.bundle import ModelBundle, save_bundle
+from core.bundle import ModelBundle, read_bundle, save_bundle
 from core.config import Settings
 from core.errors import CheckpointError, ConfigError
 
@@ -131,6 +131,30 @@ def test_nan_weights_are_refused(models: Path) -> None:
     edit_config(models, weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(CheckpointError, match="not numbers"):
         registry.load_bundle(models, "demo", settings=CPU)
+
+
+def test_weights_of_another_precision_are_refused(models: Path) -> None:
+    import hashlib
+
+    path = models / "demo" / "weights.safetensors"
+    state = load_file(path)
+    state["adapters.0.0.bias"] = state["adapters.0.0.bias"].astype(np.float64)
+    save_file(state, path)
+    edit_config(models, weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(CheckpointError, match="another precision"):
+        registry.load_bundle(models, "demo", settings=CPU)
+
+
+def test_two_models_on_one_trunk_keep_their_own_parameters(models: Path) -> None:
+    path = models / "demo" / "weights.safetensors"
+    first = read_bundle(models / "demo", CPU)
+    lent = read_bundle(models / "demo", CPU, shared=first.embedder.backbones)
+    stored = load_file(path)
+    for net in (first.embedder.net, lent.embedder.net):
+        for name, value in net.state_dict().items():
+            np.testing.assert_array_equal(value.numpy(), stored[name])
+    assert lent.embedder.backbones[0].trunk is first.embedder.backbones[0].trunk
+    assert lent.embedder.backbones[0].tail is not first.embedder.backbones[0].tail
 
 
 def test_another_trunk_is_refused(models: Path) -> None:

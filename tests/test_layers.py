@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
     -1: {"errors"},  # below everything: every module may raise
-    0: {"config", "diagnosis", "pdf_text"},
+    0: {"config", "diagnosis", "mapped", "pdf_text"},
     1: {
         "image_io",
         "transforms",

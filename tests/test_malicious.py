@@ -158,7 +158,7 @@ def set_weights(manifest: dict[str, Any], tensors: dict[str, Any], *, factor: fl
     """New parameters with the hash recorded in the config made to fit."""
 
     state = load(tensors["0/weights.safetensors"].tobytes())
-    raw = save({key: value * factor for key, value in state.items()})
+    raw = save({key: (value * factor).to(value.dtype) for key, value in state.items()})
     tensors["0/weights.safetensors"] = np.frombuffer(raw, dtype=np.uint8)
     texts = manifest["folders"][0]["texts"]
     config = json.loads(texts["config.json"])

@@ -5,8 +5,10 @@ Owns the cut and how a trunk is run. Knows nothing of adapters or images.
 
 import copy
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from timm.layers import global_pool_nlc
@@ -104,6 +106,14 @@ class Tail(nn.Module):
             x = self.norm(x)
         out: Tensor = self.head(x)
         return out
+
+    def copy_with(self, convert: Callable[[Tensor], Tensor]) -> Self:
+        """A tail of its own whose parameters are these, converted; buffers are copied."""
+        converted = {
+            id(p): nn.Parameter(convert(p.detach()), requires_grad=p.requires_grad)
+            for p in self.parameters()
+        }
+        return copy.deepcopy(self, converted)
 
     def forward(self, activation: Tensor) -> Tensor:
         """Run the tail and pool: (B, F) float."""

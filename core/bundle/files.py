@@ -31,10 +31,12 @@ from core.embedder import Embedder, build_embedder, choose_device, choose_precis
 from core.errors import CheckpointError, ConfigError, CoreError
 from core.evaluation import Calibration
 from core.knn import Gallery
+from core.mapped import release_pages
 from core.projection import Projection
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS_FILE = "weights.safetensors"
 _ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
 
 
@@ -77,7 +79,7 @@ def _write_files(
     folder: Path, config: BundleConfig, embedder: Embedder, contents: Contents
 ) -> None:
     packed = _pack_weights(embedder)
-    (folder / "weights.safetensors").write_bytes(packed)
+    (folder / WEIGHTS_FILE).write_bytes(packed)
     config = dataclasses.replace(config, weights_sha256=hashlib.sha256(packed).hexdigest())
     _save_arrays(folder, contents)
     for name, value in (
@@ -158,6 +160,7 @@ def read_bundle(
             )
     _load_net(folder, config, embedder)
     embedder = embedder.freeze(name=config.weights_sha256)
+    release_pages(folder / WEIGHTS_FILE)  # its tails may run on copies in another precision
     if embedder.precision != config.precision:
         logger.info(
             "model %s was built in %s and runs here in %s",
@@ -199,17 +202,21 @@ def _read_curation(url: str, data_id: str) -> GalleryState:
 
 
 def _load_net(folder: Path, config: BundleConfig, embedder: Embedder) -> None:
-    path = folder / "weights.safetensors"
+    """Put the trained parameters into the network: where it can, mapped from the file."""
+    path, net = folder / WEIGHTS_FILE, embedder.net
+    kinds = {key: value.dtype for key, value in net.state_dict().items()}
     try:
         if _hash_file(path) != config.weights_sha256:
-            raise _damaged(folder, "weights.safetensors does not match its recorded hash")
+            raise _damaged(folder, f"{WEIGHTS_FILE} does not match its recorded hash")
         state = load_file(path)
-        embedder.net.load_state_dict(state)
+        net.load_state_dict(state, assign=True)
     except (OSError, SafetensorError, RuntimeError) as err:
-        raise _damaged(folder, f"weights.safetensors: {err}") from err
+        raise _damaged(folder, f"{WEIGHTS_FILE}: {err}") from err
+    if any(value.dtype != kinds[key] for key, value in state.items()):
+        raise _damaged(folder, f"{WEIGHTS_FILE} holds values of another precision")
     if not all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point()):
-        raise _damaged(folder, "weights.safetensors holds values that are not numbers")
-    embedder.net.requires_grad_(False).eval()
+        raise _damaged(folder, f"{WEIGHTS_FILE} holds values that are not numbers")
+    net.to(embedder.device).arrange().requires_grad_(False).eval()
 
 
 def _load_contents(folder: Path, config: BundleConfig) -> Contents:

@@ -1,6 +1,5 @@
 """RunConfig -> Embedder: whose trunk is lent, found compiled, or built from pretrained weights."""
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -104,7 +103,8 @@ def _borrow(
         half = _is_half(config.embedder.precision, backbone, device)
         is_same = (backbone.name, backbone.input_size, backbone.tail_depth) == wanted
         if is_same and half == (backbone.dtype == torch.bfloat16):
-            return replace(backbone, tail=copy.deepcopy(backbone.tail))
+            fill = torch.empty_like if known else torch.clone
+            return replace(backbone, tail=backbone.tail.copy_with(fill))
     return None
 
 

@@ -7,7 +7,6 @@ finds that faster and in agreement. Gallery and queries go through the same func
 Knows nothing of neighbours, labels or files.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -247,7 +246,7 @@ def _freeze_tail(
 ) -> FrozenTail:
     tail = backbone.tail
     if backbone.dtype == torch.bfloat16 and backbone.keeps_half:
-        half = copy.deepcopy(tail).to(torch.bfloat16)
+        half = tail.copy_with(lambda p: p.to(torch.bfloat16)).to(torch.bfloat16)
         return FrozenTail(lambda a: half.body(a.to(torch.bfloat16)), half)
     compiled = None
     is_mixed = backbone.dtype == torch.bfloat16 and device.type == "cpu"

@@ -26,7 +26,6 @@ class EmbeddingNet(nn.Module):
         super().__init__()
         self.n_features = n_features
         self.tails = nn.ModuleList(tails)
-        self.tails.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sizes = config.embedder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
@@ -35,6 +34,12 @@ class EmbeddingNet(nn.Module):
             )
             is_classifier = config.objective.n_adapters == 0
             self.classifier = nn.Linear(n_features, N_CLASSES) if is_classifier else None
+        self.arrange()
+
+    def arrange(self) -> Self:
+        """Lay the parameters out as convolutions read them fastest."""
+        self.tails.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

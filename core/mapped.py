@@ -1,0 +1,27 @@
+"""Memory-mapped files: the pages of one that will hardly be read again are given back.
+
+Only Linux says which pages a process maps; elsewhere the system takes them back when it is short.
+"""
+
+import contextlib
+import ctypes
+from pathlib import Path
+
+_MAPS = Path("/proc/self/maps")
+_DONTNEED = 4  # MADV_DONTNEED: the next read fetches the page from the file again
+
+
+def release_pages(path: Path) -> None:
+    """Count a mapped file no longer as this process's memory; a later read fetches it again.
+
+    Args:
+        path: of the file. What this process wrote into a private mapping of it would be lost.
+    """
+    name = str(path.resolve())
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        lines = _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        advise = ctypes.CDLL(None).madvise
+        for fields in (line.split(maxsplit=5) for line in lines):
+            if fields[5:] == [name]:
+                start, end = (int(text, 16) for text in fields[0].split("-"))
+                advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
