@@ -34,9 +34,17 @@ _RECIPE_WORDS = {
 }
 _NON_COMMERCIAL = {"convnextv2-beit"}
 _MAX_SEEDS = 5
+_SIZES = (224, 288, 384, 448, 512, 640, 768)
+_LARGEST_ADVISED = 512  # beyond it no gain was measured
 _ORDER = ("offline", *(name for name in PRESETS if name != "offline"))
 # Fields of their own, or part of what the check above looked at.
-_ELSEWHERE = ("train.seed", "train.epochs", "train.val_fraction", "objective.name")
+_ELSEWHERE = (
+    "train.seed",
+    "train.epochs",
+    "train.val_fraction",
+    "objective.name",
+    "preprocess.input_size",
+)
 _EXAMPLE = "train.adapter_lr=0.001\ntrain.tail_lr=0.0001\ntrain.n_views=6"
 
 
@@ -81,7 +89,9 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
         )
     with right:
         epochs, seeds = _choose_length(preset, recipe)
-    overrides = [f"train.epochs={epochs}", *_choose_more()]
+        resized = _choose_size(preset, audit["report"])
+    more = _choose_more()
+    overrides = [f"train.epochs={epochs}", *resized, *more]
     if preset in _NON_COMMERCIAL:
         st.warning(
             _("The pretrained weights of ConvNeXtV2 are CC BY-NC 4.0: no commercial use."),
@@ -99,7 +109,7 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
         "is_synthetic": ".demo-data" in data.parts,
     }
     try:
-        _check_overrides(overrides[1:])
+        _check_overrides(more)
         build_config(params)
     except CoreError as error:
         st.error(plain(describe(error)), icon=":material/error:")
@@ -129,13 +139,44 @@ def _choose_length(preset: str, recipe: str) -> tuple[int, list[int]]:
     return int(epochs), sorted(seeds)
 
 
+def _choose_size(preset: str, report: dict[str, Any]) -> list[str]:
+    """The setting where it is not the preset's own; says what of the images would be lost."""
+    own = build_preset(preset).preprocess.input_size
+    size: int = st.selectbox(
+        _("Input size: the side of the square that the network sees, in pixels"),
+        sorted({own, *_SIZES}),
+        index=sorted({own, *_SIZES}).index(own),
+        key=f"{shared.FT_SIZE_KEY}_{preset}",
+        help=_(
+            "The preset's own is {size}. Where findings are small, a larger one can help; twice "
+            "the side takes about four times as long."
+        ).format(size=own),
+    )
+    width, height = (report[name][1] for name in ("width_range", "height_range"))
+    larger = [s for s in _SIZES if size < s <= min(width, height, _LARGEST_ADVISED)]
+    if larger:
+        st.caption(
+            _(
+                "The images are {width} x {height} px (median): at {size} px what is a few pixels "
+                "wide is lost. {larger} px would take about {times} times as long."
+            ).format(
+                width=width,
+                height=height,
+                size=size,
+                larger=larger[-1],
+                times=f"{(larger[-1] / size) ** 2:.1f}",
+            )
+        )
+    return [] if size == own else [f"preprocess.input_size={size}"]
+
+
 def _check_overrides(lines: list[str]) -> None:
     for line in lines:
         key = line.partition("=")[0].strip()
         if key in _ELSEWHERE:
             raise ConfigError(
-                f"{key} is not set here: seeds, epochs and objective have fields of their own, and "
-                "the check above belongs to the usual validation split.",
+                f"{key} is not set here: seeds, epochs, input size and objective have fields of "
+                "their own, and the check above belongs to the usual validation split.",
                 code="config.elsewhere",
                 params={"key": key},
             )

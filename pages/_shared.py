@@ -59,6 +59,7 @@ FT_ENSEMBLE_KEY = "finetune_ensemble"
 FT_OBJECTIVE_KEY = "finetune_objective"
 FT_EPOCHS_KEY = "finetune_epochs"  # prefix, one widget per preset and recipe
 FT_SEEDS_KEY = "finetune_seeds"
+FT_SIZE_KEY = "finetune_size"  # prefix, one widget per preset
 FT_MORE_KEY = "finetune_more"
 FT_CACHE_KEY = "finetune_cache"
 FT_JOB_KEY = "finetune_job"  # the job on view; also the query parameter

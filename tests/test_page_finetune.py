@@ -83,12 +83,21 @@ def test_without_data_the_page_says_where_to_put_it(
     assert "No data is on the server yet" in words(app)
 
 
-def choose(app: AppTest, phantom_folder: Path, findings: list, tmp_path: Path) -> AppTest:
+def choose(
+    app: AppTest,
+    phantom_folder: Path,
+    findings: list,
+    tmp_path: Path,
+    *,
+    width: int = 96,
+    height: int = 96,
+) -> AppTest:
     params = audit_params(phantom_folder, None)
     found = [dataclasses.asdict(f) for f in findings]
     keys = [key for f in findings for group in f.keys for key in group]
     result = {
-        "report": report().to_json(), "class_names": ["normal", "disease"],
+        "report": report(width_range=[width] * 3, height_range=[height] * 3).to_json(),
+        "class_names": ["normal", "disease"],
         "counts": {str(seed): report().counts for seed in SEEDS},
         "disease_class": "disease", "findings": {str(seed): found for seed in SEEDS},
         "samples": {"normal": [], "disease": []},
@@ -132,9 +141,35 @@ def test_good_data_and_a_name_let_training_start(
     assert (wanted["recipe"], wanted["is_ensemble"]) == ("report", True)
     assert build_config(wanted).recipe == "report"
     app.text_area(key=shared.FT_MORE_KEY).input("train.seed=3").run()
-    assert "Train.seed is not set here\\: seeds, epochs and objective have" in words(app)
+    assert "Train.seed is not set here\\: seeds, epochs, input size and objective have" in words(
+        app
+    )
     app.text_area(key=shared.FT_MORE_KEY).input("train.n_views=0").run()
     assert "must be 1..64, got 0" in words(app)
+
+
+def test_large_images_may_be_looked_at_larger(
+    app: AppTest, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def start(kind: str, params: dict, *, title: str, settings: object) -> Job:
+        assert settings is not None
+        asked.append(params)
+        return Job("20260101-000000-000009", kind, title, params, "now")
+
+    monkeypatch.setattr(jobs, "start", start)
+    choose(app, phantom_folder, [], tmp_path, width=4288, height=470)
+    said = "The images are 4288 x 470 px (median): at {} px what is a few pixels wide is lost. "
+    assert said.format(288) + "448 px would take about 2.4 times as long." in words(app)
+    app.text_input(key=shared.FT_NAME_KEY).input("eyes").run()
+    app.selectbox(key=f"{shared.FT_SIZE_KEY}_offline").select(448).run()
+    assert "px (median)" not in words(app)
+    app.button(key="finetune_start").click().run()
+    assert "preprocess.input_size=448" in asked[0]["overrides"]
+    assert build_config(asked[0]).preprocess.input_size == 448
+    app.text_area(key=shared.FT_MORE_KEY).input("preprocess.input_size=96").run()
+    assert "is not set here" in words(app)
 
 
 def test_a_change_of_language_keeps_the_recipe(

@@ -1,0 +1,140 @@
+"""What a larger input is worth before any training: frozen features of the training images.
+
+    PYTHONPATH=. python benchmarks/bench_input_size.py --only idrid --sizes 288 448 512
+
+Per data set and size: the pooled features of both `offline` backbones, mean of the four test-time
+views, judged by five-fold cross-validation in whole patients (three shuffles) with plain KNN and
+logistic regression: accuracy, AUROC, what each size gains over the preset's own with a 95 %
+interval over shuffles and patients, and seconds per image. Test images are never read. Features
+are kept in --work, so that a killed run goes on where it was. Result: results/input_size.json.
+"""
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+
+from core.comparison import compute_interval
+from core.config import Settings, build_preset
+from core.datasets import Dataset, Record, load_record, read_dataset
+from core.embedder import build_embedder
+from core.evaluation import rank_auroc
+from core.proportions import find_clusters
+
+SETS = ("idrid", "busi", "kermany_cxr_1639")
+N_FOLDS, N_SHUFFLES = 5, 3
+JUDGES = {
+    "knn": lambda: KNeighborsClassifier(20, weights="distance"),
+    "logistic_regression": lambda: LogisticRegression(C=10.0, max_iter=5000),
+}
+Votes = dict[str, NDArray[np.float64]]  # judge -> (shuffle, image) probability of disease
+
+
+def embed(records: list[Record], size: int, path: Path) -> tuple[NDArray[np.float32], float]:
+    """Frozen features (N, F) at an input size and seconds per image; read where they are kept."""
+    if path.is_file():
+        with np.load(path) as kept:
+            return kept["features"], float(kept["seconds"])
+    changes = [f"preprocess.input_size={size}", "objective.name=cross-entropy"]
+    config = build_preset("offline", recipe="report").with_overrides(changes)
+    embedder = build_embedder(config, Settings.from_env())
+    began = time.monotonic()
+    features = embedder.embed(load_record(r).pixels for r in records).embeddings
+    seconds = (time.monotonic() - began) / len(records)
+    np.savez(path, features=features, seconds=seconds)
+    return features, seconds
+
+
+def judge(
+    features: NDArray[np.float32], truth: NDArray[np.bool_], groups: NDArray[np.str_]
+) -> Votes:
+    """Probability of disease of every image, from the others' patients."""
+    votes = {name: np.zeros((N_SHUFFLES, len(truth))) for name in JUDGES}
+    for shuffle in range(N_SHUFFLES):
+        folds = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=shuffle)
+        for train, held in folds.split(features, truth, groups):
+            for name, make in JUDGES.items():
+                model = make().fit(features[train], truth[train])
+                votes[name][shuffle, held] = model.predict_proba(features[held])[:, 1]
+    return votes
+
+
+def measure(votes: NDArray[np.float64], truth: NDArray[np.bool_]) -> tuple[float, float]:
+    """Accuracy and AUROC, mean over the shuffles."""
+    accuracy = float(np.mean((votes > 0.5) == truth))
+    return accuracy, float(np.mean([rank_auroc(truth, v) for v in votes]))
+
+
+def compare(
+    first: NDArray[np.float64],
+    other: NDArray[np.float64],
+    truth: NDArray[np.bool_],
+    clusters: list[NDArray[np.int64]],
+) -> dict[str, Any]:
+    """What the first gains over the other in AUROC, with its interval."""
+
+    def gain(shuffles: NDArray[np.int64], rows: NDArray[np.int64]) -> float:
+        if len(set(truth[rows].tolist())) < 2:
+            return float("nan")
+        pairs = [(first[s, rows], other[s, rows]) for s in shuffles]
+        return float(
+            np.mean([rank_auroc(truth[rows], a) - rank_auroc(truth[rows], b) for a, b in pairs])
+        )
+
+    return asdict(compute_interval(gain, n_seeds=N_SHUFFLES, clusters=clusters))
+
+
+def run(dataset: Dataset, sizes: list[int], *, name: str, work: Path) -> list[dict[str, Any]]:
+    """One data set at every size."""
+    records = [r for r in dataset.records if r.split != "test"]
+    truth = np.array([r.label == dataset.disease_index for r in records])
+    groups = np.array([r.group or r.key for r in records])
+    clusters = find_clusters([r.group or "" for r in records], len(records))
+    own = build_preset("offline").preprocess.input_size
+    votes, rows = dict[int, Votes](), list[dict[str, Any]]()
+    for size in sorted({own, *sizes}, key=lambda size: (size != own, size)):
+        features, seconds = embed(records, size, work / f"{name}-{dataset.data_id}-{size}.npz")
+        votes[size] = judge(features, truth, groups)
+        row: dict[str, Any] = {"data": name, "n": len(records), "input_size": size}
+        row["seconds_per_image"] = round(seconds, 4)
+        for key, found in votes[size].items():
+            accuracy, auroc = measure(found, truth)
+            row[key] = {"accuracy": round(accuracy, 4), "auroc": round(auroc, 4)}
+            if size != own:
+                row[key]["auroc_gain"] = compare(found, votes[own][key], truth, clusters)
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--only", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 288, 384, 448])
+    parser.add_argument("--work", type=Path, default=Path("checkpoints/.input-size"))
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in options.only:
+        if not (options.data / name).exists():
+            print(f"{name}: left out, {options.data / name} is not there")
+            continue
+        dataset = read_dataset(options.data / name)
+        rows += run(dataset, options.sizes, name=name, work=options.work)
+    settings = {"preset": "offline", "n_threads": torch.get_num_threads()}
+    settings |= {"n_folds": N_FOLDS, "n_shuffles": N_SHUFFLES}
+    harness.write_result("input_size", {**settings, "sizes": rows})
+
+
+if __name__ == "__main__":
+    main()
