@@ -39,7 +39,7 @@ from core.datasets import Dataset, Record, load_record, read_dataset
 from core.embedder import Embedder, build_embedder
 from core.evaluation import rank_auroc
 from core.fitting import fit
-from core.knn import Gallery, cast_votes, search_k
+from core.knn import Gallery, cast_votes, read_shares, search_k
 from core.proportions import find_clusters
 from core.starting_point import average_with_start, begin_with_pca
 from core.training.finishing import _embed_split
@@ -181,9 +181,7 @@ def vote(
     votes = {}
     for split in ("val", "test"):
         ballots = cast_votes(gallery, points[split], k)
-        votes[split] = np.array(
-            [b.sum_by_class(gallery.labels, n_classes=2)[disease] for b in ballots]
-        )
+        votes[split] = read_shares(ballots, gallery.labels, class_index=disease)
     return votes, labels, groups, k
 
 

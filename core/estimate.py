@@ -18,7 +18,7 @@ import psutil
 
 from core import projection
 from core.bundle import freeze_trained
-from core.config import MEMBERS, RunConfig, Settings
+from core.config import RunConfig, Settings
 from core.datasets import Dataset, Record
 from core.embedder import Embedder, Progress, build_embedder, read_gpu_memory
 from core.errors import DataError
@@ -100,11 +100,8 @@ def run_trial(
     say = progress or (lambda _done, _text: None)
     say(0.05, "loading the backbones")
     began = time.monotonic()
-    names = list(MEMBERS.values()) if is_ensemble else [config.objective.name]
-    embedders = [
-        build_embedder(replace(config, objective=replace(config.objective, name=name)), settings)
-        for name in names
-    ]
+    members = config.for_members("trial").values() if is_ensemble else [config]
+    embedders = [build_embedder(member, settings) for member in members]
     load_s = time.monotonic() - began
     records = _choose(dataset)
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)

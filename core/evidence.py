@@ -16,7 +16,7 @@ from core import explain
 from core.bundle import Member, ModelBundle
 from core.diagnosis import Heatmap, Novelty
 from core.embedder import Embedded
-from core.knn import Ballot, cast_votes
+from core.knn import Ballot, cast_votes, read_shares
 
 # As explain.compute_view_heatmaps: backbone name -> (V, h, w) float32, signed or not, upright.
 ViewMaps = Callable[..., dict[str, NDArray[np.float32]]]
@@ -121,15 +121,12 @@ def _merge(
     )
 
 
-def measure_views(
-    votes: Sequence[Vote], embedded: Sequence[Embedded], *, n_classes: int = 2
-) -> tuple[float, ...]:
+def measure_views(votes: Sequence[Vote], embedded: Sequence[Embedded]) -> tuple[float, ...]:
     """The probability of disease that each test-time view gives by itself, members mixed.
 
     Args:
         votes: one per member.
         embedded: what each member made of this one image, with its activations.
-        n_classes: of the gallery's labels.
 
     Returns:
         One probability per view, in the order of ``transforms.build_test_views``, calibrated as
@@ -139,7 +136,7 @@ def measure_views(
     by_member = []
     for vote, outcome in zip(votes, embedded, strict=True):
         bundle = vote.member.bundle
-        by_member.append(_answer_views(bundle, outcome, vote.excluded, n_classes=n_classes))
+        by_member.append(_answer_views(bundle, outcome, vote.excluded))
     n_views = min(len(answers) for answers in by_member)
     weights = [vote.member.weight for vote in votes]
     mixed = np.average([answers[:n_views] for answers in by_member], axis=0, weights=weights)
@@ -147,7 +144,7 @@ def measure_views(
 
 
 def _answer_views(
-    bundle: ModelBundle, seen: Embedded, excluded: NDArray[np.int64], *, n_classes: int
+    bundle: ModelBundle, seen: Embedded, excluded: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     disease = bundle.config.disease_index
     if seen.view_probs is not None:
@@ -157,8 +154,7 @@ def _answer_views(
         views = seen.view_embeddings[:, 0]
         barred = [excluded] * len(views)
         ballots = cast_votes(bundle.gallery, views, bundle.n_shown, excluded=barred)
-        sums = [b.sum_by_class(bundle.gallery.labels, n_classes=n_classes) for b in ballots]
-        scores = np.array(sums)[:, disease]
+        scores = read_shares(ballots, bundle.gallery.labels, class_index=disease)
     return bundle.contents.calibration.apply(scores)
 
 

@@ -280,6 +280,13 @@ class Ballot:
         return _make_whole(sums)
 
 
+def read_shares(
+    ballots: Sequence[Ballot], labels: NDArray[np.int64], *, class_index: int
+) -> NDArray[np.float64]:
+    """What a class of the two got of the vote on each query: (Q,) in [0, 1]."""
+    return np.array([b.sum_by_class(labels, n_classes=2)[class_index] for b in ballots])
+
+
 def cast_votes(
     gallery: Gallery,
     queries: NDArray[np.float32],

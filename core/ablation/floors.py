@@ -18,7 +18,7 @@ from core.config import RunConfig, Settings
 from core.datasets import SPLITS, Dataset, Record, load_ahead
 from core.embedder import Embedder, build_embedder
 from core.errors import ImageError
-from core.knn import Gallery, cast_votes, search_k
+from core.knn import Gallery, cast_votes, read_shares, search_k
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def measure_floors(
         excluded=barred["val"],
     ).k
     ballots = cast_votes(gallery, features["test"], k, excluded=barred["test"])
-    votes = np.array([b.sum_by_class(gallery.labels, n_classes=2)[disease] for b in ballots])
+    votes = read_shares(ballots, gallery.labels, class_index=disease)
     model = LogisticRegression(C=_LOGISTIC_C, max_iter=5000)
     model.fit(features["train"], labels["train"] == disease)
     probs = model.predict_proba(features["test"])[:, 1]

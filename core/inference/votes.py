@@ -15,7 +15,7 @@ from core.embedder import Embedded, embed_together
 from core.ensemble import Model
 from core.evidence import Vote
 from core.image_io import Image
-from core.knn import Ballot, cast_votes
+from core.knn import Ballot, cast_votes, read_shares
 
 
 def read_batch(
@@ -65,7 +65,7 @@ def _compute_probability(
     if embedded.class_probs is not None:
         score = float(embedded.class_probs[index, disease])
     else:
-        score = float(ballot.sum_by_class(bundle.gallery.labels, n_classes=2)[disease])
+        score = float(read_shares([ballot], bundle.gallery.labels, class_index=disease)[0])
     return float(bundle.contents.calibration.apply(np.array([score]))[0])
 
 

@@ -15,7 +15,7 @@ from core.config import RunConfig
 from core.datasets import Dataset
 from core.embedder import Embedded, Embedder
 from core.fitting import Log, compute_separation, compute_spread, find_collapse
-from core.knn import Gallery, KSearch, cast_votes, search_k
+from core.knn import Gallery, KSearch, cast_votes, read_shares, search_k
 from core.trunk_cache import TrunkCache
 
 _EMBED_ROWS = 32
@@ -131,9 +131,7 @@ def _vote_on_validation(
         rule=config.knn.k_rule,
     )
     ballots = cast_votes(gallery, queries, found.k, excluded=excluded)
-    n_classes = len(dataset.class_names)
-    shares = [ballot.sum_by_class(gallery.labels, n_classes=n_classes) for ballot in ballots]
-    return found, np.array(shares)[:, dataset.disease_index]
+    return found, read_shares(ballots, gallery.labels, class_index=dataset.disease_index)
 
 
 def describe(
