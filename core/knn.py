@@ -19,6 +19,10 @@ from core.errors import DataError, ShapeError, check_shape
 _Float = TypeVar("_Float", np.float32, np.float64)
 _MATRIX_QUERIES = 8  # from so many on, one matrix product beats query by query
 _N_SPARE = 8  # more than asked for: FAISS's rounding may swap two rows at the last place
+_MANY_ROWS = 100_000  # from so many on, few queries are bound by reading the rows from memory
+_N_TIMES = 4  # as many candidates in half precision as rows wanted
+_ROUNDING = 1e-5  # of a distance: more than FAISS's sums in float32 are off
+_BLOCK = 65_536  # rows turned to half precision at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +96,23 @@ class Gallery:
         index.add(self._voting_rows - self._centre)
         return index
 
+    @cached_property
+    def _halves(self) -> "_HalfRows":
+        return _HalfRows(self._voting_rows, self._centre)
+
+    def _find_places(self, queries: NDArray[np.float32], n_wanted: int) -> NDArray[np.int64]:
+        """Positions among the voters: (Q, at least n_wanted), the nearest of each query in them."""
+        if len(queries) < _MATRIX_QUERIES and len(self.voters) >= _MANY_ROWS:
+            places, reach = self._halves.search(queries, n_wanted)
+            apart = self.embeddings[self.voters[places]] - queries[:, None, :]
+            needed = np.sort(np.linalg.norm(apart, axis=2), axis=1)[:, n_wanted - 1]
+            if (needed < reach).all():
+                return places
+        # FAISS compares queries times width with it; its own, 128000, is far too high.
+        faiss.cvar.distance_compute_blas_threshold = _MATRIX_QUERIES * queries.shape[1]
+        places = self._index.search(queries - self._centre, n_wanted)[1]
+        return places
+
     def search(
         self,
         queries: NDArray[np.float32],
@@ -131,10 +152,7 @@ class Gallery:
                 code="knn.nobody",
             )
         n_wanted = min(k + most + _N_SPARE, n_voters)
-        # FAISS compares queries times width with it; its own, 128000, is far too high.
-        faiss.cvar.distance_compute_blas_threshold = _MATRIX_QUERIES * queries.shape[1]
-        _, places = self._index.search(queries - self._centre, n_wanted)
-        found = self.voters[places]
+        found = self.voters[self._find_places(queries, n_wanted)]
         # By subtraction: FAISS's expanded form is not exactly zero for equal vectors.
         apart = self.embeddings[found] - queries[:, None, :]
         distances: NDArray[np.float32] = np.linalg.norm(apart, axis=2)
@@ -182,6 +200,42 @@ class Gallery:
     @cached_property
     def _rows_by_sha256(self) -> dict[str, list[int]]:
         return _index_rows(self.sha256)
+
+
+class _HalfRows:
+    """The rows once more in half precision: half the memory to read, and it is known how far off.
+
+    Candidates alone come from here; whether the nearest are among them is the caller's to check.
+    """
+
+    def __init__(self, rows: NDArray[np.float32], centre: NDArray[np.float32]) -> None:
+        width = rows.shape[1]
+        largest = max(
+            np.abs(rows.max(axis=0) - centre).max(), np.abs(rows.min(axis=0) - centre).max()
+        )
+        # A power of two, which rounds nothing, for the full range of half precision.
+        self._scale = np.float32(2.0 ** -np.ceil(np.log2(max(float(largest), 1e-30))))
+        self._centre = centre
+        self._index = faiss.IndexScalarQuantizer(
+            width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2
+        )
+        self._moved = 0.0  # the largest distance that a row is off by
+        for start in range(0, len(rows), _BLOCK):
+            block = (rows[start : start + _BLOCK] - centre) * self._scale
+            self._index.add(block)
+            error = self._index.reconstruct_n(start, len(block)) - block
+            self._moved = max(self._moved, float(np.linalg.norm(error, axis=1).max()))
+
+    def search(
+        self, queries: NDArray[np.float32], n_wanted: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Candidates (Q, C) of each query, and the distance (Q,) within which none is missing."""
+        n_found = min(_N_TIMES * n_wanted, self._index.ntotal)
+        squares, places = self._index.search((queries - self._centre) * self._scale, n_found)
+        if n_found == self._index.ntotal:
+            return places, np.full(len(queries), np.inf)
+        farthest = np.sqrt(squares[:, -1].astype(np.float64))
+        return places, (farthest * (1.0 - _ROUNDING) - self._moved) / float(self._scale)
 
 
 def _index_rows(names: Sequence[str]) -> dict[str, list[int]]:

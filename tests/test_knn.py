@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from core import knn
 from core.errors import DataError, ShapeError
 from core.knn import Ballot, Gallery, cast_votes, compute_shares, search_k, split_parts, vote
 
@@ -75,6 +76,43 @@ def test_search_of_many_equals_search_of_each(rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(rows[i], nearest)
             np.testing.assert_array_equal(distances[i], apart[nearest])
             np.testing.assert_array_equal(gallery.search(query[None], 5)[1][0], rows[i])
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-5, 0.0])
+def test_half_precision_finds_what_float32_finds(
+    spread: float, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where half precision cannot tell the rows apart and the answer must be asked again."""
+    points = 1.0 + spread * rng.standard_normal((700, 128))
+    points[7] = points[300]
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    gallery = replace(build_gallery(points[:640], [0, 1] * 320), may_vote=np.arange(640) % 9 != 4)
+    queries = points[637:644].astype(np.float32)
+    barred = [np.arange(n, dtype=np.int64) for n in range(7)]
+    expected = gallery.search(queries, 6, excluded=barred)
+    monkeypatch.setattr(knn, "_MANY_ROWS", 1)
+    found = gallery.search(queries, 6, excluded=barred)
+    np.testing.assert_array_equal(found[0], expected[0])
+    if spread:
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_float32_is_asked_only_where_half_precision_may_have_missed_a_row(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn, "_MANY_ROWS", 1)
+    apart = build_gallery(random_unit(rng, 300, 128), [0] * 300)
+    query = apart.embeddings[:1]
+    apart.search(query, 3)
+    assert "_index" not in vars(apart)
+    # 200 rows nearer to each other than half precision tells: none can be left out on its word.
+    near = query + 1e-6 * rng.standard_normal((200, 128))
+    close = build_gallery(np.concatenate([near, apart.embeddings]), [0] * 500)
+    distances, rows = close.search(query, 3)
+    assert "_index" in vars(close)
+    exact = np.linalg.norm(close.embeddings - query, axis=1)
+    np.testing.assert_array_equal(rows[0], np.argsort(exact, kind="stable")[:3])
+    np.testing.assert_array_equal(distances[0], np.sort(exact)[:3])
 
 
 def test_a_copy_is_at_distance_zero_even_in_a_large_batch(rng: np.random.Generator) -> None:
