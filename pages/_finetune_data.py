@@ -196,7 +196,7 @@ def _show_failure(data: Path, job: jobs.Job) -> None:
 
 def _show_result(result: dict[str, Any], folder: Path) -> None:
     seeds = chosen_seeds()
-    left, right = st.columns([2, 3], gap="large")
+    left, right = st.columns(2, gap="medium")
     with left:
         st.markdown("#### " + _("Images by class"))
         counts = result["counts"]

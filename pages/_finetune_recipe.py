@@ -153,7 +153,7 @@ def _choose_size(preset: str, report: dict[str, Any]) -> list[str]:
         ).format(size=own),
     )
     width, height = (report[name][1] for name in ("width_range", "height_range"))
-    larger = [s for s in _SIZES if size < s <= min(width, height, _LARGEST_ADVISED)]
+    larger = [s for s in _SIZES if size < s <= min(max(width, height), _LARGEST_ADVISED)]
     if larger:
         st.caption(
             _(

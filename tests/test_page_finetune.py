@@ -159,8 +159,8 @@ def test_large_images_may_be_looked_at_larger(
         return Job("20260101-000000-000009", kind, title, params, "now")
 
     monkeypatch.setattr(jobs, "start", start)
-    choose(app, phantom_folder, [], tmp_path, width=4288, height=470)
-    said = "The images are 4288 x 470 px (median): at {} px what is a few pixels wide is lost. "
+    choose(app, phantom_folder, [], tmp_path, width=470, height=340)
+    said = "The images are 470 x 340 px (median): at {} px what is a few pixels wide is lost. "
     assert said.format(288) + "448 px would take about 2.4 times as long." in words(app)
     app.text_input(key=shared.FT_NAME_KEY).input("eyes").run()
     app.selectbox(key=f"{shared.FT_SIZE_KEY}_offline").select(448).run()
