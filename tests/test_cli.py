@@ -69,6 +69,28 @@ def test_evaluate_models_audit_and_demo(
     assert "exists" in capsys.readouterr().err
 
 
+def test_evaluate_says_which_images_the_model_was_trained_on(
+    run,
+    tiny_checkpoints: Path,
+    seen_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["evaluate", "--model", "demo-triplet", "--json", str(out), "--data"]
+    assert run(*arguments, str(seen_folder)) == 0
+    assert "Warning: The model was trained on 6 of these 8 images" in capsys.readouterr().err
+    value = json.loads(out.read_text(encoding="utf-8"))
+    assert (value["n_in_gallery"], value["is_fitted_on"]) == (6, True)
+    data = str(tiny_checkpoints / ".demo-data")
+    assert run(*arguments, data, "--split", "val") == 0
+    assert "Warning: These are images that the model was trained on" in capsys.readouterr().err
+    assert run(*arguments, data) == 0
+    assert "Warning" not in capsys.readouterr().err
+    value = json.loads(out.read_text(encoding="utf-8"))
+    assert (value["n_in_gallery"], value["is_fitted_on"]) == (0, False)
+
+
 def test_ensemble_of_two_models_and_its_refusals(
     run, tiny_checkpoints: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,7 +149,7 @@ def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
 def _evaluate(work: Work) -> dict[str, Any]:
     """Measure a model and keep it with its bundle. Takes model, data, split, parts,
     disease_class."""
-    from core.assessment import assess
+    from core.assessment import assess, to_json
 
     evaluation = assess(
         str(work.params["model"]),
@@ -160,7 +160,7 @@ def _evaluate(work: Work) -> dict[str, Any]:
         disease_class=work.params.get("disease_class"),
         progress=work.report,
     )
-    return dict(evaluation.result)
+    return to_json(evaluation)
 
 
 def _audit(work: Work) -> dict[str, Any]:
