@@ -128,20 +128,22 @@ def _is_made(work: Work, config: RunConfig) -> bool:
 
 
 def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
-    """Whether a model is of this job's recipe and data."""
+    """Whether a model is of this job's recipe and data folder; of members training asks more."""
     from core.bundle import read_bundle_config
     from core.ensemble import read_record
+    from core.ensemble_training import is_of_recipe
 
     try:
         if folder.name not in recipes:
             return {member.model_id for member in read_record(folder).members} == set(recipes)
+        if not is_of_recipe(folder, recipes[folder.name]):
+            return False
         found = read_bundle_config(folder)
     except CoreError:
         return False
     disease = found.class_names[found.disease_index]
     return (
-        found.run == recipes[folder.name]
-        and Path(found.data_root) == Path(work.params["data"]).resolve()
+        Path(found.data_root) == Path(work.params["data"]).resolve()
         and (work.params.get("disease_class") or disease) == disease
     )
 
