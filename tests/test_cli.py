@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,32 @@ def test_predict_answers_good_files_and_names_the_bad_one(
     for file in rows[0]["heatmaps"].values():
         assert decode(Path(file).read_bytes()).pixels.shape == (96, 96, 3)
     assert len(table.read_text(encoding="utf-8").splitlines()) == 5
+
+
+def test_heatmaps_of_files_with_long_names_are_written_each_under_its_own(
+    run, tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    eye = next((tiny_checkpoints / ".demo-data" / "test").rglob("*.png"))
+    files = [tmp_path / f"{'图' * 80}{end}.png" for end in "ab"]
+    for file in files:
+        shutil.copy2(eye, file)
+    out, maps = tmp_path / "out.json", tmp_path / "maps"
+    arguments = ["predict", "--model", "demo-triplet", *map(str, files), "--json", str(out)]
+    assert run(*arguments, "--explain", str(maps)) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    written = [file for row in rows for file in row["heatmaps"].values()]
+    assert len(set(written)) == len(written) > 2
+    assert sorted(written) == sorted(str(path) for path in maps.iterdir())
+
+
+def test_a_folder_that_cannot_hold_heatmaps_is_refused_before_the_first_image(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "maps"
+    taken.write_text("a file", encoding="utf-8")
+    monkeypatch.setattr("core.image_io.load", lambda _path: pytest.fail("an image was read"))
+    assert run("predict", "--model", "demo", str(taken), "--explain", str(taken)) == 2
+    assert f"Error: cannot write heatmaps into {taken} (File exists)" in capsys.readouterr().err
 
 
 def test_undefined_numbers_are_null_in_json(tmp_path: Path) -> None:

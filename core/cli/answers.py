@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,8 @@ from core.cli.terminal import (
 )
 from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
 from core.errors import ConfigError, CoreError
+
+_STEM_BYTES = 100  # of a file's name in its heatmap's: with the rest it stays under any limit
 
 
 def predict(
@@ -43,6 +46,8 @@ def predict(
     files = list(_find_files(paths))
     if not files:
         raise ConfigError("no file was found under the given paths; name images or folders.")
+    if explain is not None:
+        _check_writable(explain)
     diagnoses: list[Diagnosis] = []
     written: list[dict[str, str]] = []
     with show_progress("predict") as report:
@@ -72,19 +77,40 @@ def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
+def _check_writable(folder: Path) -> None:
+    """Make the folder and a file in it: better now than after hours of answers.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as err:
+        raise _refuse_folder(folder, err) from err
+
+
+def _refuse_folder(folder: Path, err: OSError) -> ConfigError:
+    return ConfigError(f"cannot write heatmaps into {folder} ({err.strerror or err}).")
+
+
 def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[str, str]:
     from core.explain import overlay, resize_heatmap
     from core.image_io import encode_png
 
     if diagnosis.pixels is None:
         return {}
-    folder.mkdir(parents=True, exist_ok=True)
+    stem = Path(diagnosis.file).stem.encode(errors="ignore")[:_STEM_BYTES].decode(errors="ignore")
     files = {}
     for backbone, heatmap in diagnosis.heatmaps.items():
-        path = folder / f"{index:04d}-{Path(diagnosis.file).stem}-{backbone}.png"
+        path = folder / f"{index:04d}-{stem}-{backbone}.png"
         height, width = diagnosis.pixels.shape[:2]
         fine = resize_heatmap(heatmap, height=height, width=width)
-        path.write_bytes(encode_png(overlay(diagnosis.pixels, fine, opacity=0.6)))
+        try:
+            path.write_bytes(encode_png(overlay(diagnosis.pixels, fine, opacity=0.6)))
+        except OSError as err:
+            raise _refuse_folder(folder, err) from err
         files[backbone] = str(path)
     return files
 
