@@ -1,5 +1,6 @@
 """The command line: exit codes, one clear line on bad input, the agreed JSON."""
 
+import errno
 import json
 import math
 import shutil
@@ -161,6 +162,48 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     errors = capsys.readouterr().err.strip().splitlines()
     assert errors[-1].startswith("Error: ")
     assert message in errors[-1]
+
+
+def test_paths_that_do_not_exist_have_a_row_unless_none_exists(
+    run, tiny_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eye = str(next((tiny_checkpoints / ".demo-data" / "test").rglob("*.png")))
+    out = tmp_path / "out.json"
+    arguments = ["predict", "--model", "demo-triplet", "--json", str(out)]
+    missing = [str(tmp_path / "typo.png"), str(tmp_path / f"{'x' * 300}.png")]
+    assert run(*arguments, *missing) == 2
+    assert "there is nothing at" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(*arguments, eye, *missing) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["file"] for row in rows] == [eye, *missing]
+    assert [row["status"] for row in rows[1:]] == ["rejected"] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y.png"),
+         "Permission denied: /x/y.png"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/none/a"), "the disk is full: "),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full. Free some space"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)  # fmt: skip
+def test_errors_of_the_file_system_are_one_line_and_exit_code_2(
+    run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    said: str,
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("core.datasets.read_splits", refuse)
+    assert run("audit", "--data", ".") == 2
+    assert capsys.readouterr().err.strip().startswith(f"Error: {said}")
 
 
 @pytest.mark.slow

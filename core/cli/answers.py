@@ -1,6 +1,7 @@
 """The command that uses a model on images: predict."""
 
 import dataclasses
+import errno
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,10 @@ def predict(
     ] = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Answer on images, each with its evidence; bad files get their reason and stop nothing."""
+    """Answer on images, each with its evidence; bad files get their reason and stop nothing.
+
+    So does a path that does not exist, unless none of them does.
+    """
     from core.image_io import load
     from core.inference import diagnose, reject
     from core.registry import load_bundle
@@ -44,6 +48,9 @@ def predict(
     settings = read_settings(checkpoints)
     bundle = load_bundle(settings.checkpoints_dir, model, settings=settings)
     files = list(_find_files(paths))
+    if not any(_exists(path) for path in paths):
+        named = ", ".join(str(path) for path in paths[:3])
+        raise ConfigError(f"there is nothing at {named}; check the paths.")
     if not files:
         raise ConfigError("no file was found under the given paths; name images or folders.")
     if explain is not None:
@@ -71,10 +78,21 @@ def predict(
 
 def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
-        if path.is_dir():
+        if _exists(path) and path.is_dir():
             yield from sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
         else:
             yield path
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there, readable or not; a name that no file can have is not."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as err:
+        return err.errno != errno.ENAMETOOLONG
+    return True
 
 
 def _check_writable(folder: Path) -> None:
