@@ -3,12 +3,16 @@
 import logging
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import typer
 
 from core.cli import answers, evaluation, exploring, jobs, listing, models, training
 from core.diagnosis import RESEARCH_USE
 from core.errors import CoreError
+from core.jobs import ending
+
+logger = logging.getLogger(__name__)
 
 COMMANDS = (
     training.demo,
@@ -62,13 +66,20 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; a deliberate failure is one line and exit code 2."""
+    """Run the command line; a failure with a known reason is one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         build_app()()
     except CoreError as err:
-        print(f"Error: {err}", file=sys.stderr)  # noqa: T201 - one plain line, unwrapped
-        sys.exit(2)
+        _fail(str(err))
+    except OSError as err:
+        logger.debug("the file system said no", exc_info=True)
+        _fail(ending.explain_os_error(err))
+
+
+def _fail(reason: str) -> NoReturn:
+    print(f"Error: {reason}", file=sys.stderr)  # noqa: T201 - one plain line, unwrapped
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from core.image_io import Image, decode, encode_png, load
 SPLITS = ("train", "val", "test")
 _MIN_PER_CLASS = 4
 _SAMPLE = 4096  # bytes, of each of three places of a file, that tell data sets apart
+_UNREAD = b"unread"  # stands for what a file holds that cannot be opened
 _N_AHEAD = 4  # images that load_ahead holds
 _IGNORED = {"thumbs.db", "desktop.ini", "manifest.csv", "phantom.json", "report.json", "source.txt"}
 _IGNORED_FOLDERS = {"masks"}
@@ -223,7 +224,7 @@ def _read_manifest(root: Path) -> list[_Found]:
     found, absent = [], []
     for number, row in enumerate(rows, start=2):
         item = _read_row(root, row, number)
-        if item.path is None or not item.path.is_file():
+        if item.path is None or not _is_there(item.path):
             absent.append(item.key)
         found.append(item)
     if absent:
@@ -233,6 +234,14 @@ def _read_manifest(root: Path) -> list[_Found]:
     if twice:
         raise manifest.refuse(f"names {len(twice)} files twice, first {twice[0]}")
     return found
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path is of a file; one that cannot be looked up (name too long) is not there."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _read_row(root: Path, row: Mapping[str, str], number: int) -> _Found:
@@ -360,11 +369,17 @@ def _compute_data_id(records: Sequence[Record], names: Sequence[str]) -> str:
 
 
 def _sample(path: Path) -> bytes:
-    """The size of a file and its beginning, middle and end: two scanners may both name IM0001."""
-    size = path.stat().st_size
-    with path.open("rb", buffering=0) as handle:
-        pieces = []
-        for start in sorted({0, max(0, (size - _SAMPLE) // 2), max(0, size - _SAMPLE)}):
-            handle.seek(start)
-            pieces.append(handle.read(_SAMPLE))
+    """The size of a file and its beginning, middle and end: two scanners may both name IM0001.
+
+    A file that may not be read has a mark of its own; reading its pixels says why.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb", buffering=0) as handle:
+            pieces = []
+            for start in sorted({0, max(0, (size - _SAMPLE) // 2), max(0, size - _SAMPLE)}):
+                handle.seek(start)
+                pieces.append(handle.read(_SAMPLE))
+    except OSError:
+        return _UNREAD
     return b"".join([str(size).encode(), *pieces])

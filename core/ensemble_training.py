@@ -3,17 +3,18 @@
 Owns the pair and its shared trunk cache; every step is one of training's or ensemble's own.
 """
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from core.bundle import check_model_id
+from core.bundle import check_model_id, read_bundle_config
 from core.config import MEMBERS, RunConfig, Settings
 from core.datasets import Dataset
 from core.embedder import Embedder, Progress
 from core.ensemble import build_ensemble
-from core.errors import CheckpointError
+from core.errors import CheckpointError, ConfigError, CoreError
 from core.fitting import Watch
 from core.training import train
 from core.trunk_cache import TrunkCache
@@ -60,7 +61,8 @@ def train_ensemble(
 
     Raises:
         CheckpointError: a name is taken.
-        ConfigError: a member's validation accuracy is under the gate; the members stay.
+        ConfigError: a finished member is of another recipe or other data; or a member's
+            validation accuracy is under the gate, and the members stay.
         CoreError: what training raises.
     """
     directory = settings.checkpoints_dir
@@ -72,8 +74,11 @@ def train_ensemble(
             code="checkpoint.exists",
             params={"model_id": taken[0]},
         )
+    recipes = config.for_members(name)
+    for member in taken:
+        _check_own(directory / member, recipes[member], dataset)
     cache = directory / ".runs" / f"{name}-cache"
-    for index, (member, own) in enumerate(config.for_members(name).items()):
+    for index, (member, own) in enumerate(recipes.items()):
         if member in taken:
             continue
         train(
@@ -91,6 +96,31 @@ def train_ensemble(
     shutil.rmtree(cache, ignore_errors=True)
     gate = config.ensemble.min_val_accuracy
     return build_ensemble(directory, name, members, min_val_accuracy=gate)
+
+
+def is_of_recipe(folder: Path, run: RunConfig) -> bool:
+    """Whether a bundle can be read and was trained by this recipe, whatever the vote's gate."""
+    try:
+        found = read_bundle_config(folder).run
+    except CoreError:
+        return False
+    return dataclasses.replace(found, ensemble=run.ensemble) == run
+
+
+def _check_own(folder: Path, run: RunConfig, dataset: Dataset) -> None:
+    """A model that only has a member's name does not vote: it may be of any data."""
+    if is_of_recipe(folder, run):
+        found = read_bundle_config(folder)
+        classes = (dataset.data_id, dataset.class_names, dataset.disease_index)
+        if (found.data_id, found.class_names, found.disease_index) == classes:
+            return
+    raise ConfigError(
+        f"model {folder.name!r} was trained with other settings or on other data than this run "
+        "(or cannot be read). Resume with what it was made with, delete it, or choose another "
+        "--name.",
+        code="config.resume",
+        params={"name": folder.name},
+    )
 
 
 def map_progress(progress: Progress | None, start: float, share: float) -> Progress | None:

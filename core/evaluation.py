@@ -25,7 +25,7 @@ from sklearn.metrics import (
 from sklearn.model_selection import StratifiedGroupKFold
 
 from core.errors import DataError, check_shape
-from core.proportions import find_clusters, measure_share
+from core.proportions import bound_figure, find_clusters, measure_share
 
 _N_BOOTSTRAP = 2000
 _N_ECE_BINS = 10
@@ -106,7 +106,7 @@ def evaluate(
 
     Returns:
         The report. The accuracy interval is that of ``measure_share``; the AUROC interval is the
-        percentile bootstrap (2000 resamples).
+        percentile bootstrap (2000 resamples), bounded as ``proportions.bound_figure`` says.
 
     Raises:
         ShapeError: lengths differ.
@@ -128,14 +128,15 @@ def evaluate(
     tn, fp, fn, tp = (int(v) for v in confusion_matrix(truth, called).ravel())
     clusters = find_clusters(groups, len(truth))
     aurocs = _bootstrap(truth, probs, clusters, seed=seed)
+    auroc = float(roc_auc_score(truth, probs))
     right = measure_share(called == truth, groups=groups, seed=seed)
     return Report(
         n=len(truth),
         accuracy=(tn + tp) / len(truth),
         accuracy_ci95=(right.low, right.high),
         balanced_accuracy=float(balanced_accuracy_score(truth, called)),
-        auroc=float(roc_auc_score(truth, probs)),
-        auroc_ci95=_percentiles(aurocs),
+        auroc=auroc,
+        auroc_ci95=bound_figure(auroc, aurocs, truth=truth, groups=groups),
         average_precision=float(average_precision_score(truth, probs)),
         sensitivity=tp / (tp + fn),
         specificity=tn / (tn + fp),
@@ -299,8 +300,3 @@ def rank_auroc(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
     n_disease = int(truth.sum())
     n_pairs = n_disease * (len(truth) - n_disease)
     return float((ranks[truth].sum() - n_disease * (n_disease + 1) / 2) / n_pairs)
-
-
-def _percentiles(values: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)

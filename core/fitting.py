@@ -7,6 +7,7 @@ uninterrupted one does.
 
 import os
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,6 +292,8 @@ class _Saver(L.Callback):  # type: ignore[misc]
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: FittingModule) -> None:
         temporary = self.path.with_suffix(".writing")
         trainer.save_checkpoint(temporary)
+        with temporary.open("rb") as handle:  # a power cut must not leave the name without content
+            os.fsync(handle.fileno())
         os.replace(temporary, self.path)
         metrics = trainer.callback_metrics
         loss, spread = float(metrics["loss"]), float(metrics["spread"])
@@ -330,6 +333,26 @@ def find_collapse(spread: float, separation: float) -> str | None:
     )
 
 
+def _find_checkpoint(path: Path, *, log: Log) -> Path | None:
+    """The checkpoint to go on from; none where there is none or it did not reach the disk whole."""
+    if not path.is_file():
+        log("training begins")
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch's format; every part has its checksum
+            is_whole = archive.testzip() is None
+    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError):
+        is_whole = False
+    if is_whole:
+        log("training goes on from the last checkpoint")
+        return path
+    log(
+        "WARNING: the last checkpoint cannot be read (it did not reach the disk whole): training "
+        "begins anew; what went through the trunks is kept"
+    )
+    return None
+
+
 def fit(
     embedder: Embedder,
     cache: TrunkCache,
@@ -339,7 +362,7 @@ def fit(
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> None:
-    """Train the tails and the adapter in place, from the last checkpoint if there is one.
+    """Train the tails and the adapter in place, from the last checkpoint if one can be read.
 
     Args:
         embedder: its net is trained; frozen and in eval mode again afterwards.
@@ -353,7 +376,7 @@ def fit(
     embedder.net.requires_grad_(True).train()  # Lightning keeps the mode that it finds
     module = FittingModule(embedder.net, embedder.config, cache=cache)
     last = folder / "last.ckpt"
-    log("training goes on from the last checkpoint" if last.is_file() else "training begins")
+    checkpoint = _find_checkpoint(last, log=log)
     with warnings.catch_warnings():
         # Batches are read from a memory map: loader processes would only copy them.
         warnings.simplefilter("ignore", PossibleUserWarning)
@@ -371,5 +394,5 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, ckpt_path=last if last.is_file() else None, weights_only=True)
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     embedder.net.to(embedder.device).requires_grad_(False).eval()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from core.evaluation import compute_ece, evaluate
-from core.proportions import find_clusters, measure_share
+from core.proportions import bound_figure, find_clusters, measure_share
 
 _N_BOOTSTRAP = 1000
 Measure = Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
@@ -70,7 +70,8 @@ def compute_headlines(
         p_disease: (N,) probability of disease.
         groups: patient of each image. Given, patients are resampled, not images.
         seed: of the bootstrap (1000 resamples, percentiles; those with one class are drawn again).
-            Sensitivity and specificity have the intervals of ``proportions.measure_share``.
+            Sensitivity and specificity have the intervals of ``proportions.measure_share``, the
+            others those of ``proportions.bound_figure``.
 
     Raises:
         ShapeError, DataError: as ``evaluation.evaluate``.
@@ -89,8 +90,9 @@ def compute_headlines(
         share = measure_share(hits, among=chosen, groups=groups, seed=seed)
         figures.append(Figure(key, share.share or 0.0, share.low, share.high))
     for key, measure in _MEASURES.items():
-        low, high = np.percentile(drawn[key], [2.5, 97.5])
-        figures.append(Figure(key, measure(truth, probs), float(low), float(high)))
+        value = measure(truth, probs)
+        low, high = bound_figure(value, drawn[key], truth=truth, groups=groups)
+        figures.append(Figure(key, value, low, high))
     return tuple(figures)
 
 

@@ -1,7 +1,8 @@
 """Counted shares and means with their intervals, and which images belong to one patient.
 
-Owns the interval of a proportion and of a mean; arrays in, frozen records out. Images of one
-patient resemble each other: counted one by one they would promise more than they know.
+Owns the interval of a proportion and of a mean, and what a bootstrap cannot know; arrays in, frozen
+records out. Images of one patient resemble each other: counted one by one they would promise more
+than they know.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from scipy.stats import binomtest
 from core.errors import ShapeError, check_shape
 
 _N_BOOTSTRAP = 2000
+_SAME = 1e-9  # figures nearer than this differ by rounding alone
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,36 @@ def measure_share(
     times = _draw_times(len(clusters), seed=seed)
     low, high = np.percentile((times @ found) / (times @ sizes), [2.5, 97.5])
     return Share(n, n_hit, n_hit / n, float(low), float(high))
+
+
+def bound_figure(
+    value: float,
+    drawn: Sequence[float] | NDArray[np.float64],
+    *,
+    truth: NDArray[np.bool_],
+    groups: Sequence[str] | None = None,
+) -> tuple[float, float]:
+    """The 95 % interval, within 0..1, of a figure of two classes that was measured on resamples.
+
+    The percentiles of the draws. One patient says nothing of others: 0..1. Where every draw gives
+    0 or every draw gives 1, as where the classes are perfectly apart, the other bound is Wilson's,
+    with each patient of the rarer class counted once.
+
+    Args:
+        value: the figure on all images.
+        drawn: the figure on resampled patients.
+        truth: (N,) class of each image; both must occur.
+        groups: (N,) patient of each image; empty text where unknown.
+    """
+    if len(find_clusters(groups, len(truth))) < 2:
+        return 0.0, 1.0
+    low, high = (float(bound) for bound in np.percentile(drawn, [2.5, 97.5]))
+    is_fixed = np.ptp(drawn) < _SAME
+    if is_fixed and min(value, 1.0 - value) < _SAME:
+        n = min(count_patients(groups, side) for side in (truth, ~truth))
+        alone = compute_share(n if value > 0.5 else 0, n)
+        return alone.low, alone.high
+    return low, high
 
 
 def measure_mean(

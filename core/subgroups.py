@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from core.errors import ShapeError, check_shape
 from core.evaluation import rank_auroc
-from core.proportions import Share, count_patients, find_clusters, measure_share
+from core.proportions import Share, bound_figure, count_patients, find_clusters, measure_share
 
 MIN_N = 30  # patients (or images) of either class: with fewer a row is marked
 MAX_GROUPS = 12
@@ -118,7 +118,6 @@ def _measure(
 ) -> Subgroup:
     called = probs > 0.5
     has_both = bool(truth.any() and not truth.all())
-    clusters = find_clusters(groups, len(truth))
     return Subgroup(
         value=name,
         n=len(truth),
@@ -127,7 +126,7 @@ def _measure(
         sensitivity=measure_share(called, among=truth, groups=groups, seed=seed),
         specificity=measure_share(~called, among=~truth, groups=groups, seed=seed),
         auroc=rank_auroc(truth, probs) if has_both else None,
-        auroc_ci95=_bootstrap_auroc(truth, probs, clusters, seed=seed) if has_both else None,
+        auroc_ci95=_bootstrap_auroc(truth, probs, groups, seed=seed) if has_both else None,
         is_small=any(0 < count_patients(groups, rows) < MIN_N for rows in (truth, ~truth)),
     )
 
@@ -135,11 +134,12 @@ def _measure(
 def _bootstrap_auroc(
     truth: NDArray[np.bool_],
     probs: NDArray[np.float64],
-    clusters: Sequence[NDArray[np.int64]],
+    groups: Sequence[str] | None,
     *,
     seed: int,
 ) -> tuple[float, float] | None:
     """Percentile bootstrap over patients; None where no draw holds both classes, or of one."""
+    clusters = find_clusters(groups, len(truth))
     if len(clusters) < 2:
         return None
     rng = np.random.default_rng(seed)
@@ -151,5 +151,4 @@ def _bootstrap_auroc(
             drawn.append(rank_auroc(truth[rows], probs[rows]))
     if not drawn:
         return None
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
+    return bound_figure(rank_auroc(truth, probs), drawn, truth=truth, groups=groups)

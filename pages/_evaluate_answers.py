@@ -76,13 +76,7 @@ def show_headlines(evaluation: Evaluation, figures: Sequence[Figure]) -> None:
             "whole patients are resampled."
         ),
     )
-    if evaluation.is_fitted_on:
-        st.caption(
-            _(
-                "The model was trained or calibrated on these images: every figure, the "
-                "calibration error above all, looks better than on new ones."
-            )
-        )
+    show_seen(evaluation)
     by_key = {figure.key: figure for figure in figures}
     answered = evaluation.result["coverage_at_abstention"]
     if answered["n_answered"] < n:
@@ -94,6 +88,25 @@ def show_headlines(evaluation: Evaluation, figures: Sequence[Figure]) -> None:
     with st.grid(4, min_column_width=150):
         for key in (*_SHOWN_FIRST, *(k for k in by_key if k not in _SHOWN_FIRST)):
             _show_figure(by_key[key])
+
+
+def show_seen(evaluation: Evaluation) -> None:
+    """Where images are not new to the model: that its figures look better than they are."""
+    if evaluation.is_own_split:
+        st.caption(
+            _(
+                "The model was trained or calibrated on these images: every figure, the "
+                "calibration error above all, looks better than on new ones."
+            )
+        )
+    elif evaluation.n_in_gallery:
+        st.warning(
+            _(
+                "Images that the model was trained on: **{n}** of {total}. The figures look "
+                "better than on new ones; this is no external test."
+            ).format(n=evaluation.n_in_gallery, total=len(evaluation.keys)),
+            icon=":material/warning:",
+        )
 
 
 def say_answered(evaluation: Evaluation) -> str:

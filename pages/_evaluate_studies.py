@@ -12,7 +12,7 @@ from core.config import Settings
 from core.corruptions import STRENGTHS
 from core.errors import CoreError
 from pages import _charts_evaluate as charts
-from pages._evaluate_answers import figure_label
+from pages._evaluate_answers import figure_label, show_seen
 from pages._evaluate_run import damage_label, split_label
 from pages._text import _, describe, moment, ngettext, plain
 
@@ -230,6 +230,7 @@ def show_external(evaluation: Evaluation) -> None:
             min(40, most),
             key="evaluate_sample",
         )
+    show_seen(away)
     try:
         result = external.compare(home.to_answers(), away.to_answers(), n_sample=n_sample)
     except CoreError as error:

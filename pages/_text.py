@@ -112,6 +112,10 @@ ERRORS: dict[str, str] = {
     "checkpoint.active": N_("Model “{model_id}” is in use. Use another one first."),
     "checkpoint.busy": N_("Somebody else is putting a model to use. Try again in a moment."),
     "checkpoint.no_previous": N_("There is no earlier model to go back to."),
+    "config.resume": N_(
+        "What is kept under this name was made with other settings or other data, or cannot be "
+        "read. Delete it, or train under another name."
+    ),
     "config.elsewhere": N_(
         "{key} is not set here: it has a field of its own, or belongs to the check above."
     ),

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: small real models, no network, no stored weights."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,6 +64,24 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = Settings(checkpoints_dir=directory, device="cpu")
     build_demo(settings, config=config, n_train=48, n_test=16, size=96)
     return directory
+
+
+@pytest.fixture(scope="session")
+def seen_folder(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other data by its id, whose test split holds 6 training images of the demo and 2 new ones."""
+    root = tmp_path_factory.mktemp("seen") / "elsewhere"
+    demo = read_dataset(tiny_checkpoints / ".demo-data", val_fraction=0.25)
+    for label, class_name in enumerate(demo.class_names):
+        seen, new = (
+            [r.path for r in demo.subset(split) if r.label == label] for split in ("train", "test")
+        )
+        for split, paths in (("test", [*seen[:3], new[0]]), ("train", new[1:])):
+            folder = root / split / class_name
+            folder.mkdir(parents=True)
+            for path in paths:
+                assert path is not None
+                shutil.copy2(path, folder / path.name)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from core import engine, phantom, registry
 from core.backbones import parts
-from core.bundle import ModelBundle, read_bundle, save_bundle
+from core.bundle import ModelBundle, read_bundle, save_bundle, write_text
 from core.config import Settings
 from core.errors import CheckpointError, ConfigError
 
@@ -44,6 +45,18 @@ def test_the_folder_holds_what_design_names_and_no_trunk(tiny_checkpoints: Path)
     assert {key.split(".")[0] for key in keys} == {"tails", "adapters"}
     assert not list(tiny_checkpoints.glob(".runs/*/*"))
     assert "Research use" in (folder / "card.md").read_text(encoding="utf-8")
+
+
+def test_a_text_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.json"
+    seen: list[tuple[int, bool]] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: seen.append((os.fstat(fd).st_size, path.exists())))
+    write_text(path, "{}")
+    assert seen == [(2, False)]
+    assert path.read_text(encoding="utf-8") == "{}"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_loaded_bundle_answers_for_itself(tiny_bundle: ModelBundle) -> None:

@@ -1,7 +1,9 @@
 """The command line: exit codes, one clear line on bad input, the agreed JSON."""
 
+import errno
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,32 @@ def test_predict_answers_good_files_and_names_the_bad_one(
     assert len(table.read_text(encoding="utf-8").splitlines()) == 5
 
 
+def test_heatmaps_of_files_with_long_names_are_written_each_under_its_own(
+    run, tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    eye = next((tiny_checkpoints / ".demo-data" / "test").rglob("*.png"))
+    files = [tmp_path / f"{'图' * 80}{end}.png" for end in "ab"]
+    for file in files:
+        shutil.copy2(eye, file)
+    out, maps = tmp_path / "out.json", tmp_path / "maps"
+    arguments = ["predict", "--model", "demo-triplet", *map(str, files), "--json", str(out)]
+    assert run(*arguments, "--explain", str(maps)) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    written = [file for row in rows for file in row["heatmaps"].values()]
+    assert len(set(written)) == len(written) > 2
+    assert sorted(written) == sorted(str(path) for path in maps.iterdir())
+
+
+def test_a_folder_that_cannot_hold_heatmaps_is_refused_before_the_first_image(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "maps"
+    taken.write_text("a file", encoding="utf-8")
+    monkeypatch.setattr("core.image_io.load", lambda _path: pytest.fail("an image was read"))
+    assert run("predict", "--model", "demo", str(taken), "--explain", str(taken)) == 2
+    assert f"Error: cannot write heatmaps into {taken} (File exists)" in capsys.readouterr().err
+
+
 def test_undefined_numbers_are_null_in_json(tmp_path: Path) -> None:
     terminal.write_json(tmp_path / "x.json", {"p": float("nan"), "rows": ({"loss": math.inf}, 0.5)})
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
@@ -67,6 +95,28 @@ def test_evaluate_models_audit_and_demo(
     assert run("demo") == 0
     assert (tiny_checkpoints / "demo" / "config.json").stat().st_mtime_ns == before
     assert "exists" in capsys.readouterr().err
+
+
+def test_evaluate_says_which_images_the_model_was_trained_on(
+    run,
+    tiny_checkpoints: Path,
+    seen_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["evaluate", "--model", "demo-triplet", "--json", str(out), "--data"]
+    assert run(*arguments, str(seen_folder)) == 0
+    assert "Warning: The model was trained on 6 of these 8 images" in capsys.readouterr().err
+    value = json.loads(out.read_text(encoding="utf-8"))
+    assert (value["n_in_gallery"], value["is_fitted_on"]) == (6, True)
+    data = str(tiny_checkpoints / ".demo-data")
+    assert run(*arguments, data, "--split", "val") == 0
+    assert "Warning: These are images that the model was trained on" in capsys.readouterr().err
+    assert run(*arguments, data) == 0
+    assert "Warning" not in capsys.readouterr().err
+    value = json.loads(out.read_text(encoding="utf-8"))
+    assert (value["n_in_gallery"], value["is_fitted_on"]) == (0, False)
 
 
 def test_ensemble_of_two_models_and_its_refusals(
@@ -112,6 +162,48 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     errors = capsys.readouterr().err.strip().splitlines()
     assert errors[-1].startswith("Error: ")
     assert message in errors[-1]
+
+
+def test_paths_that_do_not_exist_have_a_row_unless_none_exists(
+    run, tiny_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eye = str(next((tiny_checkpoints / ".demo-data" / "test").rglob("*.png")))
+    out = tmp_path / "out.json"
+    arguments = ["predict", "--model", "demo-triplet", "--json", str(out)]
+    missing = [str(tmp_path / "typo.png"), str(tmp_path / f"{'x' * 300}.png")]
+    assert run(*arguments, *missing) == 2
+    assert "there is nothing at" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(*arguments, eye, *missing) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["file"] for row in rows] == [eye, *missing]
+    assert [row["status"] for row in rows[1:]] == ["rejected"] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y.png"),
+         "Permission denied: /x/y.png"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/none/a"), "the disk is full: "),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full. Free some space"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)  # fmt: skip
+def test_errors_of_the_file_system_are_one_line_and_exit_code_2(
+    run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    said: str,
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("core.datasets.read_splits", refuse)
+    assert run("audit", "--data", ".") == 2
+    assert capsys.readouterr().err.strip().startswith(f"Error: {said}")
 
 
 @pytest.mark.slow

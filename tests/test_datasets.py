@@ -1,10 +1,12 @@
 """Every layout, the split by patient, and every sentence of refusal."""
 
+import errno
 import io
 import threading
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,6 +231,39 @@ def test_unusable_data_say_why(tmp_path: Path) -> None:
     few = write_folders(tmp_path / "few", n=3)
     with pytest.raises(DataError, match="training images; at least 4"):
         read_dataset(few)
+
+
+def test_a_file_that_may_not_be_read_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_folders(tmp_path / "data")
+    before = read_dataset(root)
+    locked = next(r.path for r in before.records if r.path is not None)
+    open_path = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:  # root may read all files
+        if path == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_path(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    dataset = read_dataset(root)
+    assert len(dataset.records) == len(before.records)
+    assert dataset.data_id != before.data_id
+    assert dataset.data_id == read_dataset(root).data_id
+    bad = [record.path for record, image in load_ahead(dataset.records) if is_error(image)]
+    assert bad == [locked]
+
+
+def is_error(image: object) -> bool:
+    return isinstance(image, ImageError) and "cannot be read" in str(image)
+
+
+def test_a_name_longer_than_any_file_has_is_a_file_that_is_not_there(tmp_path: Path) -> None:
+    lines = ["file,split,label", f"{'x' * 300}.png,train,normal"]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError, match="names 1 files that are not there, first x"):
+        read_dataset(tmp_path)
 
 
 def test_an_unreadable_image_fails_alone(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Two models and their vote in one go; the robust recipe's parts in a real, tiny run."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from core.config import RunConfig, Settings
 from core.datasets import Dataset
 from core.ensemble_training import train_ensemble
 from core.errors import CheckpointError, ConfigError
+from core.training import train
 
 
 @pytest.fixture
@@ -62,6 +64,26 @@ def test_both_members_and_the_vote_are_written_and_a_resumed_run_keeps_what_is_d
     assert registry.load_bundle(tmp_path, "eyes", settings=settings).members
 
 
+def test_models_that_only_have_the_members_names_are_not_taken_for_members(
+    robust_config: RunConfig, phantom_dataset: Dataset, tmp_path: Path
+) -> None:
+    settings = Settings(checkpoints_dir=tmp_path, device="cpu")
+    members = robust_config.for_members("e")
+    train(phantom_dataset, members["e-triplet"], name="e-triplet", settings=settings)
+    shutil.copytree(tmp_path / "e-triplet", tmp_path / "e-metric")  # of another objective
+    elsewhere = dataclasses.replace(phantom_dataset, data_id="other")
+    other_seed = robust_config.with_overrides(["train.seed=5"])
+    for data, config, name in (
+        (phantom_dataset, robust_config, "e-metric"),
+        (elsewhere, robust_config, "e-triplet"),
+        (phantom_dataset, other_seed, "e-triplet"),
+    ):
+        with pytest.raises(ConfigError, match=f"model '{name}' was trained with other") as caught:
+            train_ensemble(data, config, name="e", settings=settings, resume=True)
+        assert (caught.value.code, caught.value.params) == ("config.resume", {"name": name})
+    assert not (tmp_path / "e").exists()
+
+
 def test_members_under_the_gate_stay_but_do_not_vote(
     robust_config: RunConfig, phantom_dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -71,3 +93,6 @@ def test_members_under_the_gate_stay_but_do_not_vote(
         train_ensemble(phantom_dataset, config, name="weak", settings=settings)
     assert (tmp_path / "weak-triplet").is_dir()
     assert not (tmp_path / "weak").exists()
+    lower = robust_config.with_overrides(["ensemble.min_val_accuracy=0.0"])
+    folder = train_ensemble(phantom_dataset, lower, name="weak", settings=settings, resume=True)
+    assert folder == tmp_path / "weak"

@@ -76,6 +76,7 @@ def test_no_mistake_among_few_patients_is_not_certainty() -> None:
     groups = [f"p{i // 2}" for i in range(8)]
     report = evaluate(truth, np.where(truth, 0.9, 0.1), groups=groups)
     share = measure_share(np.ones(8, dtype=bool), groups=groups)
+    assert report.auroc_ci95 == (share.low, share.high)
     assert report.accuracy_ci95 == (share.low, share.high) == (pytest.approx(0.51, abs=0.01), 1.0)
 
 

@@ -154,6 +154,19 @@ def test_missing_studies_say_how_to_make_them(app: AppTest) -> None:
         assert "has not been made" in words(choose(app, part))
 
 
+def test_training_images_among_those_measured_are_counted(
+    app: AppTest, directory: Path, seen_folder: Path
+) -> None:
+    settings = Settings(checkpoints_dir=directory, device="cpu")
+    other = assess("demo", seen_folder, split="test", settings=settings)
+    names = app.run().selectbox(key=shared.EVALUATION_KEY).options
+    index = next(i for i, label in enumerate(names) if label.startswith("elsewhere"))
+    app.selectbox(key=shared.EVALUATION_KEY).select_index(index).run()
+    assert "Images that the model was trained on: **6** of 8." in words(app)
+    assert "no external test" in words(choose(app, "external"))
+    shutil.rmtree(directory / "demo" / "evaluations" / other.name)
+
+
 def test_two_data_sets_are_put_side_by_side(app: AppTest) -> None:
     choose(app, "external")
     assert "recalibrate on" in words(app) or "Recalibrated on" in words(app)

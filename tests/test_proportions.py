@@ -5,6 +5,7 @@ import pytest
 
 from core.errors import ShapeError
 from core.proportions import (
+    bound_figure,
     compute_share,
     count_patients,
     find_clusters,
@@ -75,6 +76,19 @@ def test_among_asks_about_some_images_only() -> None:
     assert measure_share(hits, among=np.zeros(4, dtype=bool)).share is None
     with pytest.raises(ShapeError, match="groups: expected 4"):
         measure_share(hits, groups=["a"])
+
+
+def test_a_figure_without_spread_is_no_certainty() -> None:
+    truth = np.array([True] * 4 + [False] * 6)
+    wilson = compute_share(4, 4)
+    assert bound_figure(1.0, [1.0] * 9, truth=truth) == (wilson.low, wilson.high)
+    assert bound_figure(1 - 1e-15, [1 - 1e-15] * 9, truth=truth) == (wilson.low, wilson.high)
+    assert bound_figure(0.0, [0.0] * 9, truth=truth) == (0.0, compute_share(0, 4).high)
+    assert bound_figure(0.9, [0.9] * 9, truth=truth, groups=["p"] * 10) == (0.0, 1.0)
+    two = ["a", "a", "b", "b", *"cdefgh"]  # two diseased patients: the rarer class
+    assert bound_figure(1.0, [1.0] * 9, truth=truth, groups=two)[0] == compute_share(2, 2).low
+    draws = np.linspace(0.0, 1.0, 1001)
+    assert bound_figure(0.5, draws, truth=truth) == pytest.approx((0.025, 0.975))
 
 
 def test_patients_are_counted_once() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from core.assessment import say_seen, to_json
 from core.assessment.answering import run_evaluation
 from core.assessment.readings import (
     Evaluation,
@@ -203,6 +204,28 @@ def test_the_training_datas_own_split_is_home(evaluation: Evaluation) -> None:
     assert order_pair(foreign, evaluation) == (evaluation, foreign)
     assert order_pair(evaluation, foreign) == (evaluation, foreign)
     assert order_pair(foreign, foreign) == (foreign, foreign)
+
+
+def test_training_images_in_other_data_are_counted_and_are_no_external_test(
+    directory: Path, model: Ensemble, evaluation: Evaluation, seen_folder: Path
+) -> None:
+    assert evaluation.n_in_gallery == 0
+    assert not evaluation.is_fitted_on
+    assert say_seen(evaluation) == ""
+    assert to_json(evaluation) == {**evaluation.result, "is_fitted_on": False}
+    other = run_evaluation(model, read_dataset(seen_folder, val_fraction=0.25), split="test")
+    assert (other.n_in_gallery, len(other.keys)) == (6, 8)
+    assert other.is_internal
+    assert other.is_fitted_on
+    assert not other.is_own_split
+    assert "trained on 6 of these 8 images" in say_seen(other)
+    assert to_json(other)["n_in_gallery"] == 6
+    assert order_pair(other, evaluation) == (evaluation, other)
+    folder = save_evaluation(directory, other)
+    assert load_evaluation(directory, "demo", folder.name).n_in_gallery == 6
+    shutil.rmtree(folder)
+    older = {key: value for key, value in other.result.items() if key != "n_in_gallery"}
+    assert dataclasses.replace(other, result=older).n_in_gallery == 0
 
 
 def test_what_is_not_there_or_damaged_says_so(directory: Path, evaluation: Evaluation) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -135,6 +136,25 @@ def test_figures_on_images_that_the_model_was_fitted_on_are_said_to_be(
     for one, is_said in ((evaluation, False), (seen, True)):
         (block,) = describe_methods(one).blocks
         assert ("K and calibration were fitted on" in block.text) is is_said
+
+
+def test_training_images_in_other_data_are_not_reported_as_an_external_test(
+    directory: Path, name: str, seen_folder: Path
+) -> None:
+    settings = Settings(checkpoints_dir=directory, device="cpu")
+    other = assess("demo", seen_folder, split="test", settings=settings)
+    for one in (other.name, name):  # as the report's own data, and as the data compared with
+        sections = build_report(directory, "demo", one).sections
+        assert 33 not in {item for section in sections for item in section.items}
+    page = to_html(build_report(directory, "demo", other.name))
+    assert page.count("was trained on 6 of these 8 images") >= 2
+    folder = directory / "demo" / "evaluations" / other.name
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    record["result"]["n_in_gallery"] = 0
+    (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    sections = build_report(directory, "demo", other.name).sections
+    assert 33 in {item for section in sections for item in section.items}
+    shutil.rmtree(folder)
 
 
 def test_the_html_stands_alone_and_holds_the_figures(

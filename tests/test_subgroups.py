@@ -12,6 +12,7 @@ from sklearn.metrics import (
 from core.errors import ShapeError
 from core.evaluation import evaluate
 from core.intervals import compute_headlines
+from core.proportions import compute_share
 from core.subgroups import can_split, split_by
 
 
@@ -114,6 +115,19 @@ def test_headlines_are_scikit_learns_and_inside_their_intervals(rng: np.random.G
         assert figures[key].low < figures[key].high
     for key in ("accuracy", "sensitivity", "specificity", "auroc", "brier"):
         assert figures[key].low <= figures[key].value <= figures[key].high
+
+
+def test_perfect_separation_and_a_single_patient_are_no_certainty() -> None:
+    truth = np.array([True] * 4 + [False] * 4)
+    probs = np.array([0.9, 0.8, 0.85, 0.7, 0.1, 0.2, 0.3, 0.15])
+    least = compute_share(4, 4).low
+    figures = {figure.key: figure for figure in compute_headlines(truth, probs)}
+    for key in ("auroc", "balanced_accuracy", "average_precision"):
+        assert (figures[key].value, figures[key].high) == (pytest.approx(1.0), 1.0), key
+        assert figures[key].low == least, key
+    assert split_by(truth, probs, ["a"] * 8)[0].auroc_ci95 == (least, 1.0)
+    one_patient = compute_headlines(truth, probs - 0.4 * (probs > 0.75), groups=["p"] * 8)
+    assert {(figure.low, figure.high) for figure in one_patient} == {(0.0, 1.0)}
 
 
 def test_an_interval_of_a_share_is_near_wilsons(rng: np.random.Generator) -> None:

@@ -23,6 +23,7 @@ from core.fitting import (
     compute_spread,
     draw_steps,
     find_collapse,
+    fit,
 )
 from core.phantom import write_dataset
 from core.registry import load_bundle
@@ -250,6 +251,56 @@ def test_names_runs_and_recipes_are_not_mixed(
         train(phantom_dataset, config, name="m", settings=settings, resume=True)
     with pytest.raises(ConfigError, match="expected 1 to 64 letters"):
         train(phantom_dataset, config, name="../m", settings=settings)
+
+
+@pytest.mark.parametrize("text", ["", '{"run": {', "[]"])
+def test_a_run_record_that_did_not_reach_the_disk_says_what_to_do(
+    phantom_dataset: Dataset, config: RunConfig, tmp_path: Path, text: str
+) -> None:
+    folder = tmp_path / ".runs" / "m"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="Delete that folder to begin anew") as caught:
+        train(phantom_dataset, config, name="m", settings=settings_for(tmp_path), resume=True)
+    assert caught.value.code == "config.resume"
+
+
+def test_a_checkpoint_that_did_not_reach_the_disk_means_to_begin_anew(
+    phantom_dataset: Dataset,
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flushed: list[int] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        flushed.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    cache_of = build_embedder(config, settings_for(tmp_path))
+    cache = TrunkCache(tmp_path / "cache", cache_of, phantom_dataset.records)
+    cache.build()
+    last = tmp_path / "last.ckpt"
+
+    def fit_anew() -> tuple[dict[str, torch.Tensor], str]:
+        embedder, lines = build_embedder(config, settings_for(tmp_path)), list[str]()
+        fit(embedder, cache, tmp_path, log=lines.append)
+        return embedder.net.state_dict(), lines[0]
+
+    whole, first_line = fit_anew()
+    assert first_line == "training begins"
+    assert last.stat().st_ino in flushed
+    data = last.read_bytes()
+    assert fit_anew()[1] == "training goes on from the last checkpoint"
+    middle = len(data) // 2
+    hole = data[:middle] + bytes(4096) + data[middle + 4096 :]
+    for damaged in (b"", data[:middle], hole):
+        last.write_bytes(damaged)
+        again, first_line = fit_anew()
+        assert "the last checkpoint cannot be read" in first_line
+        assert all(torch.equal(value, again[key]) for key, value in whole.items())
 
 
 def test_two_processes_cannot_train_one_model(

@@ -94,14 +94,29 @@ class Evaluation:
         return str(self.result["model_id"])
 
     @property
-    def is_internal(self) -> bool:
-        """Whether the images are of the data set that the model was trained on."""
+    def is_same_data(self) -> bool:
+        """Whether the images are of the very data set that the model was trained on."""
         return str(self.result["data"]) in self.gallery_id.split("+")
 
     @property
+    def n_in_gallery(self) -> int:
+        """Images whose files the model was trained on, whatever data set they lie in now."""
+        return int(self.result.get("n_in_gallery", 0))  # not counted in older evaluations
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether the images, or some of them, are of the data that the model was trained on."""
+        return self.is_same_data or self.n_in_gallery > 0
+
+    @property
     def is_fitted_on(self) -> bool:
-        """Whether the model was trained, or its K and calibration were fitted, on these images."""
-        return self.is_internal and self.result["split"] in ("train", "val")
+        """Whether the model was trained, or its K and calibration were fitted, on some of these."""
+        return self.n_in_gallery > 0 or self.is_own_split
+
+    @property
+    def is_own_split(self) -> bool:
+        """Whether they are the split that it was trained on, or calibrated on."""
+        return self.is_same_data and self.result["split"] in ("train", "val")
 
     def to_answers(self) -> Answers:
         """The part that core.external compares."""
@@ -332,7 +347,7 @@ def delete_evaluations(checkpoints_dir: Path, data_root: Path) -> None:
 
 def order_pair(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluation]:
     """Home and away: the training data's own split comes first, else the order stays."""
-    if second.is_internal and not first.is_internal:
+    if second.is_same_data and not first.is_same_data:
         return second, first
     return first, second
 

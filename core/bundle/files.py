@@ -307,7 +307,10 @@ def _hash_file(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: temporary name, then rename."""
+    """Write a file whole: temporary name, flushed to the disk, then renamed."""
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
     temporary.replace(path)

@@ -1,7 +1,9 @@
 """The command that uses a model on images: predict."""
 
 import dataclasses
+import errno
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +24,8 @@ from core.cli.terminal import (
 from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
 from core.errors import ConfigError, CoreError
 
+_STEM_BYTES = 100  # of a file's name in its heatmap's: with the rest it stays under any limit
+
 
 def predict(
     model: Model,
@@ -33,7 +37,10 @@ def predict(
     ] = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Answer on images, each with its evidence; bad files get their reason and stop nothing."""
+    """Answer on images, each with its evidence; bad files get their reason and stop nothing.
+
+    So does a path that does not exist, unless none of them does.
+    """
     from core.image_io import load
     from core.inference import diagnose, reject
     from core.registry import load_bundle
@@ -41,8 +48,13 @@ def predict(
     settings = read_settings(checkpoints)
     bundle = load_bundle(settings.checkpoints_dir, model, settings=settings)
     files = list(_find_files(paths))
+    if not any(_exists(path) for path in paths):
+        named = ", ".join(str(path) for path in paths[:3])
+        raise ConfigError(f"there is nothing at {named}; check the paths.")
     if not files:
         raise ConfigError("no file was found under the given paths; name images or folders.")
+    if explain is not None:
+        _check_writable(explain)
     diagnoses: list[Diagnosis] = []
     written: list[dict[str, str]] = []
     with show_progress("predict") as report:
@@ -66,10 +78,39 @@ def predict(
 
 def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
-        if path.is_dir():
+        if _exists(path) and path.is_dir():
             yield from sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
         else:
             yield path
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there, readable or not; a name that no file can have is not."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as err:
+        return err.errno != errno.ENAMETOOLONG
+    return True
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder and a file in it: better now than after hours of answers.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as err:
+        raise _refuse_folder(folder, err) from err
+
+
+def _refuse_folder(folder: Path, err: OSError) -> ConfigError:
+    return ConfigError(f"cannot write heatmaps into {folder} ({err.strerror or err}).")
 
 
 def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[str, str]:
@@ -78,13 +119,16 @@ def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[st
 
     if diagnosis.pixels is None:
         return {}
-    folder.mkdir(parents=True, exist_ok=True)
+    stem = Path(diagnosis.file).stem.encode(errors="ignore")[:_STEM_BYTES].decode(errors="ignore")
     files = {}
     for backbone, heatmap in diagnosis.heatmaps.items():
-        path = folder / f"{index:04d}-{Path(diagnosis.file).stem}-{backbone}.png"
+        path = folder / f"{index:04d}-{stem}-{backbone}.png"
         height, width = diagnosis.pixels.shape[:2]
         fine = resize_heatmap(heatmap, height=height, width=width)
-        path.write_bytes(encode_png(overlay(diagnosis.pixels, fine, opacity=0.6)))
+        try:
+            path.write_bytes(encode_png(overlay(diagnosis.pixels, fine, opacity=0.6)))
+        except OSError as err:
+            raise _refuse_folder(folder, err) from err
         files[backbone] = str(path)
     return files
 

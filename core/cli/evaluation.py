@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -20,6 +20,9 @@ from core.cli.terminal import (
     write_json,
 )
 from core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from core.assessment.readings import Evaluation
 
 Split = Annotated[str, typer.Option(help="train, val or test.")]
 
@@ -39,7 +42,7 @@ def evaluate(
 
     The answers are kept with the model, for the Evaluate page and the report.
     """
-    from core.assessment import assess
+    from core.assessment import assess, to_json
 
     with show_progress("evaluate") as progress:
         evaluation = assess(
@@ -51,9 +54,11 @@ def evaluate(
             disease_class=disease_class,
             progress=progress,
         )
-    write_json(json_file, dict(evaluation.result))
+    value = to_json(evaluation)
+    write_json(json_file, value)
     if json_file is None:
-        typer.echo(json.dumps(evaluation.result, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    _warn_of_seen(evaluation)
 
 
 def external(
@@ -72,15 +77,24 @@ def external(
     from core.external import compare
 
     directory = read_settings(checkpoints).checkpoints_dir
+    other = load_evaluation(directory, model, away)
     result = compare(
         load_evaluation(directory, model, home).to_answers(),
-        load_evaluation(directory, model, away).to_answers(),
+        other.to_answers(),
         n_sample=sample,
     )
     value = dataclasses.asdict(result)
     write_json(json_file, value)
     if json_file is None:
         typer.echo(json.dumps(value, indent=2))
+    _warn_of_seen(other)
+
+
+def _warn_of_seen(evaluation: "Evaluation") -> None:
+    from core.assessment import say_seen
+
+    if evaluation.is_fitted_on:
+        CONSOLE.print(f"Warning: {say_seen(evaluation)}", highlight=False, soft_wrap=True)
 
 
 def report(

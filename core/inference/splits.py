@@ -37,6 +37,7 @@ class SplitReading:
     barred: tuple[tuple[tuple[int, ...], ...], ...] = ()  # per member and image: rows that may
     # not vote on it
     percentile: NDArray[np.float64] | None = None  # (N,) of the novelty distance, 0..100
+    n_in_gallery: int = 0  # images whose file is in a member's gallery: it was trained on them
 
 
 def evaluate(
@@ -131,6 +132,9 @@ def read_split(
             tuple(tuple(sorted(v[m].related)) for v in votes) for m in range(len(model.members))
         ),
         percentile=np.array([join_novelty(v).distance_percentile for v in votes]),
+        n_in_gallery=sum(
+            any("duplicate" in one.related.values() for one in image_votes) for image_votes in votes
+        ),
     )
 
 
@@ -172,6 +176,7 @@ def describe_reading(
             "n_novel": int(reading.is_novel.sum()),
         },
         "unreadable": dict(reading.unreadable),
+        "n_in_gallery": reading.n_in_gallery,
     }
 
 

@@ -5,6 +5,7 @@ Owns the reading of exceptions and of exit statuses; writes the last state of a 
 
 import errno
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -16,10 +17,7 @@ from core.jobs import state
 from core.jobs.state import Job
 
 _FULL_BYTES = 1 << 20  # less than this is free: whatever failed, the disk is the reason
-_DISK = (
-    "the disk is full: {free_mb:.0f} MB are free in the folder of models. Free some space, then "
-    "resume: training goes on where it was."
-)
+_DISK = "the disk is full{free}. Free some space, then resume: training goes on where it was."
 _MEMORY = (
     "memory ran out. Choose a smaller preset or fewer images per class and step "
     "(train.n_images_per_class), or close other programs, then resume."
@@ -69,12 +67,27 @@ def _plain(value: object) -> object:
     return value if isinstance(value, str | int | float | bool) else str(value)
 
 
+def explain_os_error(err: OSError) -> str:
+    """An error of the file system in a sentence, for a command that cannot go on."""
+    path = Path(os.fsdecode(err.filename)) if isinstance(err.filename, str | bytes) else None
+    if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        folder = next((p for p in path.absolute().parents if p.is_dir()), None) if path else None
+        return _say_full(folder, place=str(folder))
+    if err.strerror is None:  # not the system's: a library's own words
+        return str(err) or type(err).__name__
+    return f"{err.strerror}: {path}" if path else err.strerror
+
+
+def _say_full(folder: Path | None, *, place: str) -> str:
+    free = f": {shutil.disk_usage(folder).free / 1e6:.0f} MB are free in {place}" if folder else ""
+    return _DISK.format(free=free)
+
+
 def _disk(folder: Path) -> dict[str, Any]:
-    free_mb = shutil.disk_usage(folder).free / 1e6
     return {
-        "error": _DISK.format(free_mb=free_mb),
+        "error": _say_full(folder, place="the folder of models"),
         "error_code": "job.disk",
-        "error_params": {"free_mb": round(free_mb)},
+        "error_params": {"free_mb": round(shutil.disk_usage(folder).free / 1e6)},
     }
 
 

@@ -128,20 +128,22 @@ def _is_made(work: Work, config: RunConfig) -> bool:
 
 
 def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
-    """Whether a model is of this job's recipe and data."""
+    """Whether a model is of this job's recipe and data folder; of members training asks more."""
     from core.bundle import read_bundle_config
     from core.ensemble import read_record
+    from core.ensemble_training import is_of_recipe
 
     try:
         if folder.name not in recipes:
             return {member.model_id for member in read_record(folder).members} == set(recipes)
+        if not is_of_recipe(folder, recipes[folder.name]):
+            return False
         found = read_bundle_config(folder)
     except CoreError:
         return False
     disease = found.class_names[found.disease_index]
     return (
-        found.run == recipes[folder.name]
-        and Path(found.data_root) == Path(work.params["data"]).resolve()
+        Path(found.data_root) == Path(work.params["data"]).resolve()
         and (work.params.get("disease_class") or disease) == disease
     )
 
@@ -149,7 +151,7 @@ def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
 def _evaluate(work: Work) -> dict[str, Any]:
     """Measure a model and keep it with its bundle. Takes model, data, split, parts,
     disease_class."""
-    from core.assessment import assess
+    from core.assessment import assess, to_json
 
     evaluation = assess(
         str(work.params["model"]),
@@ -160,7 +162,7 @@ def _evaluate(work: Work) -> dict[str, Any]:
         disease_class=work.params.get("disease_class"),
         progress=work.report,
     )
-    return dict(evaluation.result)
+    return to_json(evaluation)
 
 
 def _audit(work: Work) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.assessment import readings
+from core.assessment import readings, say_seen
 from core.assessment.readings import Evaluation
 from core.bundle import BundleConfig, read_bundle_config
 from core.intervals import Figure, compute_headlines
@@ -63,7 +63,8 @@ def build_report(checkpoints_dir: Path, model_id: str, name: str) -> Report:
         show_performance(
             evaluation,
             headlines,
-            is_internal=evaluation.result["data"] in {config.data_id for config in members},
+            is_internal=evaluation.is_internal
+            or evaluation.result["data"] in {config.data_id for config in members},
         ),
         show_subgroups(evaluation),
         show_robustness(checkpoints_dir, evaluation),
@@ -101,7 +102,10 @@ def _summarise(
                 f"tells {evaluation.other_class} from {evaluation.disease_class} by "
                 f"{' and by '.join(ways)}."
             ),
-            Paragraph(f"On {len(evaluation.keys)} images: {parts} (95 % intervals)."),
+            Paragraph(
+                f"On {len(evaluation.keys)} images: {parts} (95 % intervals). "
+                f"{say_seen(evaluation)}".rstrip()
+            ),
         ),
     )
 

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+from core.assessment import say_seen
 from core.assessment.readings import Evaluation
 from core.bundle import BundleConfig, read_json
 from core.report.blocks import Block, Paragraph, Section, TableBlock
@@ -149,12 +150,8 @@ def describe_training(members: Sequence[BundleConfig], checkpoints_dir: Path) ->
 def describe_methods(evaluation: Evaluation) -> Section:
     has_groups = any(evaluation.groups)
     unit = "patients" if has_groups else "images (the data name no patients)"
-    note = (
-        " These are images that the model was trained on or that its K and calibration were "
-        "fitted on: every figure, the calibration error above all, looks better than on new ones."
-        if evaluation.is_fitted_on
-        else ""
-    )
+    seen = say_seen(evaluation)
+    note = f" {seen}" if seen else ""
     return Section(
         "Evaluation methods",
         (28, 29),
@@ -162,7 +159,8 @@ def describe_methods(evaluation: Evaluation) -> Section:
             Paragraph(
                 f"Called {evaluation.disease_class} where the probability exceeds 0.5. 95 % "
                 f"intervals: percentile bootstrap over {unit}; single proportions have "
-                "Wilson's where every image stands for itself. Calibration error over 10 "
+                "Wilson's where every image stands for itself, and so have figures without any "
+                "spread, over the patients of the rarer class. Calibration error over 10 "
                 f"bins of equal width.{note}"
             ),
         ),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core import external
-from core.assessment import readings
+from core.assessment import readings, say_seen
 from core.assessment.readings import Evaluation
 from core.curves import compute_coverage, compute_curves, compute_reliability
 from core.errors import CoreError
@@ -39,6 +39,7 @@ def count_images(evaluation: Evaluation) -> Section:
         ("images measured", str(n)),
         (f"of them {evaluation.disease_class}", str(n_disease)),
         (f"of them {evaluation.other_class}", str(n - n_disease)),
+        ("of them the model was trained on", str(evaluation.result.get("n_in_gallery", "–"))),
         ("patients named", str(len({g for g in evaluation.groups if g}))),
         ("left out as unreadable", str(len(evaluation.result["unreadable"]))),
         ("answered as the model is set", str(answered["n_answered"])),
@@ -176,6 +177,7 @@ def show_external(checkpoints_dir: Path, evaluation: Evaluation) -> Section:
         if summary.data_id != evaluation.result["data"]
     ]
     blocks: list[Block] = []
+    n_external = 0
     for summary in others:
         other = readings.load_evaluation(checkpoints_dir, evaluation.model_id, summary.name)
         home, away = readings.order_pair(evaluation, other)
@@ -186,9 +188,12 @@ def show_external(checkpoints_dir: Path, evaluation: Evaluation) -> Section:
             blocks.append(Paragraph(f"{summary.data_name}: {error}"))
             continue
         blocks += _describe_comparison(home, away, result)
+        if seen := say_seen(away):
+            blocks.append(Paragraph(f"{away.data_name}: {seen}"))
+        n_external += not away.is_internal
     if not blocks:
         return Section("External test", (), (Paragraph("Not measured on other data."),))
-    return Section("External test", (33,), (*blocks,))
+    return Section("External test", (33,) if n_external else (), (*blocks,))
 
 
 def _describe_comparison(

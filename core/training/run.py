@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -68,7 +69,7 @@ def train(
         The bundle's folder.
 
     Raises:
-        CheckpointError: the name is taken.
+        CheckpointError: the name is taken, or what an interrupted run left cannot be read.
         JobError: an interrupted run of this name exists, or one is running now.
         ConfigError: the interrupted run had other settings or data.
         DataError: too few images, or the disk is too small.
@@ -170,7 +171,7 @@ def _check_same_run(
     if not path.is_file():
         write_text(path, json.dumps(now, indent=2))
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = _read_run(path)
     different = [key for key, value in now.items() if before.get(key) != value]
     if different:
         raise ConfigError(
@@ -178,6 +179,23 @@ def _check_same_run(
             "with the settings and data it began with (run.json there), or delete that folder.",
             code="config.resume",
         )
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    """What ``run.json`` says; a power cut may have left it empty or cut off."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(before, dict):
+            return before
+        reason = "expected an object"
+    except (OSError, ValueError) as err:
+        reason = str(err)
+    raise CheckpointError(
+        f"the interrupted run in {path.parent} cannot be resumed: its {path.name} cannot be read "
+        f"({reason}), so nobody knows with what settings it began. Delete that folder to begin "
+        "anew, or train under another name.",
+        code="config.resume",
+    )
 
 
 def _build_cache(cache: TrunkCache, *, log: Log, progress: Progress | None) -> None:
