@@ -55,6 +55,13 @@ ERRORS: dict[str, str] = {
     "image.zip_bomb": N_("The file unpacks to far more than a picture would; it was not opened."),
     "export.rejected": N_("A file that was not read has no answer to report."),
     "export.no_image": N_("A report needs a DICOM image to refer to."),
+    "export.tags": N_(
+        "The tags of the file cannot be carried into a DICOM object ({reason}). Export the image "
+        "again from the archive, or take the PDF."
+    ),
+    "export.failed": N_(
+        "The file could not be made. Choose another kind, or look into the server's log."
+    ),
     "image": N_("The image cannot be read."),
     "upload.too_big": N_("The file has {size_mb} MB; the limit is {limit_mb} MB."),
     "unexpected": N_("Something went wrong with this file. The server log has the details."),

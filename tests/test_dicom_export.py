@@ -4,6 +4,7 @@ import dataclasses
 import io
 import shutil
 import subprocess
+import traceback
 from pathlib import Path
 
 import highdicom as hd
@@ -21,6 +22,7 @@ from core.dicom_export import (
     read_patient_tags,
 )
 from core.errors import ImageError
+from core.image_io.quiet import hush
 
 CASE = Diagnosis(
     file="a.dcm",
@@ -221,3 +223,65 @@ def test_the_capture_of_a_novel_image_has_no_heatmap() -> None:
     np.testing.assert_array_equal(sheet, lay_out(novel, {}))
     capture = build_secondary_capture(novel, sheet)
     assert "Heatmap" not in capture.DerivationDescription
+
+
+ODD_TAGS = {
+    "time with colons": {"StudyTime": "14:04:38"},
+    "time that is none": {"StudyTime": "999999"},
+    "date with dots": {"PatientBirthDate": "1950.03.12"},
+    "date in free form": {"PatientBirthDate": "12/03/1950"},
+    "two dates": {"PatientBirthDate": ["19500312", "19510312"]},
+    "sex unknown": {"PatientSex": "U"},
+    "sex in small letters": {"PatientSex": "f"},
+    "sex as a word": {"PatientSex": "Female"},
+    "unknown letters": {"SpecificCharacterSet": "ISO_IR 999"},
+    "name with a backslash": {"PatientName": "A^B\\C^D"},
+    "two physicians": {"ReferringPhysicianName": ["A^B", "C^D"]},
+    "private kind of image": {"SOPClassUID": "1.2.3"},
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TAGS.values(), ids=ODD_TAGS)
+def test_tags_that_break_the_standard_are_mended_or_left_empty(
+    source: bytes, odd: dict[str, object]
+) -> None:
+    with hush():
+        original = read(source)
+        for tag, value in odd.items():
+            setattr(original, tag, value)
+        data = encode_as_it_is(original)
+    capture = build_secondary_capture(CASE, PICTURE, source=data)
+    for made in (capture, build_report(CASE, source=data, picture=capture)):
+        again = read(encode(made))
+        assert again.PatientID == "1CT1"
+        assert again.StudyInstanceUID == original.StudyInstanceUID
+        mended = {"14:04:38": "140438", "1950.03.12": "19500312", "f": "F"}
+        mended |= {"A^B\\C^D": "A^B", "A^B": "A^B"}
+        for tag in odd.keys() - {"SpecificCharacterSet", "SOPClassUID"}:
+            value = odd[tag]
+            first = value[0] if tag == "ReferringPhysicianName" else value
+            assert str(again.get(tag) or "") == mended.get(str(first), ""), tag
+
+
+def test_japanese_names_with_code_extensions_come_back(source: bytes) -> None:
+    original = read(source)
+    original.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+    original.PatientName = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    foreign = encode_as_it_is(original)
+    capture = build_secondary_capture(CASE, PICTURE, source=foreign)
+    for made in (capture, build_report(CASE, source=foreign)):
+        assert str(read(encode(made)).PatientName) == "Yamada^Tarou=山田^太郎=やまだ^たろう"
+
+
+def test_what_cannot_be_carried_over_is_told_without_its_value(
+    source: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_options: object) -> None:
+        raise ValueError("Unable to convert 'Doe^Jane'")
+
+    monkeypatch.setattr(hd.sc.SCImage, "from_ref_dataset", refuse)
+    with pytest.raises(ImageError, match="cannot be carried") as caught:
+        build_secondary_capture(CASE, PICTURE, source=source)
+    assert caught.value.code == "export.tags"
+    told = "".join(traceback.format_exception(caught.value))
+    assert "Unable to convert" not in told

@@ -3,21 +3,24 @@
 import dataclasses
 import io
 import json
+import traceback
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import streamlit as st
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
 from streamlit.testing.v1 import AppTest
 
-from core import inference, phantom
+from core import dicom_export, inference, phantom
 from core.diagnosis import Diagnosis, LeftOut, MemberVote, Novelty
 from core.ensemble import Ensemble, Model
+from core.errors import CoreError
 from core.image_io import Image, encode_png
 from pages import _shared as shared
 from pages._diagnose_heatmaps import case_key
@@ -345,6 +348,31 @@ def test_a_case_can_be_taken_along(app: AppTest) -> None:
     assert {"Report (PDF)", "Picture with heatmap (DICOM SC)", "Structured report (DICOM SR)"} <= {
         *labels
     }
+
+
+def test_a_download_that_fails_quotes_no_tag_and_says_so(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: dict[str, Callable[[], bytes]] = {}
+
+    def keep(_label: str, make: Callable[[], bytes], *_names: str, key: str, **_: object) -> None:
+        made[key] = make
+
+    def fail(*_: object, **_options: object) -> bytes:
+        raise RuntimeError("Jane" + "^Doe")
+
+    monkeypatch.setattr(st, "download_button", keep)
+    monkeypatch.setattr(dicom_export, "build_secondary_capture", fail)
+    upload(app, picture())
+    for key in ("diagnose_sc", "diagnose_sr"):
+        with pytest.raises(CoreError) as caught:
+            made[key]()
+        assert "Jane^Doe" not in "".join(traceback.format_exception(caught.value))
+    assert "Jane" not in caplog.text
+    app.run()
+    assert "The file could not be made" in words(app)
+    app.segmented_control(key="lang").set_value("zh_CN").run()
+    assert "无法生成该文件" in words(app)
 
 
 def test_a_single_picture_has_no_frame_choice(app: AppTest) -> None:

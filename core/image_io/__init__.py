@@ -9,8 +9,6 @@ import hashlib
 import io
 import os
 import struct
-import threading
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from core.errors import ImageError, check_shape
 from core.image_io.deep_colour import find_raw_mode, is_deep_colour, read_deep_colour
 from core.image_io.dicom import decode_dicom, is_dicom
 from core.image_io.dicom_grey import WindowPreset
+from core.image_io.quiet import hush
 from core.image_io.scaling import MAX_PIXELS, check_size, refuse_frame, scale_to_uint8
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
@@ -58,8 +57,6 @@ _PILLOW_ERRORS = (
     OverflowError,
     NotImplementedError,
 )
-# Warning filters are process-wide, and several sessions decode at once.
-_WARNINGS_LOCK = threading.Lock()
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
@@ -122,8 +119,7 @@ def decode(
             code="image.empty",
         )
     shown = None
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # both libraries warn of every odd tag
+    with hush():
         if is_dicom(data):
             shown = decode_dicom(data, frame=frame, window=window, invert=invert)
             pixels, kind = shown.pixels, "DICOM"
