@@ -17,10 +17,16 @@ from pages._text import _, describe, plain
 _CUSTOM = "custom"
 _TAG_NAMES = {  # DICOM's own keywords, shown as they are
     "PatientName": "Patient's Name",
+    "OtherPatientNames": "Other Patient Names",
     "PatientID": "Patient ID",
+    "OtherPatientIDs": "Other Patient IDs",
     "PatientBirthDate": "Patient's Birth Date",
     "PatientSex": "Patient's Sex",
+    "PatientAddress": "Patient's Address",
+    "PatientComments": "Patient Comments",
     "AccessionNumber": "Accession Number",
+    "ReferringPhysicianName": "Referring Physician's Name",
+    "InstitutionName": "Institution Name",
     "StudyDate": "Study Date",
     "StudyDescription": "Study Description",
     "Modality": "Modality",
@@ -175,4 +181,10 @@ def show_patient_tags(source: Source) -> None:
         st.error(describe(error))
         return
     lines = [f"{_TAG_NAMES[tag]}: **{plain(value)}**" for tag, value in tags.items()]
-    st.markdown("  \n".join(lines) or _("The file names no patient."))
+    st.markdown("  \n".join(lines) or _say_what_was_looked_at())
+
+
+def _say_what_was_looked_at() -> str:
+    return _(
+        "Empty or absent: {tags}. Other tags, and the picture itself, may still name a patient."
+    ).format(tags=", ".join(_TAG_NAMES[tag] for tag in dicom_export.PATIENT_TAGS))

@@ -15,6 +15,7 @@ from pydicom.data import get_testdata_file
 
 from core.diagnosis import Diagnosis, Novelty, ReaderRead
 from core.dicom_export import (
+    PATIENT_TAGS,
     build_report,
     build_secondary_capture,
     encode,
@@ -183,6 +184,22 @@ def test_patient_tags_are_read_only_on_request(source: bytes) -> None:
     tags = read_patient_tags(source)
     assert tags["PatientID"] == "1CT1"
     assert read_patient_tags(b"\x89PNG") == {}
+
+
+def test_patient_tags_are_found_in_a_file_that_cannot_be_referred_to(source: bytes) -> None:
+    original = read(source)
+    for tag in PATIENT_TAGS:
+        original[tag] = pydicom.DataElement(tag, pydicom.datadict.dictionary_VR(tag), None)
+    del original.SeriesInstanceUID
+    assert read_patient_tags(encode_as_it_is(original)) == {}
+    original.OtherPatientIDs = ["12", "345"]
+    original.PatientAddress = "1 Main St"
+    original.ReferringPhysicianName = "Doc^A"
+    assert read_patient_tags(encode_as_it_is(original)) == {
+        "OtherPatientIDs": "12, 345",
+        "PatientAddress": "1 Main St",
+        "ReferringPhysicianName": "Doc^A",
+    }
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import streamlit as st
 from PIL import Image as PILImage
@@ -340,6 +341,19 @@ def test_patient_tags_are_shown_only_when_asked_and_text_is_warned_of(app: AppTe
     upload(app, picture())
     assert "burned-in text" not in words(app)  # the generator's own mark is known
     assert "Bears the mark of NeighborDx's drawn images" in words(app)
+
+
+def test_a_file_without_patient_tags_is_not_said_to_name_nobody(app: AppTest) -> None:
+    file = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+    for tag in dicom_export.PATIENT_TAGS:
+        if tag in file:
+            del file[tag]
+    buffer = io.BytesIO()
+    file.save_as(buffer)
+    upload(app, ("ct", buffer.getvalue(), ""))
+    find(app.toggle, "Show patient tags").set_value(True).run()
+    assert "Empty or absent: Patient's Name, Other Patient Names, Patient ID" in words(app)
+    assert "may still name a patient" in words(app)
 
 
 def test_a_case_can_be_taken_along(app: AppTest) -> None:

@@ -36,7 +36,13 @@ from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from core.diagnosis import RESEARCH_USE, Diagnosis
 from core.dicom_export.sheet import lay_out, say_answer
-from core.dicom_export.source import READ_ERRORS, complete, read_patient_tags, read_source
+from core.dicom_export.source import (
+    PATIENT_TAGS,
+    READ_ERRORS,
+    complete,
+    read_patient_tags,
+    read_source,
+)
 from core.errors import CoreError, ImageError, check_shape
 from core.image_io.dicom_grey import find_number
 from core.image_io.quiet import hush
@@ -47,6 +53,7 @@ _CHARACTERS = "ISO_IR 192"  # UTF-8: class names may be in any letters
 _REPORT_SERIES, _PICTURE_SERIES = 9001, 9002  # apart from the scanner's own numbers
 
 __all__ = [
+    "PATIENT_TAGS",
     "build_report",
     "build_secondary_capture",
     "encode",

@@ -31,10 +31,16 @@ READ_ERRORS = (
 )
 PATIENT_TAGS = (
     "PatientName",
+    "OtherPatientNames",
     "PatientID",
+    "OtherPatientIDs",
     "PatientBirthDate",
     "PatientSex",
+    "PatientAddress",
+    "PatientComments",
     "AccessionNumber",
+    "ReferringPhysicianName",
+    "InstitutionName",
     "StudyDate",
     "StudyDescription",
     "Modality",
@@ -49,14 +55,21 @@ _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # with dots: ACR-NEMA
 
 @hush()
 def read_patient_tags(data: bytes) -> dict[str, str]:
-    """Who and when, as the file says: keyword -> text; tags that are absent are left out.
+    """Who and when, as the file says: keyword -> text; tags that are empty or absent are left out.
 
-    For a reader who asks; nothing else in the program looks at them.
+    For a reader who asks; nothing else in the program looks at them. That none of PATIENT_TAGS is
+    filled does not say that the file names nobody.
     """
-    source = read_source(data)
-    if source is None:
+    header = _read_header(data)
+    if header is None:
         return {}
-    return {tag: str(source.get(tag)) for tag in PATIENT_TAGS if source.get(tag)}
+    found = {tag: header.get(tag) for tag in PATIENT_TAGS}
+    return {tag: _write(value) for tag, value in found.items() if value and _write(value)}
+
+
+def _write(value: object) -> str:
+    several = value if isinstance(value, MultiValue) else [value]
+    return ", ".join(text for text in (str(v).strip() for v in several) if text)
 
 
 @hush()
