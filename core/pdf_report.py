@@ -123,8 +123,13 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
     lines = []
     if diagnosis.reader is not None:
         reader = diagnosis.reader
+        when = (
+            "before the answer was shown"
+            if reader.is_before_answer
+            else "AFTER the answer was shown"
+        )
         lines.append(
-            f"The reader, before the answer was shown: <b>{_spell(reader.class_name)}</b>, "
+            f"The reader, {when}: <b>{_spell(reader.class_name)}</b>, "
             f"{reader.confidence:.0%} sure ({reader.created})."
         )
     if _is_refused(diagnosis):

@@ -32,7 +32,7 @@ def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) 
         show_patient_tags(source)
     with right:
         if is_hidden(diagnosis):
-            show_form(model, case_id)
+            show_form(model, case_id, diagnosis)
         else:
             show_read(diagnosis)
             _show_answer(model, diagnosis)

@@ -82,6 +82,13 @@ def test_the_report_holds_the_answer_and_the_sources_identifiers(source: bytes) 
     assert image.referenced_sop_instance_uid == original.SOPInstanceUID
 
 
+def test_a_read_after_the_answer_is_reported_as_that(source: bytes) -> None:
+    late = dataclasses.replace(CASE.reader, is_before_answer=False)
+    values = read_values(build_report(dataclasses.replace(CASE, reader=late), source=source))
+    assert values["Read of the reader after the answer"] == "normal"
+    assert "Read of the reader before the answer" not in values
+
+
 def test_every_meaning_has_a_code_value_of_its_own_the_same_in_every_file(source: bytes) -> None:
     def read_codes(case: Diagnosis) -> dict[str, str]:
         report = build_report(case, source=source)

@@ -304,8 +304,8 @@ def test_reader_first_hides_the_answer_until_the_read_is_committed(
     app: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alter(monkeypatch, status="answered", abstain_reason=None, predicted_class="disease")
+    app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()  # before any answer is drawn
     upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
-    app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()
     assert "Answer: " not in words(app)
     assert {row["answer"] for row in worklist(app)} == {"Waits for your read"}
     assert {row["p"] for row in worklist(app)} == {"–"}
@@ -320,8 +320,49 @@ def test_reader_first_hides_the_answer_until_the_read_is_committed(
     assert "Your read: **normal**, 90 % sure; **the model says otherwise**" in words(app)
     assert "◆ Answer: disease" in words(app)
     assert [row["answer"] for row in worklist(app)] == ["Disease", "Waits for your read"]
-    ((_content, read),) = app.session_state[shared.READS_KEY].items()
-    assert (read.class_name, read.confidence) == ("normal", 0.9)
+    ((of, read),) = app.session_state[shared.READS_KEY].items()
+    assert of[1:] == (0, ("normal", "disease"))
+    assert (read.class_name, read.confidence, read.is_before_answer) == ("normal", 0.9, True)
+    assert "after the answer was on view" not in words(app)
+
+
+def commit(app: AppTest, class_name: str) -> None:
+    find(app.radio, "What do you see?").set_value(class_name)
+    next(b for b in app.button if b.label == "Commit and show the answer").click().run()
+
+
+def test_a_read_after_a_look_at_the_answer_is_not_said_to_be_before_it(app: AppTest) -> None:
+    switch = shared.READER_FIRST_KEY
+    app.toggle(key=switch).set_value(True).run()
+    upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
+    assert "was on view already" not in words(app)
+    app.toggle(key=switch).set_value(False).run()
+    app.toggle(key=switch).set_value(True).run()
+    assert {row["answer"] for row in worklist(app)} == {"Waits for your read"}
+    assert "This image's answer was on view already" in words(app)
+    commit(app, "normal")
+    assert "It was given after the answer was on view." in words(app)
+    app.file_uploader(key=shared.UPLOADS_KEY).set_value(None).run()
+    upload(app, picture(950_001, "again.png"))  # taken away and brought again: seen all the same
+    assert "This image's answer was on view already" in words(app)
+    commit(app, "normal")
+    (read,) = app.session_state[shared.READS_KEY].values()
+    assert not read.is_before_answer
+
+
+def test_a_read_of_one_frame_is_none_of_another(app: AppTest) -> None:
+    app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()
+    upload(app, stack())
+    commit(app, "normal")
+    assert "Your read: **normal**" in words(app)
+    find(app.slider, "Frame (1 to 3)").set_value(3).run()
+    assert "Your read: **normal**" not in words(app)
+    assert find(app.radio, "What do you see?").value is None
+    commit(app, "disease")
+    assert "Your read: **disease**" in words(app)
+    assert "after the answer was on view" not in words(app)
+    find(app.slider, "Frame (1 to 3)").set_value(1).run()
+    assert "Your read: **normal**" in words(app)
 
 
 def test_patient_tags_are_shown_only_when_asked_and_text_is_warned_of(app: AppTest) -> None:

@@ -58,6 +58,14 @@ def test_the_page_says_all_that_it_must(tiny_ensemble: Ensemble, case: Diagnosis
     assert images >= 1 + len(case.heatmaps)
 
 
+def test_a_read_after_the_answer_is_said_to_be_that(
+    tiny_ensemble: Ensemble, case: Diagnosis
+) -> None:
+    read_late = ReaderRead("normal", 0.8, case.created, is_before_answer=False)
+    text = read(build_pdf(tiny_ensemble, dataclasses.replace(case, reader=read_late)))
+    assert "The reader, AFTER the answer was shown: normal" in text
+
+
 def test_no_answer_and_untested_maps_are_said(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
     unsure = dataclasses.replace(case, status="abstained", abstain_reason="uncertain")
     text = read(build_pdf(tiny_ensemble, unsure))

@@ -228,7 +228,8 @@ def _build_group(
     if diagnosis.novelty is not None:
         measured.append(("Novelty percentile", diagnosis.novelty.distance_percentile))
     if diagnosis.reader is not None:
-        stated.append(("Read of the reader before the answer", diagnosis.reader.class_name))
+        when = "before" if diagnosis.reader.is_before_answer else "after"
+        stated.append((f"Read of the reader {when} the answer", diagnosis.reader.class_name))
         measured.append(("Confidence of the reader", 100.0 * diagnosis.reader.confidence))
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(uid=generate_uid(), identifier="NeighborDx answer"),
