@@ -44,6 +44,10 @@ ERRORS: dict[str, str] = {
     "image.dicom_transfer_syntax": N_("The compression of this DICOM file ({syntax}) is unknown."),
     "image.dicom_unsupported": N_("This kind of DICOM picture cannot be read ({reason})."),
     "image.missing": N_("The file is no longer there."),
+    "image.tiff_kind": N_(
+        "This kind of TIFF cannot be read here. Export it with 8 or 16 bits per sample, "
+        "little-endian, black as zero, or as PNG or DICOM."
+    ),
     "image.window": N_("The window is not usable: it needs a width above 0."),
     "image.zip_damaged": N_("The ZIP archive, or a file in it, is damaged. Pack it again."),
     "image.zip_empty": N_("The ZIP archive holds no file."),

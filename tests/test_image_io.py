@@ -329,6 +329,84 @@ def build_tiff_16(samples: np.ndarray, photometric: int) -> bytes:
     return head + struct.pack("<4H", 16, 16, 16, 16) + samples.astype("<u2").tobytes()
 
 
+def build_tiff(
+    samples: np.ndarray,
+    *,
+    order: str = "<",
+    photometric: int | None = None,
+    is_planar: bool = False,
+    n_missing: int = 0,
+) -> bytes:
+    """An uncompressed TIFF of any samples, (H, W) or (H, W, C), in chunks or in planes."""
+    height, width = samples.shape[:2]
+    n = 1 if samples.ndim == 2 else samples.shape[2]
+    stored = samples.astype(samples.dtype.newbyteorder(order))
+    planes = [stored[:, :, c].tobytes() for c in range(n)] if is_planar else [stored.tobytes()]
+    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    bits = samples.dtype.itemsize * 8
+    shade = photometric if photometric is not None else (1 if n == 1 else 2)
+    n_fields, extra = 11, b""
+    end = 8 + 2 + 12 * n_fields + 4
+    begin = end + 4 * n + 8 * len(planes)
+    fields = [(256, [width]), (257, [height]), (258, [bits] * n), (259, [1]), (262, [shade])]
+    starts = [begin + sum(map(len, planes[:i])) for i in range(len(planes))]
+    fields += [(273, starts), (277, [n]), (278, [height]), (279, [len(p) for p in planes])]
+    fields += [(284, [2 if is_planar else 1]), (339, [kind] * n)]
+    directory = struct.pack(order + "H", n_fields)
+    for tag, values in fields:
+        is_long = tag in (256, 257, 273, 278, 279)
+        packed = struct.pack(f"{order}{len(values)}{'I' if is_long else 'H'}", *values)
+        if len(packed) > 4:
+            packed, extra = struct.pack(order + "I", end + len(extra)), extra + packed
+        directory += struct.pack(order + "HHI", tag, 4 if is_long else 3, len(values))
+        directory += packed.ljust(4, b"\0")
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
+    data = head + directory + bytes(4) + extra.ljust(begin - end, b"\0") + b"".join(planes)
+    return data[: len(data) - n_missing]
+
+
+def test_unsigned_32_bit_and_signed_8_bit_tiffs_are_read_as_they_are() -> None:
+    deep = ramp(np.float64, 4294967295.0).astype(np.uint32)
+    plain = decode(build_tiff(ramp(np.uint16, 65535))).pixels
+    assert np.abs(decode(build_tiff(deep)).pixels.astype(int) - plain).max() <= 1
+    signed = (ramp(np.int16, 255) - 128).astype(np.int8)
+    for order in "<>":
+        shown = decode(build_tiff(signed, order=order)).pixels[:, :, 0]
+        np.testing.assert_array_equal(shown, ramp(np.int16, 255))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_kinds_of_tiff_that_pillow_cuts_wrong_are_refused(order: str) -> None:
+    colour = np.stack([ramp(np.uint16, 60000), ramp(np.uint16, 30000), ramp(np.uint16, 9)], 2)
+    with pytest.raises(ImageError, match="kind of TIFF that cannot be read here") as caught:
+        decode(build_tiff(colour, order=order, is_planar=True))
+    assert caught.value.code == "image.tiff_kind"
+    eight = (colour // 256).astype(np.uint8)
+    np.testing.assert_array_equal(
+        decode(build_tiff(eight, order=order, is_planar=True)).pixels, eight
+    )
+
+
+@pytest.mark.parametrize(
+    ("samples", "options"),
+    [
+        (ramp(np.uint16, 4000), {"order": ">", "photometric": 0}),
+        (ramp(np.float64, 1), {}),
+        (ramp(np.uint32, 4000), {"order": ">"}),
+    ],
+    ids=["big-endian white is zero", "float64", "big-endian uint32"],
+)
+def test_sound_tiffs_that_cannot_be_read_are_not_called_damaged(
+    samples: np.ndarray, options: dict[str, object]
+) -> None:
+    with pytest.raises(ImageError, match="kind of TIFF") as caught:
+        decode(build_tiff(samples, **options))
+    assert caught.value.code == "image.tiff_kind"
+    with pytest.raises(ImageError) as caught:
+        decode(build_tiff(samples, n_missing=9, **options))
+    assert caught.value.code == "image.truncated"
+
+
 @pytest.mark.parametrize("build", [build_png_16, build_tiff_16])
 def test_12_bit_colour_in_16_bits_keeps_its_contrast(build: object) -> None:
     colour = np.zeros((2, 2, 3), dtype=np.uint16)

@@ -25,6 +25,7 @@ from core.image_io.dicom import decode_dicom, is_dicom
 from core.image_io.dicom_grey import WindowPreset
 from core.image_io.quiet import hush
 from core.image_io.scaling import MAX_PIXELS, check_size, refuse_frame, scale_to_uint8
+from core.image_io.tiff import Samples, is_whole, mend_samples, read_samples, refuse_kind
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _SIGNATURES = {
@@ -58,7 +59,6 @@ _PILLOW_ERRORS = (
     NotImplementedError,
 )
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 
 
@@ -245,13 +245,12 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
                 picture.seek(frame)
                 check_size(*picture.size)
             bit_depth = _find_bit_depth(picture, data)
+            samples = read_samples(picture)
             if is_deep_colour(find_raw_mode(picture)) and (kind == "TIFF" or n_frames == 1):
                 pixels = read_deep_colour(lambda: _open(data, frame), turn=_turn_upright)
                 return pixels, kind, bit_depth, n_frames
-            tags = getattr(picture, "tag_v2", {})
-            is_white_zero = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
             picture.load()
-            pixels = _to_rgb(_turn_upright(picture), is_white_zero=is_white_zero)
+            pixels = _to_rgb(_turn_upright(picture), samples)
             return pixels, kind, bit_depth, n_frames
     except ImageError:
         raise
@@ -263,6 +262,8 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
             params={"limit": MAX_PIXELS // 10**6},
         ) from err
     except (UnidentifiedImageError, *_PILLOW_ERRORS) as err:
+        if known == "TIFF" and isinstance(err, UnidentifiedImageError) and is_whole(data):
+            raise refuse_kind("an unusual layout of samples") from err
         raise ImageError(
             f"the file begins like {known} but is truncated or damaged ({type(err).__name__}). "
             "Copy or export it again.",
@@ -296,10 +297,14 @@ def _turn_upright(picture: PILImage.Image) -> PILImage.Image:
         return picture
 
 
-def _to_rgb(picture: PILImage.Image, *, is_white_zero: bool) -> NDArray[np.uint8]:
+def _to_rgb(picture: PILImage.Image, samples: Samples | None) -> NDArray[np.uint8]:
+    mended = mend_samples(picture, samples)
+    if mended is not None and mended.dtype == np.uint8:
+        return np.repeat(mended.astype(np.uint8)[:, :, None], 3, axis=2)
     if picture.mode in _WIDE_MODES:
-        grey = scale_to_uint8(np.asarray(picture).astype(np.float64))
-        if is_white_zero:  # Pillow inverts these only up to 8 bits
+        values = np.asarray(picture) if mended is None else mended
+        grey = scale_to_uint8(values.astype(np.float64))
+        if samples is not None and samples.is_white_zero:  # Pillow inverts these only up to 8 bits
             grey = (255 - grey).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if picture.has_transparency_data:
