@@ -15,6 +15,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from core.errors import ImageError
+from core.image_io.quiet import hush
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _FORMAT = 258, 259, 262, 284, 339
 _PIECES = ((273, 279), (324, 325))  # where strips or tiles begin, and their bytes
@@ -31,6 +32,7 @@ class Samples:
     is_white_zero: bool
 
 
+@hush()
 def read_samples(picture: ImageFile) -> Samples | None:
     """What the tags of the frame say; None if the picture is no TIFF.
 
@@ -58,17 +60,20 @@ def mend_samples(picture: PILImage.Image, samples: Samples | None) -> NDArray[np
     """Grey samples that Pillow took for others, as they are; None where Pillow is right.
 
     Returns:
-        (H, W) uint32, or uint8 with signed bytes moved up by 128.
+        (H, W) uint32, int16, or uint8 with signed bytes moved up by 128.
     """
     if samples is None:
         return None
     if picture.mode == "I" and samples.n_bits == 32 and not samples.is_signed:
         return np.asarray(picture, dtype=np.int32).view(np.uint32)
+    if picture.mode == "I" and samples.n_bits == 16 and samples.is_signed:
+        return np.asarray(picture).astype(np.int16)
     if picture.mode == "L" and samples.n_bits == 8 and samples.is_signed:
         return np.asarray(picture, dtype=np.uint8) ^ np.uint8(128)
     return None
 
 
+@hush()
 def is_whole(data: bytes) -> bool:
     """Whether a TIFF's first directory can be read and all that it points to is in the file."""
     try:
