@@ -287,6 +287,45 @@ def test_windows_of_the_file_any_window_and_inversion(app: AppTest) -> None:
     assert len(app.session_state[shared.RESULTS_KEY]) == 1  # older readings are forgotten
 
 
+def deep_file(**tags: object) -> File:
+    """A small DICOM of 12 bits with these tags."""
+    file = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+    for tag, value in tags.items():
+        setattr(file, tag, value)
+    buffer = io.BytesIO()
+    file.save_as(buffer)
+    return ("ct", buffer.getvalue(), "")
+
+
+def test_the_window_box_names_what_is_applied(app: AppTest) -> None:
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [4096, 0, 12]
+    table.LUTData = np.arange(4096, dtype=np.uint16).tobytes()
+    table["LUTData"].VR = "OW"
+    for tags, named in (
+        ({}, "Whole range"),
+        ({"WindowCenter": 1000, "WindowWidth": 2000}, "As the file says"),
+        ({"WindowCenter": [60000, 1000], "WindowWidth": [10, 2000]}, "Whole range"),
+        ({"VOILUTSequence": [table]}, "The file's own table"),
+    ):
+        upload(app, deep_file(**tags))
+        window = find(app.selectbox, "Window")
+        assert window.options[0] == named, tags
+        window.set_value("custom").run()
+        assert find(app.selectbox, "Window").options[0] == named, tags
+
+
+def test_sliders_of_a_small_range_have_small_steps(app: AppTest) -> None:
+    upload(app, deep_file(RescaleSlope="0.0002442", RescaleIntercept="0"))
+    find(app.selectbox, "Window").set_value("custom").run()
+    width = find(app.slider, "Window width")
+    assert width.max < 2
+    width.set_value(width.max / 4).run()
+    assert not app.exception
+    (shown,) = app.session_state[shared.RESULTS_KEY].values()
+    assert len(np.unique(shown.pixels)) > 100
+
+
 def test_a_zip_is_its_files_and_a_bad_one_has_its_reason(app: AppTest) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

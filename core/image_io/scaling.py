@@ -69,15 +69,15 @@ def tally(
     """
     if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
         return None
-    limits = np.iinfo(values.dtype)
-    counts = np.zeros(limits.max - limits.min + 1, dtype=np.int64)
+    lowest, n_codes = _find_limits(values)
+    counts = np.zeros(n_codes, dtype=np.int64)
     for piece in _cut(values.size):
         some = values.reshape(-1)[piece]
         if is_valid is not None:
             some = some[is_valid.reshape(-1)[piece]]
-        counts += np.bincount(some.astype(np.intp) - limits.min, minlength=counts.size)
+        counts += np.bincount(some.astype(np.intp) - lowest, minlength=counts.size)
     found = np.flatnonzero(counts)
-    return (found + limits.min).astype(values.dtype), counts[found]
+    return (found + lowest).astype(values.dtype), counts[found]
 
 
 def place_shades(
@@ -90,13 +90,19 @@ def place_shades(
         known: (V,) values; all others become 0.
         shades: (V,) what each becomes.
     """
-    limits = np.iinfo(values.dtype)
-    table = np.zeros(limits.max - limits.min + 1, dtype=np.uint8)
-    table[known.astype(np.intp) - limits.min] = shades
+    lowest, n_codes = _find_limits(values)
+    table = np.zeros(n_codes, dtype=np.uint8)
+    table[known.astype(np.intp) - lowest] = shades
     shown = np.empty(values.size, dtype=np.uint8)
     for piece in _cut(values.size):
-        shown[piece] = table[values.reshape(-1)[piece].astype(np.intp) - limits.min]
+        shown[piece] = table[values.reshape(-1)[piece].astype(np.intp) - lowest]
     return shown.reshape(values.shape)
+
+
+def _find_limits(values: NDArray[np.generic]) -> tuple[int, int]:
+    """The lowest value of an integer type, and how many values it has."""
+    limits = np.iinfo(values.dtype)  # type: ignore[type-var]
+    return int(limits.min), int(limits.max) - int(limits.min) + 1
 
 
 def _cut(n: int) -> list[slice]:
