@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from core.diagnosis import Diagnosis, Novelty, ReaderRead
+from core.diagnosis import RESEARCH_USE, Diagnosis, Novelty, ReaderRead
 from core.dicom_export import (
     PATIENT_TAGS,
     build_report,
@@ -22,6 +22,7 @@ from core.dicom_export import (
     lay_out,
     read_patient_tags,
 )
+from core.dicom_export.sheet import _load_font, _spell, _wrap, _write_head
 from core.errors import ImageError
 from core.image_io.quiet import hush
 
@@ -239,6 +240,50 @@ def test_the_sheet_keeps_the_overlays_pixels_and_is_stored_whole(source: bytes) 
     np.testing.assert_array_equal(capture.pixel_array, sheet)
     again = build_secondary_capture(shown, sheet, source=source)
     assert again.SOPInstanceUID == capture.SOPInstanceUID  # a report can refer to its picture
+
+
+LONG = dataclasses.replace(
+    CASE,
+    model_id="kermany-chest-offline-robust-seed0-2026-11-20-metric-ensemble-v2",
+    data_id="0123456789abcdef+fedcba9876543210",
+    pixels=np.zeros((60, 300, 3), np.uint8),
+)
+
+
+def test_no_line_of_the_sheet_is_cut_off_and_captions_stay_apart() -> None:
+    black = np.zeros((60, 300, 3), np.uint8)
+    seen_by = "vit_large_patch16_224.augreg_in21k_ft_in1k, integrated gradients of the vote"
+    captions = {f"pneumonia: {seen_by}": black, f"normal: {seen_by}": black}
+    font = _load_font(18)
+    for text in (*_write_head(LONG, font), *captions):
+        lines = _wrap(text, font, width=430)
+        assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+        assert max(font.getlength(line) for line in lines) <= 430
+    assert _write_head(LONG, font)[0] == RESEARCH_USE  # alone, so never behind a long line
+    sheet = lay_out(LONG, captions).astype(int)
+    side = sheet.shape[1] // 2
+    assert sheet[:, -4:].max() == 0
+    is_caption = sheet[:, :, 0] > sheet[:, :, 2] + 20  # orange
+    assert is_caption[:, :side].any()
+    assert not is_caption[:, side - 4 : side].any(), "a caption runs into the next"
+
+
+def test_class_names_that_the_font_lacks_are_told_by_number() -> None:
+    font = _load_font(18)
+    foreign = dataclasses.replace(
+        LONG, predicted_class="肺炎", disease_class="肺炎", probabilities={"肺": 0.1, "肺炎": 0.9}
+    )
+    said = _write_head(foreign, font)[1]
+    assert said == (
+        "Answer: class 2 (disease) (class 1 (not disease) 10 %, class 2 (disease) 90 %)"
+    )
+    assert _spell("肺炎: x, 图", foreign, font) == "class 2 (disease): x, ?"
+
+
+def test_the_sheet_never_says_a_false_certainty() -> None:
+    sure = dataclasses.replace(LONG, probabilities={"normal": 4e-5, "pneumonia": 1 - 4e-5})
+    said = _write_head(sure, _load_font(18))[1]
+    assert said == "Answer: pneumonia (normal <1 %, pneumonia >99 %)"
 
 
 def test_the_capture_of_a_novel_image_has_no_heatmap() -> None:

@@ -110,6 +110,7 @@ def _cut(n: int) -> list[slice]:
     return [slice(at, at + _PIECE) for at in range(0, n, _PIECE)]
 
 
+@np.errstate(all="ignore")
 def stretch(
     values: NDArray[np.generic], *, is_valid: NDArray[np.bool_] | None = None
 ) -> NDArray[np.uint8]:
