@@ -579,6 +579,36 @@ def test_an_answer_names_the_class_and_the_probability(
     assert "disease **>99 %**" in words(app)  # never rounded to certainty
 
 
+def test_names_keep_their_letters_at_the_head_of_a_line(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alter(
+        monkeypatch,
+        status="answered",
+        abstain_reason=None,
+        predicted_class="COVID-19",
+        disease_class="COVID-19",
+        probabilities={"normal": 0.1, "COVID-19": 0.9},
+    )
+    upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
+    assert {row["answer"] for row in worklist(app)} == {"COVID-19"}
+
+
+def test_what_voted_is_called_nearest_for_one_model_alone(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = (MemberVote("one", {"normal": 0.2, "disease": 0.8}, 1.0),)
+    with monkeypatch.context() as patch:
+        alter(patch, status="answered", abstain_reason=None)
+        upload(app, picture())
+    assert "training images that voted" in words(app)
+    assert "nearest training images are labelled" not in words(app)
+    alter(monkeypatch, members=one, status="answered", abstain_reason=None)
+    upload(app, picture(950_001))
+    assert "training images that voted" not in words(app)
+    assert "nearest training images" in words(app)
+
+
 def test_copies_members_and_moved_originals_are_said(
     app: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
