@@ -197,7 +197,7 @@ def _show_vote(diagnosis: Diagnosis) -> None:
             ).format(name=f"**{plain(class_label(leading))}**")
         )
     n = votes.count(predicted)
-    if len(diagnosis.members) > 1:  # each asked its own nearest: together they are not the nearest
+    if len(diagnosis.members) > 1 and diagnosis.vote_shares:  # each asked its own nearest
         line = ngettext(
             "{n} of the {k} training images that voted is labelled {name}.",
             "{n} of the {k} training images that voted are labelled {name}.",
