@@ -90,11 +90,12 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class ReaderRead:
-    """What a person committed to before the answer was shown."""
+    """What a person committed to, and whether no answer had been on view by then."""
 
     class_name: str
     confidence: float  # 0.5 (a guess) to 1 (certain)
     created: str  # ISO 8601, UTC
+    is_before_answer: bool = True
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,7 @@ def to_json(
             "class": diagnosis.reader.class_name,
             "confidence": diagnosis.reader.confidence,
             "created": diagnosis.reader.created,
+            "before_answer": diagnosis.reader.is_before_answer,
         },
         "model_id": diagnosis.model_id,
         "data_id": diagnosis.data_id,
@@ -281,7 +283,7 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             *("distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"),
             *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
             *("abstain_reason", "frame_number", "n_frames"),  # the frame as DICOM counts, from 1
-            *("window_centre", "window_width", "is_inverted"),
+            *("window_centre", "window_width", "is_inverted", "reader_before_answer"),
         ]
     )
     for d in diagnoses:
@@ -300,6 +302,7 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             row += [""] * 5
         else:
             row += [d.frame + 1, d.n_frames, *(d.window or ("", "")), d.is_inverted]
+        row += [d.reader.is_before_answer if d.reader else ""]
         writer.writerow([_defuse(cell) for cell in row])
     return out.getvalue()
 

@@ -110,6 +110,10 @@ def _spell(text: str) -> str:
     return spell(text, font=_FONT)
 
 
+def _percent(share: float) -> str:
+    return escape(write_percent(share))
+
+
 def _write_head(diagnosis: Diagnosis) -> list[Flowable]:
     of = f"{diagnosis.frame + 1} of {diagnosis.n_frames}"
     frame = f", frame {of}" if diagnosis.n_frames > 1 else ""
@@ -123,9 +127,14 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
     lines = []
     if diagnosis.reader is not None:
         reader = diagnosis.reader
+        when = (
+            "before the answer was shown"
+            if reader.is_before_answer
+            else "AFTER the answer was shown"
+        )
         lines.append(
-            f"The reader, before the answer was shown: <b>{_spell(reader.class_name)}</b>, "
-            f"{reader.confidence:.0%} sure ({reader.created})."
+            f"The reader, {when}: <b>{_spell(reader.class_name)}</b>, "
+            f"{_percent(reader.confidence)} sure ({reader.created})."
         )
     if _is_refused(diagnosis):
         head, colour = "No answer: this is not the kind of image this model knows", _GREY
@@ -149,8 +158,8 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
 
 def _say_novelty(novelty: Novelty) -> str:
     if not novelty.is_beyond_all:
-        share = write_percent(novelty.distance_percentile / 100)
-        return f"More unusual than {escape(share)} of the training images."
+        share = _percent(novelty.distance_percentile / 100)
+        return f"More unusual than {share} of the training images."
     if novelty.is_novel:
         return "More unusual than any training image."
     return (
@@ -160,11 +169,15 @@ def _say_novelty(novelty: Novelty) -> str:
 
 
 def _write_probability(model: Model, diagnosis: Diagnosis) -> list[str]:
-    parts = ", ".join(f"{_spell(c)} <b>{p:.1%}</b>" for c, p in diagnosis.probabilities.items())
+    parts = ", ".join(
+        f"{_spell(c)} <b>{_percent(p)}</b>" for c, p in diagnosis.probabilities.items()
+    )
     lines = [f"Calibrated probability: {parts}."]
     known = describe_reliability(model)
     if known is not None:
-        shares = ", ".join(f"{c.accuracy:.0%} at {c.share:.0%} coverage" for c in known.coverage)
+        shares = ", ".join(
+            f"{_percent(c.accuracy)} at {_percent(c.share)} coverage" for c in known.coverage
+        )
         lines.append(
             f"On {known.n} validation images these probabilities are off by {known.ece:.1%} on "
             f"average{'' if known.is_held_out else ' (calibrated on these very images)'}; right "
@@ -244,7 +257,7 @@ def _write_ledger(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
                 _say(_spell(neighbour.key), style=small),
             ]
         )
-    sums = ", ".join(f"{_spell(c)} {share:.1%}" for c, share in diagnosis.vote_shares.items())
+    sums = ", ".join(f"{_spell(c)} {_percent(p)}" for c, p in diagnosis.vote_shares.items())
     n_more = len(diagnosis.neighbours) - _N_CASES
     has_vote = sums and not is_refused
     notes = [f"Vote of all {diagnosis.k}: {sums}." if has_vote else "These images did not vote."]
@@ -287,7 +300,7 @@ def _write_members(diagnosis: Diagnosis) -> list[Flowable]:
     ]
     for member in diagnosis.members:
         p = member.probabilities[diagnosis.disease_class]
-        cells.append([member.model_id, f"{p:.1%}", f"{member.weight:.3f}"])
+        cells.append([member.model_id, write_percent(p), f"{member.weight:.3f}"])
     verdict = "All lean the same way." if diagnosis.members_agree else "They disagree."
     return [
         _say("Each model's vote", style=_style("Heading3")),

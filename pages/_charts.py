@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from core.diagnosis import Diagnosis
+from core.diagnosis import Diagnosis, write_percent
 
 DISEASE_COLOUR = "#e07b00"
 OTHER_COLOURS = ("#3f86d6", "#8b7bd8", "#8a8f99")  # first: normal
@@ -60,6 +60,7 @@ def build_probability_bar(
     figure = go.Figure()
     for name in ordered:
         is_disease = name == diagnosis.disease_class
+        written = html.escape(write_percent(diagnosis.probabilities.get(name, 0.0)))
         figure.add_bar(
             x=[diagnosis.probabilities.get(name, 0.0)],
             y=[""],
@@ -74,7 +75,7 @@ def build_probability_bar(
                     "size": 7,
                 },
             },
-            hovertemplate=html.escape(label(name)) + " %{x:.1%}<extra></extra>",
+            hovertemplate=html.escape(label(name)) + f" {written}<extra></extra>",
         )
     figure.add_vline(x=0.5, line={"color": "rgba(128,128,140,.9)", "dash": "dot", "width": 2})
     figure.update_layout(**_BAR_LAYOUT)

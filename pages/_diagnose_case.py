@@ -32,7 +32,7 @@ def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) 
         show_patient_tags(source)
     with right:
         if is_hidden(diagnosis):
-            show_form(model, case_id)
+            show_form(model, case_id, diagnosis)
         else:
             show_read(diagnosis)
             _show_answer(model, diagnosis)
@@ -196,18 +196,23 @@ def _show_vote(diagnosis: Diagnosis) -> None:
                 "lean the other way."
             ).format(name=f"**{plain(class_label(leading))}**")
         )
-    st.markdown(
-        ngettext(
+    n = votes.count(predicted)
+    if len(diagnosis.members) > 1 and diagnosis.vote_shares:  # each asked its own nearest
+        line = ngettext(
+            "{n} of the {k} training images that voted is labelled {name}.",
+            "{n} of the {k} training images that voted are labelled {name}.",
+            n,
+        )
+        means = _("Each model asks the images most alike to it. Nearer images have a larger say.")
+    else:
+        line = ngettext(
             "{n} of the {k} nearest training images is labelled {name}.",
             "{n} of the {k} nearest training images are labelled {name}.",
-            votes.count(predicted),
-        ).format(
-            n=f"**{votes.count(predicted)}**",
-            k=diagnosis.k,
-            name=f"**{plain(class_label(predicted))}**",
-        ),
-        help=_("Nearest means most alike to the model. Nearer images have a larger say."),
-    )
+            n,
+        )
+        means = _("Nearest means most alike to the model. Nearer images have a larger say.")
+    name = f"**{plain(class_label(predicted))}**"
+    st.markdown(line.format(n=f"**{n}**", k=diagnosis.k, name=name), help=means)
 
 
 def _show_novelty(diagnosis: Diagnosis) -> None:

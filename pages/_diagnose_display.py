@@ -3,6 +3,8 @@
 What is set here changes what the model sees: every change is a new reading of the file.
 """
 
+import math
+
 import streamlit as st
 
 from core import dicom_export
@@ -17,10 +19,16 @@ from pages._text import _, describe, plain
 _CUSTOM = "custom"
 _TAG_NAMES = {  # DICOM's own keywords, shown as they are
     "PatientName": "Patient's Name",
+    "OtherPatientNames": "Other Patient Names",
     "PatientID": "Patient ID",
+    "OtherPatientIDs": "Other Patient IDs",
     "PatientBirthDate": "Patient's Birth Date",
     "PatientSex": "Patient's Sex",
+    "PatientAddress": "Patient's Address",
+    "PatientComments": "Patient Comments",
     "AccessionNumber": "Accession Number",
+    "ReferringPhysicianName": "Referring Physician's Name",
+    "InstitutionName": "Institution Name",
     "StudyDate": "Study Date",
     "StudyDescription": "Study Description",
     "Modality": "Modality",
@@ -92,15 +100,17 @@ def _choose_window(
         return None
     assert file.value_range is not None
     low, high = file.value_range
-    span = max(high - low, 1.0)
+    span = (high - low) or 1.0
+    written, step = _choose_digits(span)
     start = window or file.window or ((low + high) / 2, span)
     centre = st.slider(
         _("Window centre"),
         low - span / 2,
         high + span / 2,
         min(max(start[0], low - span / 2), high + span / 2),
+        step=step,
         key=f"{shared.CENTRE_KEY}_{case_id}",
-        format="%.0f",
+        format=written,
         width=260,
     )
     width = st.slider(
@@ -108,16 +118,26 @@ def _choose_window(
         span / 500,
         2 * span,
         min(max(start[1], span / 500), 2 * span),
+        step=step,
         key=f"{shared.WIDTH_KEY}_{case_id}",
-        format="%.0f",
+        format=written,
         width=260,
     )
     return centre, width
 
 
+def _choose_digits(span: float) -> tuple[str, float]:
+    """How a slider writes a value of a range this wide, three digits at least, and its step."""
+    n_digits = max(0, math.ceil(2 - math.log10(span)))
+    return f"%.{n_digits}f", min(0.01, span / 1000)
+
+
 def _name_window(file: Image, name: str) -> str:
     if name == "":
-        return _("As the file says") if file.presets else _("Whole range")
+        return {
+            "table": _("The file's own table"),
+            "window": _("As the file says"),
+        }.get(file.file_display or "", _("Whole range"))
     if name == _CUSTOM:
         return _("My own")
     preset = file.presets[int(name)]
@@ -175,4 +195,10 @@ def show_patient_tags(source: Source) -> None:
         st.error(describe(error))
         return
     lines = [f"{_TAG_NAMES[tag]}: **{plain(value)}**" for tag, value in tags.items()]
-    st.markdown("  \n".join(lines) or _("The file names no patient."))
+    st.markdown("  \n".join(lines) or _say_what_was_looked_at())
+
+
+def _say_what_was_looked_at() -> str:
+    return _(
+        "Empty or absent: {tags}. Other tags, and the picture itself, may still name a patient."
+    ).format(tags=", ".join(_TAG_NAMES[tag] for tag in dicom_export.PATIENT_TAGS))

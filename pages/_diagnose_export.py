@@ -1,8 +1,11 @@
 """Diagnose page: downloads. One case as PDF and DICOM, all of them as JSON and CSV.
 
 Files are made when asked for and go to the browser; nothing is written to the server's disk.
+Streamlit logs what a download raises, with its message: none here may quote a file's tags.
 """
 
+import logging
+from collections.abc import Callable
 from pathlib import PurePath
 
 import streamlit as st
@@ -10,11 +13,14 @@ import streamlit as st
 from core import dicom_export, pdf_report
 from core.diagnosis import Diagnosis, dump_json, to_csv
 from core.ensemble import Model
+from core.errors import CoreError
 from core.explain import outline, overlay, resize_heatmap
 from core.second_look import HEATMAP_METHODS, Scrutiny
 from pages import _shared as shared
 from pages._diagnose_sources import Source
-from pages._text import _, ngettext
+from pages._text import _, describe, ngettext
+
+logger = logging.getLogger(__name__)
 
 _DICOM = "application/dicom"
 _PDF = "application/pdf"
@@ -37,10 +43,13 @@ def show_case_downloads(
             "uploaded, if it was DICOM. The PDF carries none."
         ),
     )
+    sure = _guard(diagnosis)
     with st.container(horizontal=True):
         st.download_button(
             _("Report (PDF)"),
-            lambda: pdf_report.build_pdf(model, diagnosis, scrutiny=scrutiny, opacity=opacity),
+            sure(
+                lambda: pdf_report.build_pdf(model, diagnosis, scrutiny=scrutiny, opacity=opacity)
+            ),
             pdf_name,
             _PDF,
             on_click="ignore",
@@ -49,8 +58,10 @@ def show_case_downloads(
         )
         st.download_button(
             _("Picture with heatmap (DICOM SC)"),
-            lambda: dicom_export.encode(
-                _capture(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line)
+            sure(
+                lambda: dicom_export.encode(
+                    _capture(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line)
+                )
             ),
             sc_name,
             _DICOM,
@@ -60,13 +71,47 @@ def show_case_downloads(
         )
         st.download_button(
             _("Structured report (DICOM SR)"),
-            lambda: _report(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line),
+            sure(lambda: _report(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line)),
             sr_name,
             _DICOM,
             on_click="ignore",
             icon=":material/article:",
             key="diagnose_sr",
         )
+
+
+def _guard(diagnosis: Diagnosis) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
+    """Let a download fail in words of ours, and say so here when the page is next drawn.
+
+    It runs in a thread without a session: what it needs of one is looked up now.
+    """
+    case = (diagnosis.file, diagnosis.sha256, diagnosis.frame, diagnosis.created)
+    failed: dict[tuple[object, ...], CoreError] = st.session_state.setdefault(
+        shared.EXPORT_FAILED_KEY, {}
+    )
+    for other in failed.keys() - {case}:
+        del failed[other]
+    if case in failed:
+        st.error(describe(failed[case]), icon=":material/error:")
+    apology = _("The file could not be made. Choose another kind, or look into the server's log.")
+
+    def sure(make: Callable[[], bytes]) -> Callable[[], bytes]:
+        def made() -> bytes:
+            try:
+                data = make()
+            except CoreError as error:
+                failed[case] = error.with_traceback(None)
+            except Exception as error:  # noqa: BLE001 - logged without its text: it may quote a tag
+                logger.error("a download failed: %s", type(error).__name__)
+                failed[case] = CoreError(apology, code="export.failed")
+            else:
+                failed.pop(case, None)
+                return data
+            raise CoreError(apology, code="export.failed")
+
+        return made
+
+    return sure
 
 
 def _capture(

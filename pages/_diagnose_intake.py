@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 Display = tuple[int, tuple[float, float] | None, bool]  # frame, window, inverted
 ResultKey = tuple[str, Display, str]  # content (sha256 or sample), how it is shown, model id
+ReadKey = tuple[str, int, tuple[str, ...]]  # content, frame, class names that were to choose from
 
 AS_STORED: Display = (0, None, False)
 _N_NAMED = 8  # uploads of an earlier visit that are named
@@ -150,10 +151,10 @@ def collect_cases(model: Model, uploads: list[Any]) -> dict[str, Diagnosis]:
     }
     results = _forget_removed(sources, keys)
     _read_missing(model, sources, keys, results)
-    reads: dict[str, ReaderRead] = st.session_state[shared.READS_KEY]
+    reads: dict[ReadKey, ReaderRead] = st.session_state[shared.READS_KEY]
     return {
         case_id: dataclasses.replace(
-            results[keys[case_id]], file=name, reader=reads.get(sources[case_id][1])
+            results[keys[case_id]], file=name, reader=reads.get(_find_read_key(model, case_id))
         )
         for case_id, (name, _content, _read) in sources.items()
     }
@@ -166,10 +167,29 @@ def describe_file(case_id: str) -> Image | None:
     return known
 
 
-def commit_read(case_id: str, read: ReaderRead) -> None:
-    """Keep what the reader said of a case; the first word stands."""
+def _find_read_key(model: Model, case_id: str) -> ReadKey:
+    """What a read is of: another frame, or other classes to choose from, ask for another."""
     content = st.session_state[shared.CONTENTS_KEY][case_id]
-    st.session_state[shared.READS_KEY].setdefault(content, read)
+    frame = st.session_state[shared.DISPLAY_KEY].get(case_id, AS_STORED)[0]
+    return content, frame, tuple(model.class_names)
+
+
+def commit_read(model: Model, case_id: str, read: ReaderRead) -> None:
+    """Keep what the reader said of a case; the first word stands."""
+    st.session_state[shared.READS_KEY].setdefault(_find_read_key(model, case_id), read)
+
+
+def note_seen(model: Model, case_ids: list[str]) -> None:
+    """Remember whose answer is on view, for as long as the session: taking a file away and
+    bringing it again does not make a reader forget it.
+    """
+    seen: set[ReadKey] = st.session_state.setdefault(shared.SEEN_KEY, set())
+    seen.update(_find_read_key(model, case_id) for case_id in case_ids)
+
+
+def was_seen(model: Model, case_id: str) -> bool:
+    """Whether an answer on this case was ever on view."""
+    return _find_read_key(model, case_id) in st.session_state.get(shared.SEEN_KEY, ())
 
 
 def _forget_removed(
@@ -191,9 +211,10 @@ def _forget_removed(
         (shared.HASHES_KEY, uploads),
         (shared.DISPLAY_KEY, set(keys)),
         (shared.FILES_KEY, contents),
-        (shared.READS_KEY, contents),
     ):
         state[name] = {k: v for k, v in state.get(name, {}).items() if k in kept}
+    reads = state.get(shared.READS_KEY, {})
+    state[shared.READS_KEY] = {key: read for key, read in reads.items() if key[0] in contents}
     if not state[shared.RESULTS_KEY]:
         state[shared.SCRUTINY_KEY] = {}
     results: dict[ResultKey, Diagnosis] = state[shared.RESULTS_KEY]

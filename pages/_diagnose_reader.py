@@ -7,19 +7,21 @@ import streamlit as st
 from core.diagnosis import Diagnosis, ReaderRead
 from core.ensemble import Model
 from pages import _shared as shared
-from pages._diagnose_intake import commit_read
+from pages._diagnose_intake import commit_read, was_seen
 from pages._text import _, class_label, percent, plain
 
 
 def show_switch() -> None:
-    """The switch, above the worklist."""
+    """The switch; it stands before any answer does."""
     shared.outlive_page(shared.READER_FIRST_KEY)
     st.toggle(
         _("I read first, then see the answer"),
         key=shared.READER_FIRST_KEY,
         help=_(
             "Answers stay hidden until you have committed your own read of a case. Readers who "
-            "commit first are less often led astray by a wrong answer. Your read is in the export."
+            "commit first are less often led astray by a wrong answer. Your read is in the export. "
+            "Switch on before you add images: a read of an image whose answer was on view is "
+            "marked as given after it."
         ),
     )
 
@@ -30,10 +32,23 @@ def is_hidden(diagnosis: Diagnosis) -> bool:
     return is_on and diagnosis.status != "rejected" and diagnosis.reader is None
 
 
-def show_form(model: Model, case_id: str) -> None:
+def has_answer_on_view(diagnosis: Diagnosis) -> bool:
+    """Whether the page shows an answer on the case, or that there is none."""
+    return diagnosis.status != "rejected" and not is_hidden(diagnosis)
+
+
+def show_form(model: Model, case_id: str, diagnosis: Diagnosis) -> None:
     """Ask for the read; once committed it stands."""
-    with st.form(f"diagnose_read_{case_id}", border=True):
+    is_late = was_seen(model, case_id)
+    with st.form(f"diagnose_read_{case_id}_{diagnosis.frame}_{model.class_names}", border=True):
         st.markdown("#### " + _("Your read"))
+        if is_late:
+            st.caption(
+                _(
+                    "This image's answer was on view already: your read will be marked as given "
+                    "after it."
+                )
+            )
         chosen = st.radio(
             _("What do you see?"),
             list(model.class_names),
@@ -53,7 +68,8 @@ def show_form(model: Model, case_id: str) -> None:
         st.warning(_("Choose what you see first."), icon=":material/warning:")
         return
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    commit_read(case_id, ReaderRead(chosen, confidence / 100, now))
+    read = ReaderRead(chosen, confidence / 100, now, is_before_answer=not is_late)
+    commit_read(model, case_id, read)
     st.rerun()
 
 
@@ -75,4 +91,5 @@ def show_read(diagnosis: Diagnosis) -> None:
             share=percent(read.confidence),
             verdict=verdict,
         )
+        + ("" if read.is_before_answer else " " + _("It was given after the answer was on view."))
     )

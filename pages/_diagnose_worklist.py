@@ -27,7 +27,12 @@ def headline(diagnosis: Diagnosis) -> str:
         return _("No answer: unfamiliar image")
     if diagnosis.status == "abstained":
         return _("No answer: too close to call")
-    return class_label(diagnosis.predicted_class or "").capitalize()
+    return _begin_large(class_label(diagnosis.predicted_class or ""))
+
+
+def _begin_large(name: str) -> str:
+    """A name at the head of a line; what follows stays: COVID-19."""
+    return name[:1].upper() + name[1:]
 
 
 def _data_url(diagnosis: Diagnosis) -> str | None:
@@ -119,7 +124,7 @@ def show_worklist(cases: dict[str, Diagnosis]) -> None:
             "image": st.column_config.ImageColumn(_("Image"), width=60),
             "answer": st.column_config.TextColumn(_("Answer"), width=178),
             "p": st.column_config.TextColumn(
-                disease.capitalize(),
+                _begin_large(disease),
                 width=84,
                 alignment="right",
                 help=_("Probability of {name}").format(name=disease),

@@ -38,12 +38,14 @@ CENTRE_KEY = "diagnose_centre"
 WIDTH_KEY = "diagnose_width"
 INVERT_KEY = "diagnose_invert"
 TAGS_KEY = "diagnose_tags"  # prefix: patient tags were asked for
+EXPORT_FAILED_KEY = "diagnose_export_failed"  # case -> why its last download failed
 READER_FIRST_KEY = "diagnose_reader_first"
 HASHES_KEY = "diagnose_hashes"  # upload id -> sha256
 CONTENTS_KEY = "diagnose_contents"  # case id -> what identifies its content
 DISPLAY_KEY = "diagnose_display"  # case id -> (frame, window, inverted) asked for
 FILES_KEY = "diagnose_files"  # content -> Image without its pixels
-READS_KEY = "diagnose_reads"  # content -> ReaderRead
+READS_KEY = "diagnose_reads"  # (content, frame, class names) -> ReaderRead
+SEEN_KEY = "diagnose_seen"  # (content, frame, class names) whose answer was on view
 RESULTS_KEY = "diagnose_results"  # (content, display, model id) -> Diagnosis
 
 # Page state of the Fine-tune page.

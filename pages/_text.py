@@ -44,6 +44,10 @@ ERRORS: dict[str, str] = {
     "image.dicom_transfer_syntax": N_("The compression of this DICOM file ({syntax}) is unknown."),
     "image.dicom_unsupported": N_("This kind of DICOM picture cannot be read ({reason})."),
     "image.missing": N_("The file is no longer there."),
+    "image.tiff_kind": N_(
+        "This kind of TIFF cannot be read here. Export it with 8 or 16 bits per sample, "
+        "little-endian, black as zero, or as PNG or DICOM."
+    ),
     "image.window": N_("The window is not usable: it needs a width above 0."),
     "image.zip_damaged": N_("The ZIP archive, or a file in it, is damaged. Pack it again."),
     "image.zip_empty": N_("The ZIP archive holds no file."),
@@ -55,6 +59,13 @@ ERRORS: dict[str, str] = {
     "image.zip_bomb": N_("The file unpacks to far more than a picture would; it was not opened."),
     "export.rejected": N_("A file that was not read has no answer to report."),
     "export.no_image": N_("A report needs a DICOM image to refer to."),
+    "export.tags": N_(
+        "The tags of the file cannot be carried into a DICOM object ({reason}). Export the image "
+        "again from the archive, or take the PDF."
+    ),
+    "export.failed": N_(
+        "The file could not be made. Choose another kind, or look into the server's log."
+    ),
     "image": N_("The image cannot be read."),
     "upload.too_big": N_("The file has {size_mb} MB; the limit is {limit_mb} MB."),
     "unexpected": N_("Something went wrong with this file. The server log has the details."),

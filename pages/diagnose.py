@@ -6,8 +6,8 @@ from core.ensemble import Model
 from pages import _shared as shared
 from pages._diagnose_case import show_case
 from pages._diagnose_export import show_downloads
-from pages._diagnose_intake import collect_cases, show_intake
-from pages._diagnose_reader import is_hidden, show_switch
+from pages._diagnose_intake import collect_cases, note_seen, show_intake
+from pages._diagnose_reader import has_answer_on_view, is_hidden, show_switch
 from pages._diagnose_sources import list_sources
 from pages._diagnose_worklist import choose_case, show_case_picker, show_refusals, show_worklist
 from pages._text import _
@@ -16,6 +16,7 @@ from pages._text import _
 def main() -> None:
     """The page."""
     model: Model = shared.require_model()
+    show_switch()  # above all that draws an answer
     uploads = show_intake(model)
     cases = collect_cases(model, uploads)
     if not cases:
@@ -27,7 +28,7 @@ def main() -> None:
             icon=":material/upload_file:",
         )
         return
-    show_switch()
+    note_seen(model, [k for k, d in cases.items() if has_answer_on_view(d)])
     choose_case(list(cases))
     if len(cases) > 1:
         show_worklist(cases)

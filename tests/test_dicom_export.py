@@ -4,6 +4,7 @@ import dataclasses
 import io
 import shutil
 import subprocess
+import traceback
 from pathlib import Path
 
 import highdicom as hd
@@ -12,15 +13,18 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from core.diagnosis import Diagnosis, Novelty, ReaderRead
+from core.diagnosis import RESEARCH_USE, Diagnosis, Novelty, ReaderRead
 from core.dicom_export import (
+    PATIENT_TAGS,
     build_report,
     build_secondary_capture,
     encode,
     lay_out,
     read_patient_tags,
 )
+from core.dicom_export.sheet import _load_font, _spell, _wrap, _write_head
 from core.errors import ImageError
+from core.image_io.quiet import hush
 
 CASE = Diagnosis(
     file="a.dcm",
@@ -77,6 +81,13 @@ def test_the_report_holds_the_answer_and_the_sources_identifiers(source: bytes) 
     assert numbers["Calibrated probability of pneumonia"] == 87.5
     (image,) = groups[0].source_images
     assert image.referenced_sop_instance_uid == original.SOPInstanceUID
+
+
+def test_a_read_after_the_answer_is_reported_as_that(source: bytes) -> None:
+    late = dataclasses.replace(CASE.reader, is_before_answer=False)
+    values = read_values(build_report(dataclasses.replace(CASE, reader=late), source=source))
+    assert values["Read of the reader after the answer"] == "normal"
+    assert "Read of the reader before the answer" not in values
 
 
 def test_every_meaning_has_a_code_value_of_its_own_the_same_in_every_file(source: bytes) -> None:
@@ -183,6 +194,22 @@ def test_patient_tags_are_read_only_on_request(source: bytes) -> None:
     assert read_patient_tags(b"\x89PNG") == {}
 
 
+def test_patient_tags_are_found_in_a_file_that_cannot_be_referred_to(source: bytes) -> None:
+    original = read(source)
+    for tag in PATIENT_TAGS:
+        original[tag] = pydicom.DataElement(tag, pydicom.datadict.dictionary_VR(tag), None)
+    del original.SeriesInstanceUID
+    assert read_patient_tags(encode_as_it_is(original)) == {}
+    original.OtherPatientIDs = ["12", "345"]
+    original.PatientAddress = "1 Main St"
+    original.ReferringPhysicianName = "Doc^A"
+    assert read_patient_tags(encode_as_it_is(original)) == {
+        "OtherPatientIDs": "12, 345",
+        "PatientAddress": "1 Main St",
+        "ReferringPhysicianName": "Doc^A",
+    }
+
+
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
 def test_a_validator_finds_no_error(source: bytes, tmp_path: Path) -> None:
     capture = build_secondary_capture(CASE, PICTURE, source=None)
@@ -215,9 +242,115 @@ def test_the_sheet_keeps_the_overlays_pixels_and_is_stored_whole(source: bytes) 
     assert again.SOPInstanceUID == capture.SOPInstanceUID  # a report can refer to its picture
 
 
+LONG = dataclasses.replace(
+    CASE,
+    model_id="kermany-chest-offline-robust-seed0-2026-11-20-metric-ensemble-v2",
+    data_id="0123456789abcdef+fedcba9876543210",
+    pixels=np.zeros((60, 300, 3), np.uint8),
+)
+
+
+def test_no_line_of_the_sheet_is_cut_off_and_captions_stay_apart() -> None:
+    black = np.zeros((60, 300, 3), np.uint8)
+    seen_by = "vit_large_patch16_224.augreg_in21k_ft_in1k, integrated gradients of the vote"
+    captions = {f"pneumonia: {seen_by}": black, f"normal: {seen_by}": black}
+    font = _load_font(18)
+    for text in (*_write_head(LONG, font), *captions):
+        lines = _wrap(text, font, width=430)
+        assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+        assert max(font.getlength(line) for line in lines) <= 430
+    assert _write_head(LONG, font)[0] == RESEARCH_USE  # alone, so never behind a long line
+    sheet = lay_out(LONG, captions).astype(int)
+    side = sheet.shape[1] // 2
+    assert sheet[:, -4:].max() == 0
+    is_caption = sheet[:, :, 0] > sheet[:, :, 2] + 20  # orange
+    assert is_caption[:, :side].any()
+    assert not is_caption[:, side - 4 : side].any(), "a caption runs into the next"
+
+
+def test_class_names_that_the_font_lacks_are_told_by_number() -> None:
+    font = _load_font(18)
+    foreign = dataclasses.replace(
+        LONG, predicted_class="肺炎", disease_class="肺炎", probabilities={"肺": 0.1, "肺炎": 0.9}
+    )
+    said = _write_head(foreign, font)[1]
+    assert said == (
+        "Answer: class 2 (disease) (class 1 (not disease) 10 %, class 2 (disease) 90 %)"
+    )
+    assert _spell("肺炎: x, 图", foreign, font) == "class 2 (disease): x, ?"
+
+
+def test_the_sheet_never_says_a_false_certainty() -> None:
+    sure = dataclasses.replace(LONG, probabilities={"normal": 4e-5, "pneumonia": 1 - 4e-5})
+    said = _write_head(sure, _load_font(18))[1]
+    assert said == "Answer: pneumonia (normal <1 %, pneumonia >99 %)"
+
+
 def test_the_capture_of_a_novel_image_has_no_heatmap() -> None:
     novel = dataclasses.replace(CASE, status="abstained", abstain_reason="novel", pixels=PICTURE)
     sheet = lay_out(novel, {"pneumonia: x, Grad-CAM": 255 - PICTURE})
     np.testing.assert_array_equal(sheet, lay_out(novel, {}))
     capture = build_secondary_capture(novel, sheet)
     assert "Heatmap" not in capture.DerivationDescription
+
+
+ODD_TAGS = {
+    "time with colons": {"StudyTime": "14:04:38"},
+    "time that is none": {"StudyTime": "999999"},
+    "date with dots": {"PatientBirthDate": "1950.03.12"},
+    "date in free form": {"PatientBirthDate": "12/03/1950"},
+    "two dates": {"PatientBirthDate": ["19500312", "19510312"]},
+    "sex unknown": {"PatientSex": "U"},
+    "sex in small letters": {"PatientSex": "f"},
+    "sex as a word": {"PatientSex": "Female"},
+    "unknown letters": {"SpecificCharacterSet": "ISO_IR 999"},
+    "name with a backslash": {"PatientName": "A^B\\C^D"},
+    "two physicians": {"ReferringPhysicianName": ["A^B", "C^D"]},
+    "private kind of image": {"SOPClassUID": "1.2.3"},
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TAGS.values(), ids=ODD_TAGS)
+def test_tags_that_break_the_standard_are_mended_or_left_empty(
+    source: bytes, odd: dict[str, object]
+) -> None:
+    with hush():
+        original = read(source)
+        for tag, value in odd.items():
+            setattr(original, tag, value)
+        data = encode_as_it_is(original)
+    capture = build_secondary_capture(CASE, PICTURE, source=data)
+    for made in (capture, build_report(CASE, source=data, picture=capture)):
+        again = read(encode(made))
+        assert again.PatientID == "1CT1"
+        assert again.StudyInstanceUID == original.StudyInstanceUID
+        mended = {"14:04:38": "140438", "1950.03.12": "19500312", "f": "F"}
+        mended |= {"A^B\\C^D": "A^B", "A^B": "A^B"}
+        for tag in odd.keys() - {"SpecificCharacterSet", "SOPClassUID"}:
+            value = odd[tag]
+            first = value[0] if tag == "ReferringPhysicianName" else value
+            assert str(again.get(tag) or "") == mended.get(str(first), ""), tag
+
+
+def test_japanese_names_with_code_extensions_come_back(source: bytes) -> None:
+    original = read(source)
+    original.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+    original.PatientName = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    foreign = encode_as_it_is(original)
+    capture = build_secondary_capture(CASE, PICTURE, source=foreign)
+    for made in (capture, build_report(CASE, source=foreign)):
+        assert str(read(encode(made)).PatientName) == "Yamada^Tarou=山田^太郎=やまだ^たろう"
+
+
+def test_what_cannot_be_carried_over_is_told_without_its_value(
+    source: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_options: object) -> None:
+        raise ValueError("Unable to convert 'Doe^Jane'")
+
+    monkeypatch.setattr(hd.sc.SCImage, "from_ref_dataset", refuse)
+    with pytest.raises(ImageError, match="cannot be carried") as caught:
+        build_secondary_capture(CASE, PICTURE, source=source)
+    assert caught.value.code == "export.tags"
+    told = "".join(traceback.format_exception(caught.value))
+    assert "Unable to convert" not in told

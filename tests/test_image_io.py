@@ -3,8 +3,10 @@
 import contextlib
 import io
 import struct
+import tracemalloc
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,19 @@ from pydicom.uid import (
 )
 
 from core.errors import ImageError
-from core.image_io import decode, encode_jpeg, encode_png, load, thumbnail
+from core.image_io import (
+    decode,
+    dicom_grey,
+    encode_jpeg,
+    encode_png,
+    load,
+    quiet,
+    scaling,
+    thumbnail,
+)
 from core.image_io.codestream import find_codestream_size
 from core.image_io.dicom_grey import _apply_window
+from core.image_io.scaling import scale_to_uint8, stretch, tally
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data"
 
@@ -156,7 +168,7 @@ def test_a_dicom_by_hand() -> None:
     )
     np.testing.assert_array_equal(inverted.pixels, 255 - image.pixels)
     chosen = decode(build_dicom(stored), window=(50.5, 101.0))
-    assert chosen.pixels[:, :, 0].tolist() == [[0, 255], [255, 255]]
+    assert chosen.pixels[:, :, 0].tolist() == [[0, 252], [255, 255]]  # (x - 50.5) / 101 + 0.5
 
 
 def test_rescale_applies_before_the_window() -> None:
@@ -205,7 +217,7 @@ def test_the_files_own_preset_keeps_its_function(function: str) -> None:
         decode(data, window=(90.0, 60.0)).pixels[:, :, 0],
         np.round(np.clip(second, 0, 1) * 255),
     )
-    free = _apply_window(stored.astype(float), centre=150.0, width=201.0, function="LINEAR")
+    free = _apply_window(stored.astype(float), centre=150.0, width=201.0, function="LINEAR_EXACT")
     np.testing.assert_array_equal(
         decode(data, window=(150.0, 201.0)).pixels[:, :, 0], np.round(np.clip(free, 0, 1) * 255)
     )
@@ -329,6 +341,84 @@ def build_tiff_16(samples: np.ndarray, photometric: int) -> bytes:
     return head + struct.pack("<4H", 16, 16, 16, 16) + samples.astype("<u2").tobytes()
 
 
+def build_tiff(
+    samples: np.ndarray,
+    *,
+    order: str = "<",
+    photometric: int | None = None,
+    is_planar: bool = False,
+    n_missing: int = 0,
+) -> bytes:
+    """An uncompressed TIFF of any samples, (H, W) or (H, W, C), in chunks or in planes."""
+    height, width = samples.shape[:2]
+    n = 1 if samples.ndim == 2 else samples.shape[2]
+    stored = samples.astype(samples.dtype.newbyteorder(order))
+    planes = [stored[:, :, c].tobytes() for c in range(n)] if is_planar else [stored.tobytes()]
+    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    bits = samples.dtype.itemsize * 8
+    shade = photometric if photometric is not None else (1 if n == 1 else 2)
+    n_fields, extra = 11, b""
+    end = 8 + 2 + 12 * n_fields + 4
+    begin = end + 4 * n + 8 * len(planes)
+    fields = [(256, [width]), (257, [height]), (258, [bits] * n), (259, [1]), (262, [shade])]
+    starts = [begin + sum(map(len, planes[:i])) for i in range(len(planes))]
+    fields += [(273, starts), (277, [n]), (278, [height]), (279, [len(p) for p in planes])]
+    fields += [(284, [2 if is_planar else 1]), (339, [kind] * n)]
+    directory = struct.pack(order + "H", n_fields)
+    for tag, values in fields:
+        is_long = tag in (256, 257, 273, 278, 279)
+        packed = struct.pack(f"{order}{len(values)}{'I' if is_long else 'H'}", *values)
+        if len(packed) > 4:
+            packed, extra = struct.pack(order + "I", end + len(extra)), extra + packed
+        directory += struct.pack(order + "HHI", tag, 4 if is_long else 3, len(values))
+        directory += packed.ljust(4, b"\0")
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
+    data = head + directory + bytes(4) + extra.ljust(begin - end, b"\0") + b"".join(planes)
+    return data[: len(data) - n_missing]
+
+
+def test_unsigned_32_bit_and_signed_8_bit_tiffs_are_read_as_they_are() -> None:
+    deep = ramp(np.float64, 4294967295.0).astype(np.uint32)
+    plain = decode(build_tiff(ramp(np.uint16, 65535))).pixels
+    assert np.abs(decode(build_tiff(deep)).pixels.astype(int) - plain).max() <= 1
+    signed = (ramp(np.int16, 255) - 128).astype(np.int8)
+    for order in "<>":
+        shown = decode(build_tiff(signed, order=order)).pixels[:, :, 0]
+        np.testing.assert_array_equal(shown, ramp(np.int16, 255))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_kinds_of_tiff_that_pillow_cuts_wrong_are_refused(order: str) -> None:
+    colour = np.stack([ramp(np.uint16, 60000), ramp(np.uint16, 30000), ramp(np.uint16, 9)], 2)
+    with pytest.raises(ImageError, match="kind of TIFF that cannot be read here") as caught:
+        decode(build_tiff(colour, order=order, is_planar=True))
+    assert caught.value.code == "image.tiff_kind"
+    eight = (colour // 256).astype(np.uint8)
+    np.testing.assert_array_equal(
+        decode(build_tiff(eight, order=order, is_planar=True)).pixels, eight
+    )
+
+
+@pytest.mark.parametrize(
+    ("samples", "options"),
+    [
+        (ramp(np.uint16, 4000), {"order": ">", "photometric": 0}),
+        (ramp(np.float64, 1), {}),
+        (ramp(np.uint32, 4000), {"order": ">"}),
+    ],
+    ids=["big-endian white is zero", "float64", "big-endian uint32"],
+)
+def test_sound_tiffs_that_cannot_be_read_are_not_called_damaged(
+    samples: np.ndarray, options: dict[str, object]
+) -> None:
+    with pytest.raises(ImageError, match="kind of TIFF") as caught:
+        decode(build_tiff(samples, **options))
+    assert caught.value.code == "image.tiff_kind"
+    with pytest.raises(ImageError) as caught:
+        decode(build_tiff(samples, n_missing=9, **options))
+    assert caught.value.code == "image.truncated"
+
+
 @pytest.mark.parametrize("build", [build_png_16, build_tiff_16])
 def test_12_bit_colour_in_16_bits_keeps_its_contrast(build: object) -> None:
     colour = np.zeros((2, 2, 3), dtype=np.uint16)
@@ -365,6 +455,89 @@ def test_one_hot_pixel_does_not_darken_the_rest() -> None:
     assert pixels[0, 0] == 255
     assert pixels[5, 99] == 255
     assert pixels[5, 0] == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, ">u2"])
+@pytest.mark.parametrize("n", [1, 7, 999, 1000, 1001, 2001, 40_000])
+def test_counted_values_are_stretched_as_the_pixels_themselves(
+    dtype: str, n: int, rng: np.random.Generator
+) -> None:
+    limits = np.iinfo(dtype)
+    spread = rng.normal(0, (limits.max - limits.min) / 8, n) + (limits.max + limits.min) / 2
+    values = np.clip(spread, limits.min, limits.max).astype(dtype).reshape(n, 1)
+    is_valid = rng.random((n, 1)) < 0.9
+    for mask in (None, is_valid):
+        by_pixel = scale_to_uint8(values.astype(np.float64), is_valid=mask)
+        np.testing.assert_array_equal(stretch(values, is_valid=mask), by_pixel)
+    assert tally(values.astype(np.float64)) is None
+
+
+@pytest.mark.parametrize("slope", [-2, 1, 0.37])
+@pytest.mark.parametrize("padding", [{}, {"PixelPaddingValue": -2000}])
+def test_dicom_values_are_shaded_as_the_pixels_themselves(
+    slope: float, padding: dict[str, int], rng: np.random.Generator
+) -> None:
+    stored = rng.normal(100, 400, (90, 80)).astype(np.int16)
+    stored[:9] = -2000
+    data = build_dicom(stored, RescaleSlope=slope, RescaleIntercept=-3, **padding)
+    is_valid = stored != (-2000 if padding else 9999)
+    expected = scale_to_uint8(stored.astype(np.float64) * slope - 3, is_valid=is_valid)
+    np.testing.assert_array_equal(decode(data).pixels[:, :, 0], expected)
+
+
+def test_a_deep_picture_takes_a_few_bytes_a_pixel() -> None:
+    stored = np.zeros((2000, 2000), np.uint16)
+    stored[:64] = np.arange(2000)
+    for data in (build_dicom(stored, WindowCenter=99, WindowWidth=400), build_tiff_16(stored, 1)):
+        tracemalloc.start()
+        decode(data)
+        _now, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 16 * stored.size, peak / stored.size  # 40 before: the image in float64
+
+
+def test_only_the_libraries_work_under_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large image is scaled while others are read."""
+    is_free: list[bool] = []
+    real = scaling.tally
+
+    def try_lock(*arguments: object, **options: object) -> object:
+        with ThreadPoolExecutor(1) as pool:
+            is_free.append(pool.submit(quiet._LOCK.acquire, blocking=False).result())
+            if is_free[-1]:
+                pool.submit(quiet._LOCK.release).result()
+        return real(*arguments, **options)
+
+    for module in (scaling, dicom_grey):
+        monkeypatch.setattr(module, "tally", try_lock)
+    decode(build_dicom(ramp(np.uint16, 4000)))
+    decode(build_tiff_16(ramp(np.uint16, 4000), 1))
+    assert is_free == [True, True]
+
+
+def test_fractions_are_not_cut_in_two_by_a_window() -> None:
+    stored = ramp(np.uint16, 4095)
+    data = build_dicom(
+        stored, RescaleSlope=0.0002442, RescaleIntercept=0, WindowCenter=0.5, WindowWidth=1
+    )
+    for window in (None, (0.5, 1.0), (0.5, 0.9)):
+        shown = decode(data, window=window).pixels[:, :, 0].astype(float)
+        width = window[1] if window else 1.0
+        expected = 255 * np.clip((stored * 0.0002442 - 0.5) / width + 0.5, 0, 1)
+        assert np.abs(shown - expected).max() <= 0.5
+
+
+def test_what_shows_a_frame_is_said() -> None:
+    stored = ramp(np.uint16, 4000)
+    voi = build_table(np.arange(4096, dtype=np.uint16), n_bits=12)
+    window = {"WindowCenter": [60000, 2000], "WindowWidth": [10, 4000]}
+    assert decode(build_dicom(stored)).file_display == "range"
+    assert decode(build_dicom(stored, **window)).file_display == "range"
+    useful = build_dicom(stored, WindowCenter=2000, WindowWidth=4000)
+    assert decode(useful).file_display == "window"
+    assert decode(useful, window=(9.0, 9.0)).file_display == "window"
+    assert decode(build_dicom(stored, VOILUTSequence=[voi], **window)).file_display == "table"
+    assert decode(encode(ramp(), "PNG")).file_display is None
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])

@@ -48,6 +48,12 @@ def points(figure: go.Figure) -> set[int]:
     }
 
 
+def test_the_bar_never_says_a_false_certainty() -> None:
+    sure = make_diagnosis(labels=np.zeros(0, np.int64), p=1 - 4e-5)
+    said = [bar.hovertemplate for bar in charts.build_probability_bar(sure, CLASSES).data]
+    assert said == ["normal &lt;1 %<extra></extra>", "disease &gt;99 %<extra></extra>"]
+
+
 def test_the_map_draws_every_image_once_and_never_as_webgl() -> None:
     figure, _ = draw_map(10, 1, 4)
     drawn = [k for t in figure.data if t.customdata is not None for k in t.customdata]

@@ -3,21 +3,25 @@
 import dataclasses
 import io
 import json
+import traceback
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+import streamlit as st
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
 from streamlit.testing.v1 import AppTest
 
-from core import inference, phantom
+from core import dicom_export, inference, phantom
 from core.diagnosis import Diagnosis, LeftOut, MemberVote, Novelty
 from core.ensemble import Ensemble, Model
+from core.errors import CoreError
 from core.image_io import Image, encode_png
 from pages import _shared as shared
 from pages._diagnose_heatmaps import case_key
@@ -283,6 +287,45 @@ def test_windows_of_the_file_any_window_and_inversion(app: AppTest) -> None:
     assert len(app.session_state[shared.RESULTS_KEY]) == 1  # older readings are forgotten
 
 
+def deep_file(**tags: object) -> File:
+    """A small DICOM of 12 bits with these tags."""
+    file = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+    for tag, value in tags.items():
+        setattr(file, tag, value)
+    buffer = io.BytesIO()
+    file.save_as(buffer)
+    return ("ct", buffer.getvalue(), "")
+
+
+def test_the_window_box_names_what_is_applied(app: AppTest) -> None:
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [4096, 0, 12]
+    table.LUTData = np.arange(4096, dtype=np.uint16).tobytes()
+    table["LUTData"].VR = "OW"
+    for tags, named in (
+        ({}, "Whole range"),
+        ({"WindowCenter": 1000, "WindowWidth": 2000}, "As the file says"),
+        ({"WindowCenter": [60000, 1000], "WindowWidth": [10, 2000]}, "Whole range"),
+        ({"VOILUTSequence": [table]}, "The file's own table"),
+    ):
+        upload(app, deep_file(**tags))
+        window = find(app.selectbox, "Window")
+        assert window.options[0] == named, tags
+        window.set_value("custom").run()
+        assert find(app.selectbox, "Window").options[0] == named, tags
+
+
+def test_sliders_of_a_small_range_have_small_steps(app: AppTest) -> None:
+    upload(app, deep_file(RescaleSlope="0.0002442", RescaleIntercept="0"))
+    find(app.selectbox, "Window").set_value("custom").run()
+    width = find(app.slider, "Window width")
+    assert width.max < 2
+    width.set_value(width.max / 4).run()
+    assert not app.exception
+    (shown,) = app.session_state[shared.RESULTS_KEY].values()
+    assert len(np.unique(shown.pixels)) > 100
+
+
 def test_a_zip_is_its_files_and_a_bad_one_has_its_reason(app: AppTest) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -300,8 +343,8 @@ def test_reader_first_hides_the_answer_until_the_read_is_committed(
     app: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alter(monkeypatch, status="answered", abstain_reason=None, predicted_class="disease")
+    app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()  # before any answer is drawn
     upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
-    app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()
     assert "Answer: " not in words(app)
     assert {row["answer"] for row in worklist(app)} == {"Waits for your read"}
     assert {row["p"] for row in worklist(app)} == {"–"}
@@ -316,8 +359,49 @@ def test_reader_first_hides_the_answer_until_the_read_is_committed(
     assert "Your read: **normal**, 90 % sure; **the model says otherwise**" in words(app)
     assert "◆ Answer: disease" in words(app)
     assert [row["answer"] for row in worklist(app)] == ["Disease", "Waits for your read"]
-    ((_content, read),) = app.session_state[shared.READS_KEY].items()
-    assert (read.class_name, read.confidence) == ("normal", 0.9)
+    ((of, read),) = app.session_state[shared.READS_KEY].items()
+    assert of[1:] == (0, ("normal", "disease"))
+    assert (read.class_name, read.confidence, read.is_before_answer) == ("normal", 0.9, True)
+    assert "after the answer was on view" not in words(app)
+
+
+def commit(app: AppTest, class_name: str) -> None:
+    find(app.radio, "What do you see?").set_value(class_name)
+    next(b for b in app.button if b.label == "Commit and show the answer").click().run()
+
+
+def test_a_read_after_a_look_at_the_answer_is_not_said_to_be_before_it(app: AppTest) -> None:
+    switch = shared.READER_FIRST_KEY
+    app.toggle(key=switch).set_value(True).run()
+    upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
+    assert "was on view already" not in words(app)
+    app.toggle(key=switch).set_value(False).run()
+    app.toggle(key=switch).set_value(True).run()
+    assert {row["answer"] for row in worklist(app)} == {"Waits for your read"}
+    assert "This image's answer was on view already" in words(app)
+    commit(app, "normal")
+    assert "It was given after the answer was on view." in words(app)
+    app.file_uploader(key=shared.UPLOADS_KEY).set_value(None).run()
+    upload(app, picture(950_001, "again.png"))  # taken away and brought again: seen all the same
+    assert "This image's answer was on view already" in words(app)
+    commit(app, "normal")
+    (read,) = app.session_state[shared.READS_KEY].values()
+    assert not read.is_before_answer
+
+
+def test_a_read_of_one_frame_is_none_of_another(app: AppTest) -> None:
+    app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()
+    upload(app, stack())
+    commit(app, "normal")
+    assert "Your read: **normal**" in words(app)
+    find(app.slider, "Frame (1 to 3)").set_value(3).run()
+    assert "Your read: **normal**" not in words(app)
+    assert find(app.radio, "What do you see?").value is None
+    commit(app, "disease")
+    assert "Your read: **disease**" in words(app)
+    assert "after the answer was on view" not in words(app)
+    find(app.slider, "Frame (1 to 3)").set_value(1).run()
+    assert "Your read: **normal**" in words(app)
 
 
 def test_patient_tags_are_shown_only_when_asked_and_text_is_warned_of(app: AppTest) -> None:
@@ -339,12 +423,50 @@ def test_patient_tags_are_shown_only_when_asked_and_text_is_warned_of(app: AppTe
     assert "Bears the mark of NeighborDx's drawn images" in words(app)
 
 
+def test_a_file_without_patient_tags_is_not_said_to_name_nobody(app: AppTest) -> None:
+    file = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+    for tag in dicom_export.PATIENT_TAGS:
+        if tag in file:
+            del file[tag]
+    buffer = io.BytesIO()
+    file.save_as(buffer)
+    upload(app, ("ct", buffer.getvalue(), ""))
+    find(app.toggle, "Show patient tags").set_value(True).run()
+    assert "Empty or absent: Patient's Name, Other Patient Names, Patient ID" in words(app)
+    assert "may still name a patient" in words(app)
+
+
 def test_a_case_can_be_taken_along(app: AppTest) -> None:
     upload(app, picture())
     labels = {b.proto.label for b in app.get("download_button")}
     assert {"Report (PDF)", "Picture with heatmap (DICOM SC)", "Structured report (DICOM SR)"} <= {
         *labels
     }
+
+
+def test_a_download_that_fails_quotes_no_tag_and_says_so(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: dict[str, Callable[[], bytes]] = {}
+
+    def keep(_label: str, make: Callable[[], bytes], *_names: str, key: str, **_: object) -> None:
+        made[key] = make
+
+    def fail(*_: object, **_options: object) -> bytes:
+        raise RuntimeError("Jane" + "^Doe")
+
+    monkeypatch.setattr(st, "download_button", keep)
+    monkeypatch.setattr(dicom_export, "build_secondary_capture", fail)
+    upload(app, picture())
+    for key in ("diagnose_sc", "diagnose_sr"):
+        with pytest.raises(CoreError) as caught:
+            made[key]()
+        assert "Jane^Doe" not in "".join(traceback.format_exception(caught.value))
+    assert "Jane" not in caplog.text
+    app.run()
+    assert "The file could not be made" in words(app)
+    app.segmented_control(key="lang").set_value("zh_CN").run()
+    assert "无法生成该文件" in words(app)
 
 
 def test_a_single_picture_has_no_frame_choice(app: AppTest) -> None:
@@ -455,6 +577,36 @@ def test_an_answer_names_the_class_and_the_probability(
     upload(app, picture())
     assert "◆ Answer: disease" in words(app)
     assert "disease **>99 %**" in words(app)  # never rounded to certainty
+
+
+def test_names_keep_their_letters_at_the_head_of_a_line(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alter(
+        monkeypatch,
+        status="answered",
+        abstain_reason=None,
+        predicted_class="COVID-19",
+        disease_class="COVID-19",
+        probabilities={"normal": 0.1, "COVID-19": 0.9},
+    )
+    upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
+    assert {row["answer"] for row in worklist(app)} == {"COVID-19"}
+
+
+def test_what_voted_is_called_nearest_for_one_model_alone(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = (MemberVote("one", {"normal": 0.2, "disease": 0.8}, 1.0),)
+    with monkeypatch.context() as patch:
+        alter(patch, status="answered", abstain_reason=None)
+        upload(app, picture())
+    assert "training images that voted" in words(app)
+    assert "nearest training images are labelled" not in words(app)
+    alter(monkeypatch, members=one, status="answered", abstain_reason=None)
+    upload(app, picture(950_001))
+    assert "training images that voted" not in words(app)
+    assert "nearest training images" in words(app)
 
 
 def test_copies_members_and_moved_originals_are_said(

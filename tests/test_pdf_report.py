@@ -44,7 +44,7 @@ def test_the_page_says_all_that_it_must(tiny_ensemble: Ensemble, case: Diagnosis
         case.model_id,
         case.data_id.split("+")[0],
         case.created[:10],
-        "80% sure",
+        "80 % sure",
         "integrated gradients of the vote",
         "chance",
         "Nearest training images",
@@ -56,6 +56,24 @@ def test_the_page_says_all_that_it_must(tiny_ensemble: Ensemble, case: Diagnosis
         assert expected in text, expected
     images = sum(len(page.images) for page in PdfReader(io.BytesIO(data)).pages)
     assert images >= 1 + len(case.heatmaps)
+
+
+def test_the_pdf_never_says_a_false_certainty(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+    shares = {name: 1 - 4e-5 if name == "disease" else 4e-5 for name in case.probabilities}
+    members = tuple(dataclasses.replace(m, probabilities=shares) for m in case.members)
+    sure = dataclasses.replace(case, probabilities=shares, members=members, vote_shares=shares)
+    text = read(build_pdf(tiny_ensemble, sure))
+    assert "disease >99 %" in text
+    assert "100.0%" not in text
+    assert "<1 %" in text
+
+
+def test_a_read_after_the_answer_is_said_to_be_that(
+    tiny_ensemble: Ensemble, case: Diagnosis
+) -> None:
+    read_late = ReaderRead("normal", 0.8, case.created, is_before_answer=False)
+    text = read(build_pdf(tiny_ensemble, dataclasses.replace(case, reader=read_late)))
+    assert "The reader, AFTER the answer was shown: normal" in text
 
 
 def test_no_answer_and_untested_maps_are_said(tiny_ensemble: Ensemble, case: Diagnosis) -> None:

@@ -9,8 +9,6 @@ import hashlib
 import io
 import os
 import struct
-import threading
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +22,10 @@ from PIL.ImageFile import ImageFile
 from core.errors import ImageError, check_shape
 from core.image_io.deep_colour import find_raw_mode, is_deep_colour, read_deep_colour
 from core.image_io.dicom import decode_dicom, is_dicom
-from core.image_io.dicom_grey import WindowPreset
-from core.image_io.scaling import MAX_PIXELS, check_size, refuse_frame, scale_to_uint8
+from core.image_io.dicom_grey import FileDisplay, WindowPreset
+from core.image_io.quiet import hush
+from core.image_io.scaling import MAX_PIXELS, check_size, refuse_frame, stretch
+from core.image_io.tiff import Samples, is_whole, mend_samples, read_samples, refuse_kind
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _SIGNATURES = {
@@ -58,10 +58,7 @@ _PILLOW_ERRORS = (
     OverflowError,
     NotImplementedError,
 )
-# Warning filters are process-wide, and several sessions decode at once.
-_WARNINGS_LOCK = threading.Lock()
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 
 
@@ -79,6 +76,7 @@ class Image:
     window: tuple[float, float] | None = None  # centre and width, where one was applied
     presets: tuple[WindowPreset, ...] = ()  # windows that a DICOM file proposes
     value_range: tuple[float, float] | None = None  # of a grey DICOM frame, modality units
+    file_display: FileDisplay | None = None  # what shows a grey DICOM frame without ``window``
     is_grey: bool = False  # equal channels: only then may bright and dark be swapped
     is_inverted: bool = False  # they were, on request
 
@@ -122,14 +120,12 @@ def decode(
             code="image.empty",
         )
     shown = None
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # both libraries warn of every odd tag
-        if is_dicom(data):
-            shown = decode_dicom(data, frame=frame, window=window, invert=invert)
-            pixels, kind = shown.pixels, "DICOM"
-            bit_depth, n_frames = shown.bit_depth, shown.n_frames
-        else:
-            pixels, kind, bit_depth, n_frames = _decode_picture(data, frame=frame)
+    if is_dicom(data):
+        shown = decode_dicom(data, frame=frame, window=window, invert=invert)
+        pixels, kind = shown.pixels, "DICOM"
+        bit_depth, n_frames = shown.bit_depth, shown.n_frames
+    else:
+        pixels, kind, bit_depth, n_frames = _decode_picture(data, frame=frame)
     if pixels.min() == pixels.max():
         raise ImageError(
             "every pixel of the image has the same value: there is nothing to see. Check the "
@@ -153,6 +149,7 @@ def decode(
         window=shown.window if shown else None,
         presets=shown.presets if shown else (),
         value_range=shown.value_range if shown else None,
+        file_display=shown.file_display if shown else None,
         is_grey=is_grey,
         is_inverted=invert and is_grey,
     )
@@ -241,21 +238,13 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
     PILImage.init()  # with formats given, open() does not load the plug-ins it needs
     try:
         with _open(data) as picture:
-            check_size(*picture.size)
-            kind = "JPEG" if picture.format == "MPO" else str(picture.format)
-            n_frames = 1 if kind == "JPEG" else int(getattr(picture, "n_frames", 1))
-            refuse_frame(frame, n_frames)
-            if frame:
-                picture.seek(frame)
-                check_size(*picture.size)
+            kind, n_frames = _turn_to_frame(picture, frame)
             bit_depth = _find_bit_depth(picture, data)
+            samples = read_samples(picture)
             if is_deep_colour(find_raw_mode(picture)) and (kind == "TIFF" or n_frames == 1):
                 pixels = read_deep_colour(lambda: _open(data, frame), turn=_turn_upright)
-                return pixels, kind, bit_depth, n_frames
-            tags = getattr(picture, "tag_v2", {})
-            is_white_zero = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
-            picture.load()
-            pixels = _to_rgb(_turn_upright(picture), is_white_zero=is_white_zero)
+            else:
+                pixels = _to_rgb(_read_upright(picture), samples)
             return pixels, kind, bit_depth, n_frames
     except ImageError:
         raise
@@ -267,6 +256,8 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
             params={"limit": MAX_PIXELS // 10**6},
         ) from err
     except (UnidentifiedImageError, *_PILLOW_ERRORS) as err:
+        if known == "TIFF" and isinstance(err, UnidentifiedImageError) and is_whole(data):
+            raise refuse_kind("an unusual layout of samples") from err
         raise ImageError(
             f"the file begins like {known} but is truncated or damaged ({type(err).__name__}). "
             "Copy or export it again.",
@@ -285,11 +276,31 @@ def _recognise(data: bytes) -> str | None:
     return known
 
 
+@hush()
 def _open(data: bytes, frame: int = 0) -> ImageFile:
     picture = PILImage.open(io.BytesIO(data), formats=_FORMATS)
     if frame:
         picture.seek(frame)
     return picture
+
+
+@hush()
+def _turn_to_frame(picture: ImageFile, frame: int) -> tuple[str, int]:
+    """Choose a frame of an opened file, not yet decoded; the format and the number of frames."""
+    check_size(*picture.size)
+    kind = "JPEG" if picture.format == "MPO" else str(picture.format)
+    n_frames = 1 if kind == "JPEG" else int(getattr(picture, "n_frames", 1))
+    refuse_frame(frame, n_frames)
+    if frame:
+        picture.seek(frame)
+        check_size(*picture.size)
+    return kind, n_frames
+
+
+@hush()
+def _read_upright(picture: ImageFile) -> PILImage.Image:
+    picture.load()
+    return _turn_upright(picture)
 
 
 def _turn_upright(picture: PILImage.Image) -> PILImage.Image:
@@ -300,12 +311,22 @@ def _turn_upright(picture: PILImage.Image) -> PILImage.Image:
         return picture
 
 
-def _to_rgb(picture: PILImage.Image, *, is_white_zero: bool) -> NDArray[np.uint8]:
+def _to_rgb(picture: PILImage.Image, samples: Samples | None) -> NDArray[np.uint8]:
+    mended = mend_samples(picture, samples)
+    if mended is not None and mended.dtype == np.uint8:
+        return np.repeat(mended.astype(np.uint8)[:, :, None], 3, axis=2)
     if picture.mode in _WIDE_MODES:
-        grey = scale_to_uint8(np.asarray(picture).astype(np.float64))
-        if is_white_zero:  # Pillow inverts these only up to 8 bits
+        values = np.asarray(picture) if mended is None else mended
+        grey = stretch(values)
+        if samples is not None and samples.is_white_zero:  # Pillow inverts these only up to 8 bits
             grey = (255 - grey).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
+    return _convert_to_rgb(picture)
+
+
+@hush()
+def _convert_to_rgb(picture: PILImage.Image) -> NDArray[np.uint8]:
+    """Colours and grey of 8 bits; transparency on black."""
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         black = PILImage.new("RGBA", rgba.size, (0, 0, 0, 255))

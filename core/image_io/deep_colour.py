@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL.ImageFile import ImageFile
 
-from core.image_io.scaling import scale_colour_to_uint8, scale_to_uint8
+from core.image_io.quiet import hush
+from core.image_io.scaling import scale_colour_to_uint8, stretch
 
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B"}  # N: native, little endian here
 
@@ -46,21 +47,28 @@ def read_deep_colour(
     raw_mode = find_raw_mode(open_picture())
     if raw_mode == "LA;16B":
         # Four bytes a pixel, like RGBA of 8 bits: grey high, grey low, alpha high, alpha low.
-        quads = _read_as(open_picture(), "RGBA", turn).astype(np.float64)
+        quads = _read_as(open_picture(), "RGBA", turn).astype(np.uint16)
         grey = quads[:, :, 0] * 256 + quads[:, :, 1]
-        opacity = (quads[:, :, 2] * 256 + quads[:, :, 3]) / 65535
-        shown = np.round(scale_to_uint8(grey, is_valid=opacity > 0) * opacity)
-        return np.repeat(shown.astype(np.uint8)[:, :, None], 3, axis=2)
+        opacity = quads[:, :, 2] * 256 + quads[:, :, 3]
+        shown = stretch(grey, is_valid=opacity > 0)
+        return np.repeat(_fade(shown, opacity)[:, :, None], 3, axis=2)
     layout, _, depth = raw_mode.partition(";")
     high = _read_as(open_picture(), raw_mode, turn).astype(np.uint16)
     low = _read_as(open_picture(), f"{layout};{_OTHER_BYTE[depth]}", turn)
     samples = high * 256 + low
     colour = scale_colour_to_uint8(samples[:, :, :3])
-    if samples.shape[2] == 4:
-        colour = np.round(colour * (samples[:, :, 3:] / 65535)).astype(np.uint8)
-    return colour
+    return _fade(colour, samples[:, :, 3:]) if samples.shape[2] == 4 else colour
 
 
+def _fade(shown: NDArray[np.uint8], opacity: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Lay shades of (H, W) or (H, W, 3) on black; row by row, as shares take eight bytes each."""
+    faded = np.empty_like(shown)
+    for row, (shades, shares) in enumerate(zip(shown, opacity, strict=True)):
+        faded[row] = np.round(shades * (shares / 65535))
+    return faded
+
+
+@hush()
 def _read_as(
     picture: ImageFile, raw_mode: str, turn: Callable[[PILImage.Image], PILImage.Image]
 ) -> NDArray[np.uint8]:

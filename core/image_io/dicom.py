@@ -30,10 +30,12 @@ from pydicom.uid import (
 
 from core.errors import ImageError
 from core.image_io.codestream import find_codestream_size
-from core.image_io.dicom_grey import WindowPreset, show_grey
+from core.image_io.dicom_grey import FileDisplay, WindowPreset, show_grey
+from core.image_io.quiet import hush
 from core.image_io.scaling import (
     check_frame_bytes,
     check_size,
+    divide_to_uint8,
     refuse_frame,
     scale_colour_to_uint8,
 )
@@ -72,6 +74,7 @@ class DecodedDicom:
     window: tuple[float, float] | None = None
     presets: tuple[WindowPreset, ...] = ()
     value_range: tuple[float, float] | None = None  # of a grey frame, modality units
+    file_display: FileDisplay | None = None  # of a grey frame
 
 
 def is_dicom(data: bytes) -> bool:
@@ -96,7 +99,8 @@ def decode_dicom(
 ) -> DecodedDicom:
     """Decode one frame; see ``core.image_io.decode``."""
     try:
-        dataset = _read(data)
+        with hush():
+            dataset = _read(data)
         return _decode(dataset, frame=frame, window=window, invert=invert)
     except ImageError:
         raise
@@ -150,6 +154,27 @@ def _check_inflated_size(data: bytes) -> None:
 def _decode(
     dataset: Dataset, *, frame: int, window: tuple[float, float] | None, invert: bool
 ) -> DecodedDicom:
+    stored, bits, n_frames = _decode_stored(dataset, frame)
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        return DecodedDicom(_apply_palette(dataset, stored), bits, n_frames)
+    if stored.ndim == 3:
+        _check_colour(dataset)
+        return DecodedDicom(_colour_to_uint8(stored, bits), bits, n_frames)
+    shades = show_grey(dataset, stored, frame=frame, window=window, invert=invert)
+    return DecodedDicom(
+        np.repeat(shades.grey[:, :, None], 3, axis=2),
+        bits,
+        n_frames,
+        window=shades.window,
+        presets=shades.presets,
+        value_range=shades.value_range,
+        file_display=shades.file_display,
+    )
+
+
+@hush()
+def _decode_stored(dataset: Dataset, frame: int) -> tuple[NDArray[np.generic], int, int]:
+    """Stored values of one frame, bits per value, number of frames."""
     width, height = int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)
     check_size(width, height)
     samples = int(dataset.get("SamplesPerPixel") or 1)
@@ -175,14 +200,7 @@ def _decode(
     stored = pixel_array(dataset, index=frame, decoding_plugin="pydicom" if is_rle else "")
     if n_below:
         stored = stored >> n_below
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        return DecodedDicom(_apply_palette(dataset, stored), bits, n_frames)
-    if stored.ndim == 3:
-        _check_colour(dataset)
-        return DecodedDicom(_colour_to_uint8(stored, bits), bits, n_frames)
-    shades = show_grey(dataset, stored, frame=frame, window=window, invert=invert)
-    pixels = np.repeat(shades.grey[:, :, None], 3, axis=2)
-    return DecodedDicom(pixels, bits, n_frames, shades.window, shades.presets, shades.value_range)
+    return stored, bits, n_frames
 
 
 def _find_bits_below(dataset: Dataset, bits: int, bits_allocated: int) -> int:
@@ -270,6 +288,7 @@ def _check_colour(dataset: Dataset) -> None:
         )
 
 
+@hush()
 def _apply_palette(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.uint8]:
     n_entries, first, _ = (int(v) for v in dataset.RedPaletteColorLookupTableDescriptor)
     # pydicom counts entries in the type of the table and would wrap beyond its end
@@ -284,6 +303,4 @@ def _colour_to_uint8(colour: NDArray[np.generic], bits: int | None = None) -> ND
     """RGB of any depth -> 8 bits by the nominal range, never stretched."""
     if colour.dtype == np.uint8 and (bits is None or bits == 8):
         return np.array(colour[:, :, :3], dtype=np.uint8)
-    top = float(2 ** (bits or 8 * colour.dtype.itemsize) - 1)
-    scaled = colour[:, :, :3].astype(np.float64) / top
-    return np.round(np.clip(scaled, 0.0, 1.0) * 255).astype(np.uint8)
+    return divide_to_uint8(colour[:, :, :3], top=2 ** (bits or 8 * colour.dtype.itemsize) - 1)

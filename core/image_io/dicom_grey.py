@@ -4,8 +4,10 @@ Owns the modality table or rescale, the window or VOI table, polarity and paddin
 C.11.1, C.11.2). An optional tag that cannot be understood counts as absent.
 """
 
+import dataclasses
 import struct
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
-from core.image_io.scaling import scale_to_uint8
+from core.image_io.quiet import hush
+from core.image_io.scaling import place_shades, scale_to_uint8, tally
 
 _TAG_ERRORS = (
     BytesLengthException,
@@ -38,6 +41,11 @@ _DISPLAY_TAGS = (
 )
 
 
+# What shows a frame when no window is asked for: the file's VOI table, its first window, or, where
+# neither shows anything, the range of the frame's values.
+FileDisplay = Literal["table", "window", "range"]
+
+
 @dataclass(frozen=True)
 class WindowPreset:
     """A window that the file itself proposes."""
@@ -55,6 +63,7 @@ class Shades:
     window: tuple[float, float] | None  # centre and width, where one was applied
     presets: tuple[WindowPreset, ...]
     value_range: tuple[float, float]  # of the pixels that are not padding, modality units
+    file_display: FileDisplay
 
 
 def show_grey(
@@ -76,33 +85,45 @@ def show_grey(
         stored: (H, W) stored values.
         frame: index, for tags kept per frame.
         window: centre and width that replace the file's. One of the file's presets is applied by
-            the file's VOI LUT function, any other linearly.
+            the file's VOI LUT function, any other linearly (LINEAR_EXACT).
         invert: swap bright and dark at the end; padding stays black.
     """
+    found = tally(stored)
+    if found is None:
+        return _shade(dataset, stored, frame=frame, window=window, invert=invert)
+    known, counts = found
+    shades = _shade(dataset, known, counts=counts, frame=frame, window=window, invert=invert)
+    grey = place_shades(stored, known=known, shades=shades.grey)
+    return dataclasses.replace(shades, grey=grey)
+
+
+@np.errstate(all="ignore")
+def _shade(
+    dataset: Dataset,
+    stored: NDArray[np.generic],
+    *,
+    counts: NDArray[np.int64] | None = None,
+    frame: int,
+    window: tuple[float, float] | None,
+    invert: bool,
+) -> Shades:
+    """``show_grey`` of pixels or, with ``counts`` of each, of the values that occur: any shape."""
     display = _collect_display_tags(dataset, frame)
     is_little = bool(dataset.file_meta.TransferSyntaxUID.is_little_endian)
     is_padding = _find_padding(dataset, stored)
     values = _apply_modality(display, stored, is_little=is_little)
     presets = _list_presets(display)
-    function = str(display.get("VOILUTFunction") or "LINEAR").upper()
-    shares, used = None, window
+    grey, used, file_display = _show_by_file(
+        display, values, is_little=is_little, is_padding=is_padding
+    )
     if window is not None:
         is_own = window in [(preset.centre, preset.width) for preset in presets]
-        shares = _apply_window(
-            values, centre=window[0], width=window[1], function=function if is_own else "LINEAR"
-        )
-    elif (table := _find_table(display, "VOILUTSequence")) is not None:
-        shares = _look_up(values, table, is_little=is_little, in_shares=True)
-    elif (used := _find_window(display)) is not None:
-        shares = _apply_window(values, centre=used[0], width=used[1], function=function)
-    if shares is not None:
-        grey = np.round(np.clip(np.nan_to_num(shares), 0.0, 1.0) * 255).astype(np.uint8)
-        if window is None and not is_padding.all() and np.ptp(grey[~is_padding]) == 0:
-            shares = None
-    if shares is None:
-        grey, used = scale_to_uint8(values, is_valid=~is_padding), None
-    is_inverse = str(dataset.get("PresentationLUTShape", "")) == "INVERSE"
-    if (is_inverse or dataset.PhotometricInterpretation == "MONOCHROME1") != invert:
+        function = _choose_function(display, values) if is_own else "LINEAR_EXACT"
+        shares = _apply_window(values, centre=window[0], width=window[1], function=function)
+        grey, used = _to_grey(shares), window
+    elif grey is None:
+        grey = scale_to_uint8(values, is_valid=~is_padding, counts=counts)
+    if _is_low_bright(dataset) != invert:
         grey = (255 - grey).astype(np.uint8)
     is_shown = ~is_padding & np.isfinite(values)
     seen = values[is_shown] if is_shown.any() else np.zeros(1)
@@ -111,9 +132,56 @@ def show_grey(
         window=used,
         presets=presets,
         value_range=(float(seen.min()), float(seen.max())),
+        file_display=file_display,
     )
 
 
+def _show_by_file(
+    display: Dataset,
+    values: NDArray[np.float64],
+    *,
+    is_little: bool,
+    is_padding: NDArray[np.bool_],
+) -> tuple[NDArray[np.uint8] | None, tuple[float, float] | None, FileDisplay]:
+    """Shades by the file's VOI table or else its first window; the window; which of the two.
+
+    No shades where it has neither, or they show nothing of this frame: the whole range is shown.
+    """
+    kind: FileDisplay = "table"
+    used = None
+    if (table := _find_table(display, "VOILUTSequence")) is not None:
+        shares = _look_up(values, table, is_little=is_little, in_shares=True)
+    elif (used := _find_window(display)) is not None:
+        kind, function = "window", _choose_function(display, values)
+        shares = _apply_window(values, centre=used[0], width=used[1], function=function)
+    else:
+        return None, None, "range"
+    grey = _to_grey(shares)
+    if not is_padding.all() and np.ptp(grey[~is_padding]) == 0:
+        return None, None, "range"
+    return grey, used, kind
+
+
+def _to_grey(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
+    return np.round(np.clip(np.nan_to_num(shares), 0.0, 1.0) * 255).astype(np.uint8)
+
+
+def _choose_function(display: Dataset, values: NDArray[np.float64]) -> str:
+    """The file's VOI LUT function; LINEAR reckons in whole numbers and would cut fractions up."""
+    function = str(display.get("VOILUTFunction") or "LINEAR").upper()
+    if function in ("SIGMOID", "LINEAR_EXACT"):
+        return function
+    finite = values[np.isfinite(values)]
+    return "LINEAR" if np.array_equal(finite, np.round(finite)) else "LINEAR_EXACT"
+
+
+@hush()
+def _is_low_bright(dataset: Dataset) -> bool:
+    is_inverse = str(dataset.get("PresentationLUTShape", "")) == "INVERSE"
+    return is_inverse or dataset.PhotometricInterpretation == "MONOCHROME1"
+
+
+@hush()
 def _list_presets(display: Dataset) -> tuple[WindowPreset, ...]:
     """Every usable window of the file with its explanation; names hold nothing of a patient."""
     try:
@@ -136,6 +204,7 @@ def _as_list(value: object) -> list[object]:
     return list(value) if isinstance(value, MultiValue | list) else [value]
 
 
+@hush()
 def find_number(tags: Dataset, keyword: str) -> float | None:
     """The first value of a numeric tag; None if it is absent or not a finite number."""
     try:
@@ -159,6 +228,7 @@ def _apply_modality(
     return values * slope + (find_number(display, "RescaleIntercept") or 0.0)
 
 
+@hush()
 def _find_table(display: Dataset, keyword: str) -> Dataset | None:
     """The first lookup table of a sequence, if it can be used."""
     try:
@@ -219,6 +289,7 @@ def _find_window(display: Dataset) -> tuple[float, float] | None:
     return (centre, width) if centre is not None and width is not None and width > 0 else None
 
 
+@hush()
 def _collect_display_tags(dataset: Dataset, frame: int) -> Dataset:
     """Rescale and window of a frame: enhanced objects keep them in functional groups."""
     display = Dataset()

@@ -8,6 +8,7 @@ from core.errors import ImageError
 MAX_PIXELS = 80_000_000  # of one frame; below Pillow's own limit, so that ours speaks first
 MAX_FRAME_BYTES = 512 * 2**20  # of one decoded frame, or of a deflated file once inflated
 OUTLIER_PERCENT = 0.1  # of the values at either end may saturate
+_PIECE = 2**20  # pixels that are counted or shaded at once
 
 
 def check_size(width: int, height: int) -> None:
@@ -51,21 +52,103 @@ def refuse_frame(frame: int, n_frames: int) -> None:
         )
 
 
+def tally(
+    values: NDArray[np.generic], *, is_valid: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.generic], NDArray[np.int64]] | None:
+    """Integers of at most 16 bits that occur, ascending, and how often each does.
+
+    An image is then shaded by its few values instead of its many pixels, and ``place_shades`` puts
+    the shades in their places.
+
+    Args:
+        values: any shape.
+        is_valid: of the same shape; what is not valid is not counted.
+
+    Returns:
+        (V,) values in the type of ``values`` and (V,) counts; None for other types of numbers.
+    """
+    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
+        return None
+    lowest, n_codes = _find_limits(values)
+    counts = np.zeros(n_codes, dtype=np.int64)
+    for piece in _cut(values.size):
+        some = values.reshape(-1)[piece]
+        if is_valid is not None:
+            some = some[is_valid.reshape(-1)[piece]]
+        counts += np.bincount(some.astype(np.intp) - lowest, minlength=counts.size)
+    found = np.flatnonzero(counts)
+    return (found + lowest).astype(values.dtype), counts[found]
+
+
+def place_shades(
+    values: NDArray[np.generic], *, known: NDArray[np.generic], shades: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Put shades in the places of their values.
+
+    Args:
+        values: integers of at most 16 bits, any shape.
+        known: (V,) values; all others become 0.
+        shades: (V,) what each becomes.
+    """
+    lowest, n_codes = _find_limits(values)
+    table = np.zeros(n_codes, dtype=np.uint8)
+    table[known.astype(np.intp) - lowest] = shades
+    shown = np.empty(values.size, dtype=np.uint8)
+    for piece in _cut(values.size):
+        shown[piece] = table[values.reshape(-1)[piece].astype(np.intp) - lowest]
+    return shown.reshape(values.shape)
+
+
+def _find_limits(values: NDArray[np.generic]) -> tuple[int, int]:
+    """The lowest value of an integer type, and how many values it has."""
+    limits = np.iinfo(values.dtype)  # type: ignore[type-var]
+    return int(limits.min), int(limits.max) - int(limits.min) + 1
+
+
+def _cut(n: int) -> list[slice]:
+    """Pieces of an image, so that no index of the whole is in memory."""
+    return [slice(at, at + _PIECE) for at in range(0, n, _PIECE)]
+
+
+@np.errstate(all="ignore")
+def stretch(
+    values: NDArray[np.generic], *, is_valid: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint8]:
+    """``scale_to_uint8`` for numbers of any type; of at most 16 bits in little memory."""
+    found = tally(values, is_valid=is_valid)
+    if found is None:
+        return scale_to_uint8(values.astype(np.float64), is_valid=is_valid)
+    known, counts = found
+    shades = scale_to_uint8(known.astype(np.float64), counts=counts)
+    shown = place_shades(values, known=known, shades=shades)
+    if is_valid is not None:
+        shown[~is_valid] = 0
+    return shown
+
+
+@np.errstate(all="ignore")
 def scale_to_uint8(
-    values: NDArray[np.float64], *, is_valid: NDArray[np.bool_] | None = None
+    values: NDArray[np.float64],
+    *,
+    is_valid: NDArray[np.bool_] | None = None,
+    counts: NDArray[np.int64] | None = None,
 ) -> NDArray[np.uint8]:
     """Stretch the range of the valid, finite values to 0..255; all others become 0.
 
     The range leaves out OUTLIER_PERCENT at either end, which saturate: one hot pixel does not
     darken the rest. Under 1000 values, and where that range is empty, it is minimum to maximum.
     A constant array becomes all zero.
+
+    Args:
+        values: any shape.
+        is_valid: of the same shape.
+        counts: of the same shape: how many pixels have each value; None: one.
     """
     usable = np.isfinite(values) if is_valid is None else np.isfinite(values) & is_valid
     if not usable.any():
         return np.zeros(values.shape, dtype=np.uint8)
     kept = values[usable]
-    low = float(np.percentile(kept, OUTLIER_PERCENT, method="lower"))
-    high = float(np.percentile(kept, 100 - OUTLIER_PERCENT, method="higher"))
+    low, high = _find_range(kept, None if counts is None else counts[usable])
     if high <= low:
         low, high = float(kept.min()), float(kept.max())
     if high <= low:
@@ -74,11 +157,32 @@ def scale_to_uint8(
     return np.round(np.clip(scaled, 0.0, 1.0) * 255).astype(np.uint8)
 
 
+def _find_range(kept: NDArray[np.float64], counts: NDArray[np.int64] | None) -> tuple[float, float]:
+    """The values that OUTLIER_PERCENT of the pixels lie beyond, below and above."""
+    if counts is None:
+        low = float(np.percentile(kept, OUTLIER_PERCENT, method="lower"))
+        return low, float(np.percentile(kept, 100 - OUTLIER_PERCENT, method="higher"))
+    order = np.argsort(kept, kind="stable")
+    ends = np.cumsum(counts[order])
+    places = (ends[-1] - 1) * (np.array([OUTLIER_PERCENT, 100 - OUTLIER_PERCENT]) / 100)
+    wanted = [np.floor(places[0]), np.ceil(places[1])]  # as NumPy's "lower" and "higher"
+    low, high = kept[order][np.searchsorted(ends, wanted, side="right")]
+    return float(low), float(high)
+
+
 def scale_colour_to_uint8(colour: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Scale colour by the bits in use, at least 8: black and hue stay, unlike in a stretch.
 
     Data of 12 bits in a 16-bit file are divided by 4095, a full 16-bit file by 65535.
     """
     n_bits = max(8, int(colour.max()).bit_length())
-    scaled: NDArray[np.float64] = colour.astype(np.float64) / (2**n_bits - 1) * 255
-    return np.round(scaled).astype(np.uint8)
+    return divide_to_uint8(colour, top=2**n_bits - 1)
+
+
+def divide_to_uint8(colour: NDArray[np.generic], *, top: int) -> NDArray[np.uint8]:
+    """0..top -> 0..255; what lies beyond saturates."""
+    found = tally(colour)
+    known = colour if found is None else found[0]
+    shares = np.clip(known.astype(np.float64) / top, 0.0, 1.0)
+    shades: NDArray[np.uint8] = np.round(shares * 255).astype(np.uint8)
+    return shades if found is None else place_shades(colour, known=known, shades=shades)

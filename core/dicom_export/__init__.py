@@ -9,7 +9,8 @@ of what no standard code names are of the private scheme 99NBDX.
 import copy
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -29,66 +30,57 @@ from highdicom.sr import (
     TrackingIdentifier,
 )
 from numpy.typing import NDArray
-from PIL import Image as PILImage
-from PIL import ImageDraw, ImageFont
-from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from core.diagnosis import RESEARCH_USE, Diagnosis
-from core.errors import ImageError, check_shape
-from core.image_io.dicom import is_dicom
+from core.dicom_export.sheet import lay_out, say_answer
+from core.dicom_export.source import (
+    PATIENT_TAGS,
+    READ_ERRORS,
+    complete,
+    read_patient_tags,
+    read_source,
+)
+from core.errors import CoreError, ImageError, check_shape
+from core.image_io.dicom_grey import find_number
+from core.image_io.quiet import hush
 
 SCHEME = "99NBDX"
 MANUFACTURER = "NeighborDx"
-PATIENT_TAGS = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyDate",
-    "StudyDescription",
-    "Modality",
-)
-_EMPTY_TAGS = (  # of the patient and study modules, type 2: there, maybe empty
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
-_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
-_MIN_SHEET_PX = 900  # wide enough for the lines above
+_CHARACTERS = "ISO_IR 192"  # UTF-8: class names may be in any letters
 _REPORT_SERIES, _PICTURE_SERIES = 9001, 9002  # apart from the scanner's own numbers
-_READ_ERRORS = (
-    InvalidDicomError,
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-)
+
+__all__ = [
+    "PATIENT_TAGS",
+    "build_report",
+    "build_secondary_capture",
+    "encode",
+    "lay_out",
+    "read_patient_tags",
+    "say_answer",
+]
 
 
-def read_patient_tags(data: bytes) -> dict[str, str]:
-    """Who and when, as the file says: keyword -> text; tags that are absent are left out.
+@contextmanager
+def _tell_no_tags() -> Iterator[None]:
+    """Turn what the libraries refuse into an ImageError: their messages quote the source's tags."""
+    try:
+        with hush():
+            yield
+    except CoreError:
+        raise
+    except READ_ERRORS as err:
+        raise ImageError(
+            f"the tags of the source cannot be carried into a DICOM object ({type(err).__name__}). "
+            "Export the image again from the archive, or take the PDF.",
+            code="export.tags",
+            params={"reason": type(err).__name__},
+        ) from None
 
-    For a reader who asks; nothing else in the program looks at them.
-    """
-    source = _read_header(data)
-    if source is None:
-        return {}
-    return {tag: str(source.get(tag)) for tag in PATIENT_TAGS if source.get(tag)}
 
-
+@_tell_no_tags()
 def build_secondary_capture(
     diagnosis: Diagnosis, picture: NDArray[np.uint8], *, source: bytes | None = None
 ) -> Dataset:
@@ -101,6 +93,7 @@ def build_secondary_capture(
 
     Raises:
         ShapeError: not a colour picture.
+        ImageError: the source's tags cannot be carried over.
     """
     check_shape("picture", picture, (None, None, 3))
     reference = _read_reference(diagnosis, source)
@@ -118,6 +111,7 @@ def build_secondary_capture(
         series_number=_PICTURE_SERIES,
         instance_number=1,
         manufacturer=MANUFACTURER,
+        specific_character_set=_CHARACTERS,
     )
     capture.PatientOrientation = None  # what was shown need not lie as a patient does
     capture.Laterality = None
@@ -129,41 +123,7 @@ def build_secondary_capture(
     return capture
 
 
-def lay_out(diagnosis: Diagnosis, pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The sheet of a Secondary Capture: overlays side by side, the answer and its limits above.
-
-    Args:
-        diagnosis: with pixels.
-        pictures: caption -> (H, W, 3) overlay of one size; empty: the image alone, as for a novel
-            image: there is no answer to speak for.
-
-    Returns:
-        (H', W', 3) uint8; overlays keep their pixels.
-    """
-    assert diagnosis.pixels is not None
-    is_novel = diagnosis.abstain_reason == "novel"
-    shown = {"": diagnosis.pixels} if is_novel or not pictures else dict(pictures)
-    height, width = diagnosis.pixels.shape[:2]
-    side = max(width, _MIN_SHEET_PX // len(shown))
-    size = max(12, side * len(shown) // 48)
-    sheet = PILImage.new("RGB", (side * len(shown), height + 5 * size))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
-    lines = [f"{say_answer(diagnosis)}{_say_probabilities(diagnosis)}"]
-    lines.append(f"Model {diagnosis.model_id}, data {diagnosis.data_id}. {RESEARCH_USE}")
-    for index, line in enumerate(lines):
-        pen.text((size // 2, size * (0.2 + 1.4 * index)), line, fill=(255, 255, 255), font=font)
-    for index, (caption, picture) in enumerate(shown.items()):
-        pen.text((index * side + size // 2, 3.2 * size), caption, fill=(255, 200, 120), font=font)
-        sheet.paste(PILImage.fromarray(picture), (index * side, 5 * size))
-    return np.asarray(sheet, dtype=np.uint8)
-
-
-def _say_probabilities(diagnosis: Diagnosis) -> str:
-    if diagnosis.abstain_reason == "novel":
-        return ""
-    return " (" + ", ".join(f"{c} {p:.1%}" for c, p in diagnosis.probabilities.items()) + ")"
-
-
+@_tell_no_tags()
 def build_report(
     diagnosis: Diagnosis, *, source: bytes | None = None, picture: Dataset | None = None
 ) -> Dataset:
@@ -172,30 +132,37 @@ def build_report(
     Args:
         diagnosis: an answered or abstained case.
         source: the file that was read.
-        picture: the Secondary Capture; the image that is reported on where the source is no DICOM.
+        picture: the Secondary Capture; the image that is reported on where the source is no DICOM
+            or of no standard kind.
 
     Raises:
-        ImageError: the case was rejected, or there is no DICOM image to report on.
+        ImageError: the case was rejected, there is no DICOM image to report on, or the source's
+            tags cannot be carried over.
     """
     if diagnosis.status == "rejected":
         raise ImageError(
             "a file that was not read has no answer to report; choose another case.",
             code="export.rejected",
         )
-    header = _read_header(source) if source else None
-    evidence = _complete(header) if header is not None else picture
-    if evidence is None:
-        raise ImageError(
-            "a report needs a DICOM image to refer to; make the Secondary Capture first.",
-            code="export.no_image",
-        )
+    header = read_source(source) if source else None
+    for evidence in (complete(header) if header is not None else None, picture):
+        with suppress(KeyError):  # a private or retired kind of image, which highdicom knows not
+            if evidence is not None:
+                return _write_report(diagnosis, evidence)
+    raise ImageError(
+        "a report needs a DICOM image to refer to; make the Secondary Capture first.",
+        code="export.no_image",
+    )
+
+
+def _write_report(diagnosis: Diagnosis, evidence: Dataset) -> ComprehensiveSR:
     content = MeasurementReport(
         observation_context=_build_observer(diagnosis),
         procedure_reported=CodedConcept("363679005", "SCT", "Imaging procedure"),
         imaging_measurements=[_build_group(diagnosis, evidence, frame=diagnosis.frame)],
         title=codes.DCM.ImagingMeasurementReport,
     )
-    report = ComprehensiveSR(
+    return ComprehensiveSR(
         evidence=[evidence],
         content=content[0],
         series_instance_uid=_name(diagnosis, "report series"),
@@ -208,27 +175,18 @@ def build_report(
         is_final=False,
         is_verified=False,
         series_description=_cut(f"NeighborDx answer. {RESEARCH_USE}", 64),
+        specific_character_set=_CHARACTERS,
     )
-    return report
 
 
+@_tell_no_tags()
 def encode(dataset: Dataset) -> bytes:
-    """A DICOM object as a file's bytes, its text in UTF-8: class names may be in any letters."""
+    """A DICOM object as a file's bytes, its text in UTF-8."""
     written = copy.deepcopy(dataset)
-    written.decode()  # what was copied from the source, by the source's character set
-    written.SpecificCharacterSet = "ISO_IR 192"
+    written.SpecificCharacterSet = _CHARACTERS
     buffer = io.BytesIO()
     written.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
-
-
-def say_answer(diagnosis: Diagnosis) -> str:
-    """The answer in a few English words."""
-    if diagnosis.abstain_reason == "novel":
-        return "No answer: not the kind of image the model knows"
-    if diagnosis.abstain_reason == "uncertain":
-        return "No answer: too close to call"
-    return f"Answer: {diagnosis.predicted_class}"
 
 
 def _build_observer(diagnosis: Diagnosis) -> ObservationContext:
@@ -248,7 +206,7 @@ def _build_observer(diagnosis: Diagnosis) -> ObservationContext:
 def _build_group(
     diagnosis: Diagnosis, evidence: Dataset, *, frame: int
 ) -> MeasurementsAndQualitativeEvaluations:
-    is_multi = int(evidence.get("NumberOfFrames") or 1) > 1
+    is_multi = (find_number(evidence, "NumberOfFrames") or 1) > 1
     image = SourceImageForMeasurementGroup(
         referenced_sop_class_uid=evidence.SOPClassUID,
         referenced_sop_instance_uid=evidence.SOPInstanceUID,
@@ -270,7 +228,8 @@ def _build_group(
     if diagnosis.novelty is not None:
         measured.append(("Novelty percentile", diagnosis.novelty.distance_percentile))
     if diagnosis.reader is not None:
-        stated.append(("Read of the reader before the answer", diagnosis.reader.class_name))
+        when = "before" if diagnosis.reader.is_before_answer else "after"
+        stated.append((f"Read of the reader {when} the answer", diagnosis.reader.class_name))
         measured.append(("Confidence of the reader", 100.0 * diagnosis.reader.confidence))
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(uid=generate_uid(), identifier="NeighborDx answer"),
@@ -306,17 +265,6 @@ def _find_version() -> str:
         return "source tree"
 
 
-def _read_header(data: bytes) -> Dataset | None:
-    """The header of a DICOM file that can be referred to; None for all else."""
-    if not is_dicom(data):
-        return None
-    try:
-        header = dcmread(io.BytesIO(data), stop_before_pixels=True, force=True)
-    except _READ_ERRORS:
-        return None
-    return header if all(header.get(tag) for tag in _UIDS) else None
-
-
 def _name(diagnosis: Diagnosis, kind: str) -> str:
     """A UID: the same for the same kind of object of the same reading of the same file."""
     shown = f"{diagnosis.frame}:{diagnosis.window}:{diagnosis.is_inverted}"
@@ -325,25 +273,15 @@ def _name(diagnosis: Diagnosis, kind: str) -> str:
 
 
 def _read_reference(diagnosis: Diagnosis, source: bytes | None) -> Dataset:
-    header = _read_header(source) if source else None
+    header = read_source(source) if source else None
     if header is not None:
-        return _complete(header)
+        return complete(header)
     reference = Dataset()
     reference.StudyInstanceUID = _name(diagnosis, "study")
     reference.SeriesInstanceUID = _name(diagnosis, "series")
     reference.SOPInstanceUID = _name(diagnosis, "image")
     reference.SOPClassUID = SecondaryCaptureImageStorage
-    return _complete(reference)
-
-
-def _complete(header: Dataset) -> Dataset:
-    """A copy of the header with every tag that a derived object must repeat, empty if need be."""
-    complete = Dataset()
-    complete.update(header)
-    for tag in _EMPTY_TAGS:
-        if tag not in complete:
-            setattr(complete, tag, None)
-    return complete
+    return complete(reference)
 
 
 def _cut(text: str, n: int) -> str:

@@ -1,0 +1,144 @@
+"""The file that was read, as DICOM: its header in Unicode, and what a derived object repeats of it.
+
+Owns reading patient and study tags, and mending or leaving empty those whose value breaks the
+standard: archives hold decades of them, and highdicom refuses them with the value in its message.
+"""
+
+import datetime
+import io
+import re
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
+from pydicom.valuerep import TM
+
+from core.image_io.dicom import is_dicom
+from core.image_io.quiet import hush
+
+READ_ERRORS = (
+    InvalidDicomError,
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+)
+PATIENT_TAGS = (
+    "PatientName",
+    "OtherPatientNames",
+    "PatientID",
+    "OtherPatientIDs",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAddress",
+    "PatientComments",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "InstitutionName",
+    "StudyDate",
+    "StudyDescription",
+    "Modality",
+)
+_NAMES = ("PatientName", "ReferringPhysicianName")
+_DATES = ("PatientBirthDate", "StudyDate")
+_TEXTS = ("PatientID", "AccessionNumber", "StudyID")
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_SEXES = ("M", "F", "O")
+_DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # with dots: ACR-NEMA
+
+
+@hush()
+def read_patient_tags(data: bytes) -> dict[str, str]:
+    """Who and when, as the file says: keyword -> text; tags that are empty or absent are left out.
+
+    For a reader who asks; nothing else in the program looks at them. That none of PATIENT_TAGS is
+    filled does not say that the file names nobody.
+    """
+    header = _read_header(data)
+    if header is None:
+        return {}
+    found = {tag: header.get(tag) for tag in PATIENT_TAGS}
+    return {tag: _write(value) for tag, value in found.items() if value and _write(value)}
+
+
+def _write(value: object) -> str:
+    several = value if isinstance(value, MultiValue) else [value]
+    return ", ".join(text for text in (str(v).strip() for v in several) if text)
+
+
+@hush()
+def read_source(data: bytes) -> Dataset | None:
+    """The header of a DICOM file that can be referred to; None for all else."""
+    header = _read_header(data)
+    if header is None or not all(header.get(tag) for tag in _UIDS):
+        return None
+    return header
+
+
+def _read_header(data: bytes) -> Dataset | None:
+    """All that can be read before the pixels, as text in Unicode; an odd element is dropped."""
+    if not is_dicom(data):
+        return None
+    try:
+        header = dcmread(io.BytesIO(data), stop_before_pixels=True, force=True)
+    except READ_ERRORS:
+        return None
+    for tag in list(header.keys()):
+        try:
+            value = header[tag].value
+            for item in value if header[tag].VR == "SQ" else ():
+                list(item.iterall())
+        except READ_ERRORS:
+            del header[tag]
+    return header
+
+
+@hush()
+def complete(header: Dataset) -> Dataset:
+    """A copy of the header with the type 2 tags of patient and study: conformant, or empty."""
+    done = Dataset()
+    done.update(header)
+    for tag in _NAMES:
+        value = done.get(tag)
+        first = value[0] if isinstance(value, MultiValue) and value else value
+        setattr(done, tag, str(first) if first else None)
+    for tag in _DATES:
+        setattr(done, tag, _mend_date(_find_text(done, tag)))
+    done.StudyTime = _mend_time(_find_text(done, "StudyTime"))
+    sex = _find_text(done, "PatientSex").upper()
+    done.PatientSex = sex if sex in _SEXES else None
+    for tag in _TEXTS:
+        if tag not in done:
+            setattr(done, tag, None)
+    return done
+
+
+def _find_text(header: Dataset, tag: str) -> str:
+    """A tag's single value; empty for several, which these tags may not have."""
+    value = header.get(tag)
+    return "" if value is None or isinstance(value, MultiValue) else str(value).strip()
+
+
+def _mend_date(text: str) -> str | None:
+    found = _DATE.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        datetime.date(*(int(part) for part in found.groups()))
+    except ValueError:
+        return None
+    return "".join(found.groups())
+
+
+def _mend_time(text: str) -> str | None:
+    digits = text.replace(":", "")  # with colons: ACR-NEMA
+    try:
+        return digits if digits and TM(digits) is not None else None
+    except ValueError:
+        return None
