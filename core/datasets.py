@@ -72,20 +72,33 @@ class _Found:
 
 
 def read_dataset(
-    root: Path, *, disease_class: str | None = None, val_fraction: float = 0.15, seed: int = 0
+    root: Path,
+    *,
+    disease_class: str | None = None,
+    model_disease: str | None = None,
+    val_fraction: float = 0.15,
+    seed: int = 0,
 ) -> Dataset:
     """Read a data folder or npz file and make the validation split if there is none.
 
     Args:
         root: the folder or file.
         disease_class: the positive class, where names do not tell.
+        model_disease: the positive class of the model that the data are read for: taken where
+            ``disease_class`` is not given and the data has it.
         val_fraction: share of training images moved to validation: stratified, whole groups.
         seed: of that split; the order of the files does not matter.
 
     Raises:
         DataError: missing, empty, not exactly two classes, too few images, a bad manifest.
     """
-    splits = read_splits(root, seeds=[seed], disease_class=disease_class, val_fraction=val_fraction)
+    splits = read_splits(
+        root,
+        seeds=[seed],
+        disease_class=disease_class,
+        model_disease=model_disease,
+        val_fraction=val_fraction,
+    )
     return splits[seed]
 
 
@@ -94,6 +107,7 @@ def read_splits(
     *,
     seeds: Sequence[int],
     disease_class: str | None = None,
+    model_disease: str | None = None,
     val_fraction: float = 0.15,
 ) -> dict[int, Dataset]:
     """The same images under several seeds of the validation split, read once.
@@ -115,7 +129,9 @@ def read_splits(
             "{normal,disease}/..., a manifest.csv or a MedMNIST .npz file.",
             code="data.empty",
         )
-    names, disease_index = order_classes({item.class_name for item in found}, disease_class)
+    names, disease_index = order_classes(
+        {item.class_name for item in found}, disease_class, model_disease=model_disease
+    )
     unsaid = "train" if any(item.split for item in found) else ""  # the split of the other rows
     records = tuple(
         Record(

@@ -40,6 +40,16 @@ def test_compare_activate_and_roll_back(
     assert run("roll-back") == 2
 
 
+def test_compare_asks_the_model_which_class_is_disease(
+    run, unsaid_checkpoints: Path, tmp_path: Path
+) -> None:
+    pair = ("--first", "demo-triplet", "--second", "demo-metric")
+    place = ("--checkpoints", str(unsaid_checkpoints), "--json", str(tmp_path / "out.json"))
+    assert run("compare", *pair, "--data", str(unsaid_checkpoints / ".demo-data"), *place) == 0
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert sum(row["is_disease"] for row in found["rows"]) == 8
+
+
 def test_export_import_delete_and_card(
     run, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

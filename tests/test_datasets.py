@@ -198,6 +198,19 @@ def test_which_class_is_disease_is_asked_for_when_names_do_not_say(tmp_path: Pat
         read_dataset(tmp_path, disease_class="up")
 
 
+def test_data_read_for_a_model_take_its_disease_where_they_have_it(tmp_path: Path) -> None:
+    for name in ("covid", "pneumonia"):
+        for i in range(20):
+            write_image(tmp_path / name / f"{i}.png", seed=i)
+    assert read_dataset(tmp_path).class_names == ("covid", "pneumonia")
+    trained = read_dataset(tmp_path, disease_class="covid")
+    found = read_dataset(tmp_path, model_disease="covid")
+    assert (found.class_names, found.data_id) == (("pneumonia", "covid"), trained.data_id)
+    assert read_dataset(tmp_path, model_disease="cancer").class_names == ("covid", "pneumonia")
+    chosen = read_dataset(tmp_path, disease_class="pneumonia", model_disease="covid")
+    assert chosen.class_names == ("covid", "pneumonia")
+
+
 @pytest.mark.parametrize(
     ("names", "order"),
     [

@@ -58,7 +58,11 @@ def compare(
     one, two = (load_bundle(directory, name, settings=settings) for name in (first, second))
     run = one.lead.config.run.train
     dataset = read_dataset(
-        data, disease_class=disease_class, val_fraction=run.val_fraction, seed=run.seed
+        data,
+        disease_class=disease_class,
+        model_disease=one.disease_class,
+        val_fraction=run.val_fraction,
+        seed=run.seed,
     )
     with show_progress("compare") as report:
         found = compare_models(
