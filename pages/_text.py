@@ -103,6 +103,7 @@ ERRORS: dict[str, str] = {
         "checkpoint."
     ),
     "job.name_taken": N_("The name “{name}” is taken. Choose another name."),
+    "job.busy": N_("Another process is training “{name}” now. Wait for it or stop it."),
     "job.data_in_use": N_("“{title}” needs the data. Wait for it or cancel it first."),
     "job.open": N_("The job has not ended. Cancel it first."),
     "gate.reason": N_("The gate does not pass. Give a reason; it is written down."),
