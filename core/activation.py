@@ -7,7 +7,7 @@ else the validation images that both held out.
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -62,6 +62,7 @@ class Activation:
     reason: str
     gate: str  # the verdict's code
     message: str
+    previous_sha256: str = ""  # of the parameters of the model before; older lines do not say
 
 
 def check_gate(directory: Path, candidate: str, *, limit: float = LIMIT) -> Verdict:
@@ -185,54 +186,84 @@ def roll_back(directory: Path, *, reason: str = "") -> Activation:
     """Go back to the model that was in use before the last activation.
 
     Raises:
-        CheckpointError: there is no earlier one, it is gone or damaged, or another process
-            decides just now.
+        CheckpointError: there is no earlier one, it is gone, damaged or made anew, or another
+            process decides just now. Then nothing is changed and nothing written down.
     """
     with _hold(directory):
         past = read_history(directory)
-        target = _find_previous(past)
-        if target is None:
+        undone = _find_undone(past)
+        if undone is None or not undone.previous:
             raise CheckpointError(
                 "there is no earlier model to go back to.", code="checkpoint.no_previous"
             )
-        find_model(directory, target)
+        target = undone.previous
+        _check_same_as_then(find_model(directory, target), undone, past)
         return _write(directory, target, "roll-back", reason, "", "")
 
 
 def find_previous(directory: Path) -> str | None:
     """The model that a roll-back would bring; None where there is none."""
-    return _find_previous(read_history(directory))
+    undone = _find_undone(read_history(directory))
+    return (undone.previous or None) if undone else None
 
 
-def _find_previous(past: list[Activation]) -> str | None:
-    """Each roll-back takes one activation off the pile."""
+def _find_undone(past: list[Activation]) -> Activation | None:
+    """What a roll-back would undo: each one before took an activation off the pile."""
     pile: list[Activation] = []
     for entry in past:
         if entry.action == "roll-back":
             pile.pop()
         else:
             pile.append(entry)
-    return (pile[-1].previous or None) if pile else None
+    return pile[-1] if pile else None
+
+
+def _check_same_as_then(
+    summary: ModelSummary, undone: Activation, past: Sequence[Activation]
+) -> None:
+    """The model can be loaded, and is the one that was in use before."""
+    if summary.problem:
+        raise CheckpointError(
+            f"model {summary.model_id!r} was in use before, but cannot be loaded: "
+            f"{summary.problem}",
+            code="checkpoint.damaged",
+            params={"model_id": summary.model_id, "reason": summary.problem},
+        )
+    used = [e.weights_sha256 for e in past if e.model_id == summary.model_id]
+    then = undone.previous_sha256 or (used[-1] if used else "")
+    if then and then != summary.weights_sha256:
+        raise CheckpointError(
+            f"model {summary.model_id!r} is not the one that was in use before: it was made anew "
+            "under this name. Activate it through the gate.",
+            code="checkpoint.replaced",
+            params={"model_id": summary.model_id},
+        )
 
 
 def _write(
     directory: Path, model_id: str, action: str, reason: str, gate: str, message: str
 ) -> Activation:
-    summary = find_model(directory, model_id)
+    summary, previous = find_model(directory, model_id), registry.active_model_id(directory) or ""
+    listed = {m.model_id: m.weights_sha256 for m in registry.list_models(directory)}
     entry = Activation(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         model_id=model_id,
         weights_sha256=summary.weights_sha256,
-        previous=registry.active_model_id(directory) or "",
+        previous=previous,
         action=action,
         reason=reason.strip(),
         gate=gate,
         message=message,
+        previous_sha256=listed.get(previous, ""),
     )
     past = [dataclasses.asdict(one) for one in read_history(directory)]
     told = json.dumps([*past, dataclasses.asdict(entry)], indent=2, ensure_ascii=False)
     write_text(directory / _FILE, told)  # first: an activation nobody wrote down must not be
-    registry.activate(directory, model_id)
+    try:
+        registry.activate(directory, model_id)
+    except BaseException:  # nor may one be written down that was not made
+        write_text(directory / _FILE, json.dumps(past, indent=2, ensure_ascii=False))
+        raise
     return entry
 
 

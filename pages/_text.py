@@ -112,6 +112,10 @@ ERRORS: dict[str, str] = {
     "checkpoint.in_use": N_("Model “{model_id}” is a member of {users}. Delete that first."),
     "checkpoint.active": N_("Model “{model_id}” is in use. Use another one first."),
     "checkpoint.busy": N_("Somebody else is putting a model to use. Try again in a moment."),
+    "checkpoint.replaced": N_(
+        "“{model_id}” is not the model that was in use before: it was made anew under this name. "
+        "Use it through the gate."
+    ),
     "checkpoint.no_previous": N_("There is no earlier model to go back to."),
     "config.elsewhere": N_(
         "{key} is not set here: it has a field of its own, or belongs to the check above."

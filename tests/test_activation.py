@@ -185,6 +185,48 @@ def test_two_models_image_by_image(tiny_checkpoints: Path, tmp_path: Path) -> No
     assert np.isclose(same.delong.difference, 0.0)
 
 
+def test_a_way_back_that_fails_leaves_history_and_model_as_they_are(models: Path) -> None:
+    activate(models, "demo-metric", reason="It is far faster on our scanner.")
+    place = models / "demo-triplet" / "config.json"
+    good = place.read_text(encoding="utf-8")
+
+    def fail(match: str) -> str:
+        with pytest.raises(CheckpointError, match=match) as caught:
+            roll_back(models)
+        assert registry.active_model_id(models) == "demo-metric"
+        assert len(read_history(models)) == 1
+        assert find_previous(models) == "demo-triplet"
+        return str(caught.value.code)
+
+    place.write_text("{", encoding="utf-8")
+    assert fail("was in use before, but cannot be loaded") == "checkpoint.damaged"
+    anew = json.loads(good) | {"weights_sha256": "0" * 64}
+    place.write_text(json.dumps(anew), encoding="utf-8")
+    assert fail("was made anew under this name") == "checkpoint.replaced"
+    path = models / activation._FILE  # a line of a program that did not keep it
+    past = json.loads(path.read_text(encoding="utf-8"))
+    del past[0]["previous_sha256"]
+    used = {**past[0], "model_id": "demo-triplet", "previous": "", "weights_sha256": "then"}
+    path.write_text(json.dumps([used, *past]), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="was made anew"):
+        roll_back(models)
+    place.write_text(good, encoding="utf-8")
+    path.write_text(json.dumps(past), encoding="utf-8")
+    assert roll_back(models).model_id == "demo-triplet"
+
+
+def test_what_cannot_be_made_is_not_written_down(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_directory: Path, _model_id: str) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(registry, "activate", fail)
+    with pytest.raises(OSError, match="no space"):
+        activate(models, "demo-metric", reason="It is far faster on our scanner.")
+    assert read_history(models) == []
+
+
 def test_a_damaged_history_is_said_and_not_overwritten(models: Path) -> None:
     (models / activation._FILE).write_text("[{]", encoding="utf-8")
     with pytest.raises(CheckpointError, match="is damaged"):
