@@ -20,14 +20,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from core import manifest, npz
 from core.class_names import order_classes
 from core.errors import DataError, ImageError
+from core.folders import read_folders
 from core.image_io import Image, decode, encode_png, load
 
 SPLITS = ("train", "val", "test")
 _MIN_PER_CLASS = 4
 _SAMPLE = 4096  # bytes, of each of three places of a file, that tell data sets apart
 _N_AHEAD = 4  # images that load_ahead holds
-_IGNORED = {"thumbs.db", "desktop.ini", "manifest.csv", "phantom.json", "report.json", "source.txt"}
-_IGNORED_FOLDERS = {"masks"}
 
 
 @dataclass(frozen=True)
@@ -205,30 +204,10 @@ def _find_images(root: Path) -> list[_Found]:
     archives = sorted(root.glob("*.npz"))
     if len(archives) == 1:
         return _read_npz(archives[0])
-    return _read_folders(root)
-
-
-def _read_folders(root: Path) -> list[_Found]:
-    found = []
-    given = [split for split in SPLITS if (root / split).is_dir()]
-    for split in given or [""]:
-        base = root / split if split else root
-        for folder in sorted(p for p in base.iterdir() if _is_visible(p) and p.is_dir()):
-            if folder.name.lower() in _IGNORED_FOLDERS:
-                continue
-            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-                inside = path.relative_to(folder)
-                if not all(_is_visible(Path(part)) for part in inside.parts):
-                    continue
-                # a subfolder of a class is a patient
-                group = f"{folder.name}/{inside.parts[0]}" if len(inside.parts) > 1 else ""
-                key = path.relative_to(root).as_posix()
-                found.append(_Found(key, folder.name, split, group, path))
-    return found
-
-
-def _is_visible(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower() not in _IGNORED
+    return [
+        _Found(one.key, one.class_name, one.split, one.group, one.path)
+        for one in read_folders(root)
+    ]
 
 
 def _read_manifest(root: Path) -> list[_Found]:

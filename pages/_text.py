@@ -127,6 +127,14 @@ ERRORS: dict[str, str] = {
     "data.disease_class": N_("Which class is the disease cannot be told from the names: {found}."),
     "data.classes": N_("Expected exactly two classes. Sort the images into two class folders."),
     "data.empty": N_("No image was found. Expected one folder per class."),
+    "data.beside": N_(
+        "The folder “{name}” holds class folders but is no split. Name it train, val or test, or "
+        "move it away."
+    ),
+    "data.link": N_(
+        "“{key}” cannot be followed: a link that leads nowhere or into itself, or a folder that "
+        "may not be read. Mend or remove it."
+    ),
     "data.manifest": N_("The file manifest.csv cannot be used."),
     "zip.path": N_("The zip is refused: a name in it points out of its folder."),
     "zip.names": N_("The zip is refused: a file and a folder in it have one name."),
