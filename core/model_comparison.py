@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from core.bundle import write_text
 from core.comparison import DeLong, McNemar, compare_aurocs, compare_calls
@@ -42,6 +41,7 @@ class ImageRow:
     p_second: float
     change: str  # "fixed", "broken", or "same"
     picture: str = ""  # file beside the record, of flipped images
+    group: str = ""  # patient
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Subgroup:
     n: int
     accuracy_first: float
     accuracy_second: float
-    p_value: float  # exact McNemar inside the subgroup
+    p_value: float  # of the calls inside the subgroup, by patient
     is_harmed: bool  # fell by more than the limit, on enough images
 
 
@@ -118,8 +118,8 @@ def compare_models(
     mine, theirs = _match(one, two)
     truth = one.truth[mine]
     p_first, p_second = one.p_disease[mine], two.p_disease[theirs]
-    keys = [one.keys[i] for i in mine]
-    rows = _draw_rows(keys, truth, p_first, p_second)
+    keys, groups = ([names[i] for i in mine] for names in (one.keys, one.groups))
+    rows = _draw_rows(keys, groups, truth, p_first, p_second)
     if pictures is not None:
         rows = _add_pictures(rows, dataset, pictures)
     return Comparison(
@@ -133,8 +133,8 @@ def compare_models(
         n=len(rows),
         accuracy_first=float(np.mean((p_first > 0.5) == truth)),
         accuracy_second=float(np.mean((p_second > 0.5) == truth)),
-        mcnemar=compare_calls(truth, p_first, p_second),
-        delong=compare_aurocs(truth, p_first, p_second),
+        mcnemar=compare_calls(truth, p_first, p_second, groups=groups),
+        delong=compare_aurocs(truth, p_first, p_second, groups=groups),
         rows=rows,
         subgroups=compare_subgroups(rows, read_subgroups(dataset.root, keys), limit=limit),
         n_unreadable=len(set(one.unreadable) | set(two.unreadable)),
@@ -154,16 +154,17 @@ def _match(one: SplitReading, two: SplitReading) -> tuple[list[int], list[int]]:
 
 def _draw_rows(
     keys: Sequence[str],
+    groups: Sequence[str],
     truth: NDArray[np.bool_],
     p_first: NDArray[np.float64],
     p_second: NDArray[np.float64],
 ) -> tuple[ImageRow, ...]:
     """One row per image; flipped ones first, what broke before what was fixed."""
     rows = []
-    for key, is_disease, a, b in zip(keys, truth, p_first, p_second, strict=True):
+    for key, group, is_disease, a, b in zip(keys, groups, truth, p_first, p_second, strict=True):
         was_right, is_right = (a > 0.5) == is_disease, (b > 0.5) == is_disease
         change = "same" if was_right == is_right else "fixed" if is_right else "broken"
-        rows.append(ImageRow(key, bool(is_disease), float(a), float(b), change))
+        rows.append(ImageRow(key, bool(is_disease), float(a), float(b), change, group=group))
     order = {"broken": 0, "fixed": 1, "same": 2}
     return tuple(sorted(rows, key=lambda r: (order[r.change], -abs(r.p_second - r.p_first))))
 
@@ -206,16 +207,12 @@ def compare_subgroups(
     for column, values in columns.items():
         for value in sorted({values[r.key] for r in rows if r.key in values}):
             mine = [r for r in rows if values.get(r.key) == value]
-            right = [
-                ((r.p_first > 0.5) == r.is_disease, (r.p_second > 0.5) == r.is_disease)
-                for r in mine
-            ]
-            one, two = (float(np.mean([pair[i] for pair in right])) for i in (0, 1))
-            n_broken, n_fixed = (sum(r.change == c for r in mine) for c in ("broken", "fixed"))
-            n = n_broken + n_fixed
-            p_value = float(binomtest(n_broken, n, 0.5).pvalue) if n else 1.0
+            truth = np.array([r.is_disease for r in mine], dtype=bool)
+            probs = [np.array([getattr(r, p) for r in mine]) for p in ("p_first", "p_second")]
+            one, two = (float(np.mean((p > 0.5) == truth)) for p in probs)
+            test = compare_calls(truth, *probs, groups=[r.group for r in mine])
             is_harmed = one - two > limit and len(mine) >= _MIN_IMAGES
-            found.append(Subgroup(column, value, len(mine), one, two, p_value, is_harmed))
+            found.append(Subgroup(column, value, len(mine), one, two, test.p_value, is_harmed))
     return tuple(sorted(found, key=lambda s: s.accuracy_second - s.accuracy_first))
 
 

@@ -116,7 +116,8 @@ def _show_figures(found: dict[str, Any]) -> None:
     st.markdown(
         _(
             "Could the difference be luck? McNemar's test on the answers: p = {p_calls}. DeLong's "
-            "test on the AUROCs: p = {p_auroc}. Small values (under 0.05) speak against luck."
+            "test on the AUROCs: p = {p_auroc}. Small values (under 0.05) speak against luck. "
+            "Both count patients where some have several images."
         ).format(p_calls=write_p(test["p_value"]), p_auroc=write_p(auc["p_value"]))
     )
 

@@ -143,6 +143,12 @@ def test_subgroups_by_hand() -> None:
     assert (two.value, two.accuracy_second, two.p_value) == ("y", 1.0, 1.0)
 
 
+def test_a_subgroups_test_counts_patients() -> None:
+    rows = [ImageRow(f"i{i}", True, 0.9, 0.1, "broken", group="one") for i in range(12)]
+    (found,) = compare_subgroups(rows, {"site": {r.key: "x" for r in rows}}, limit=0.02)
+    assert (found.accuracy_second, found.p_value) == (0.0, 1.0), "12 images of one patient"
+
+
 def test_columns_of_a_manifest_make_subgroups(tmp_path: Path) -> None:
     lines = ["file,split,label,sex,note"]
     lines += [f"i{i}.png,test,normal,{'fm'[i % 2]},{i}" for i in range(20)]
