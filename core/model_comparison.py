@@ -29,6 +29,7 @@ _MAX_VALUES = 12  # of a column that makes subgroups
 _MIN_IMAGES = 10  # of a subgroup that can be called harmed
 _MAX_PICTURES = 60
 _FOLDER = ".comparisons"
+_ASIDE = "aside"  # folder in it: comparisons that are no evidence
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,15 @@ class Comparison:
     subgroups: tuple[Subgroup, ...]
     n_unreadable: int
     data_root: str = ""  # where the images lay; older records do not say
+    first_gallery: str = ""  # the galleries that voted, with the version of their corrections
+    second_gallery: str = ""
+    n_known: int | None = None  # images that trained or validated one of the models; older records
+    # do not say
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it was made on test images that neither model knew."""
+        return self.split == "test" and self.n_known == 0
 
 
 def compare_models(
@@ -139,7 +149,25 @@ def compare_models(
         subgroups=compare_subgroups(rows, read_subgroups(dataset.root, keys), limit=limit),
         n_unreadable=len(set(one.unreadable) | set(two.unreadable)),
         data_root=str(dataset.root.resolve()),
+        first_gallery=first.data_id,
+        second_gallery=second.data_id,
+        n_known=len(_find_known(first, dataset, one) | _find_known(second, dataset, two)),
     )
+
+
+def _find_known(model: Model, dataset: Dataset, reading: SplitReading) -> set[str]:
+    """Keys of images that a member has in its gallery or was validated on: copies, or the same
+    name in the same data."""
+    known = set()
+    for member in model.members:
+        config, contents = member.bundle.config, member.bundle.contents
+        copies = set(contents.gallery.sha256)
+        files = zip(reading.keys, reading.sha256, strict=True)
+        known |= {key for key, sha256 in files if sha256 in copies}
+        if config.data_id == dataset.data_id or Path(config.data_root) == dataset.root.resolve():
+            validated = contents.metrics.get("validation_answers", {}).get("keys", ())
+            known |= {*contents.gallery.keys, *validated} & set(reading.keys)
+    return known
 
 
 def _match(one: SplitReading, two: SplitReading) -> tuple[list[int], list[int]]:
@@ -217,12 +245,19 @@ def compare_subgroups(
 
 
 def save_comparison(directory: Path, comparison: Comparison) -> Path:
-    """Keep a comparison with the models; a later one of the same pair replaces it."""
-    folder = directory / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{comparison.first}--{comparison.second}.json"
+    """Keep a comparison with the models; a later one of the same pair replaces it.
+
+    One that is no evidence lies by itself and replaces none that is.
+    """
+    path = _find_path(directory, comparison.first, comparison.second, comparison.is_evidence)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(dataclasses.asdict(comparison)))
     return path
+
+
+def _find_path(directory: Path, first: str, second: str, is_evidence: bool) -> Path:
+    folder = directory / _FOLDER
+    return (folder if is_evidence else folder / _ASIDE) / f"{first}--{second}.json"
 
 
 def find_comparison(
@@ -230,9 +265,17 @@ def find_comparison(
 ) -> Comparison | None:
     """The kept comparison of two models, each given by name and weights_sha256.
 
-    None when there is none, or it is of other models that had these names.
+    One that is evidence comes first. None when there is none, or it is of other models that had
+    these names.
     """
-    path = directory / _FOLDER / f"{first[0]}--{second[0]}.json"
+    for is_evidence in (True, False):
+        found = _read(_find_path(directory, first[0], second[0], is_evidence))
+        if found and (found.first_sha256, found.second_sha256) == (first[1], second[1]):
+            return found
+    return None
+
+
+def _read(path: Path) -> Comparison | None:
     if not path.is_file():
         return None
     try:
@@ -240,8 +283,7 @@ def find_comparison(
     except (ValueError, ConfigError) as err:
         raise CheckpointError(f"{path} cannot be read ({err}); compare the models again.") from err
     assert isinstance(found, Comparison)
-    same = (found.first_sha256, found.second_sha256) == (first[1], second[1])
-    return found if same else None
+    return found
 
 
 def delete_comparisons(
@@ -254,7 +296,7 @@ def delete_comparisons(
         data_root: of the images.
         pairs: first and second of comparisons known to be of them, for records that do not say.
     """
-    for path in (directory / _FOLDER).glob("*.json"):
+    for path in (directory / _FOLDER).rglob("*.json"):
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             place, pair = raw.get("data_root"), (raw["first"], raw["second"])

@@ -91,6 +91,14 @@ def _show_job(params: dict[str, Any], settings: Settings, summary: ModelSummary)
         found = jobs.read_result(settings.checkpoints_dir, job.job_id)
         folder = jobs.folder_of(settings.checkpoints_dir, job.job_id) / "pictures"
         _show_figures(found)
+        if found["split"] != "test" or found.get("n_known"):
+            st.warning(
+                _(
+                    "The gate does not count this comparison: it needs test images that neither "
+                    "model was trained or validated on."
+                ),
+                icon=":material/front_hand:",
+            )
         _show_subgroups(found)
         _show_flips(found, folder, summary)
 

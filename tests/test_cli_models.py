@@ -27,7 +27,10 @@ def test_compare_activate_and_roll_back(
     assert "McNemar" in capsys.readouterr().out
     assert json.loads(out.read_text(encoding="utf-8"))["n"] == 16
     assert run("activate", "--model", "demo-metric", "--limit", "1.0") == 0
-    assert "on the same 16 images (comparison)" in capsys.readouterr().out
+    assert (
+        "on the same 16 images (comparison on test images that neither knew)"
+        in capsys.readouterr().out
+    )
     assert registry.active_model_id(checkpoints) == "demo-metric"
     assert run("delete", "--model", "demo-metric", "--yes") == 2
     assert run("roll-back", "--reason", "only a test") == 0

@@ -37,6 +37,7 @@ class SplitReading:
     barred: tuple[tuple[tuple[int, ...], ...], ...] = ()  # per member and image: rows that may
     # not vote on it
     percentile: NDArray[np.float64] | None = None  # (N,) of the novelty distance, 0..100
+    sha256: tuple[str, ...] = ()  # of the files; of an altered image the original's
 
 
 def evaluate(
@@ -89,6 +90,7 @@ def read_split(
     unreadable: dict[str, str] = {}
     pending: list[Image] = []
     read: list[Record] = []
+    hashes: list[str] = []
     votes: list[tuple[Vote, ...]] = []
 
     def flush() -> None:
@@ -104,6 +106,7 @@ def read_split(
             sha256 = (originals or {}).get(record.key, image.sha256)
             pending.append(dataclasses.replace(image, sha256=sha256))
             read.append(record)
+            hashes.append(sha256)
         if pending and (len(pending) == _BATCH_SIZE or index == len(records) - 1):
             flush()
         if progress:
@@ -131,6 +134,7 @@ def read_split(
             tuple(tuple(sorted(v[m].related)) for v in votes) for m in range(len(model.members))
         ),
         percentile=np.array([join_novelty(v).distance_percentile for v in votes]),
+        sha256=tuple(hashes),
     )
 
 
