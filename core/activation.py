@@ -1,15 +1,15 @@
 """Which model is in use: the gate a new one must pass, what was decided and why, the way back.
 
 Owns ``checkpoints/activations.json``, to which entries are only added. The gate compares the
-candidate with the active model on the same images: a kept comparison on a test set if there is one,
-else the validation images that both held out.
+candidate with the active model on the same images: a kept comparison on test images that neither
+knew if there is one, else the validation images that both held out.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,29 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from core import registry
+from core.assessment.readings import find_gallery_id
 from core.bundle import read_bundle_config, read_json, write_text
 from core.config import build_record
 from core.ensemble import mix_validation
 from core.errors import CheckpointError, ConfigError
 from core.evaluation import rank_auroc
-from core.model_comparison import find_comparison
+from core.model_comparison import Comparison, find_comparison
 from core.registry import ModelSummary, find_model
 
 LIMIT = 0.02  # accuracy and AUROC may be lower by this much
 _FILE = "activations.json"
+_MEASURED = {
+    "comparison": "comparison on test images that neither knew",
+    "validation": "validation",
+}
+_SET_ASIDE = {
+    "split": "The kept comparison does not count: it was not made on test images.",
+    "known": "The kept comparison does not count: one of the models was trained or validated on "
+    "some of its images.",
+    "gallery": "The kept comparison does not count: a gallery was corrected since.",
+    "older": "The kept comparison does not count: it does not say whether the models knew its "
+    "images.",
+}
 MIN_REASON = 10  # characters
 _PATIENCE_S = 30.0  # with another process that decides
 
@@ -48,6 +61,7 @@ class Verdict:
     auroc_change: float = 0.0
     harmed: str = ""  # subgroups, as column=value
     message: str = ""
+    set_aside: str = ""  # why a kept comparison does not count: split, known, gallery, older
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ class Activation:
     reason: str
     gate: str  # the verdict's code
     message: str
+    previous_sha256: str = ""  # of the parameters of the model before; older lines do not say
 
 
 def check_gate(directory: Path, candidate: str, *, limit: float = LIMIT) -> Verdict:
@@ -89,10 +104,34 @@ def check_gate(directory: Path, candidate: str, *, limit: float = LIMIT) -> Verd
     found = find_comparison(
         directory, (old.model_id, old.weights_sha256), (new.model_id, new.weights_sha256)
     )
-    if found is not None:
-        changes = (found.accuracy_second - found.accuracy_first, -found.delong.difference)
-        harmed = ", ".join(f"{s.column}={s.value}" for s in found.subgroups if s.is_harmed)
-        return _weigh(old, new, limit, "comparison", found.n, changes, harmed)
+    set_aside = _find_objection(directory, found, (old, new)) if found else ""
+    if found is None or set_aside:
+        verdict = _check_validation(directory, old, new, limit)
+        words = f" {_SET_ASIDE[set_aside]}" if set_aside else ""
+        return replace(verdict, set_aside=set_aside, message=verdict.message + words)
+    changes = (found.accuracy_second - found.accuracy_first, -found.delong.difference)
+    harmed = ", ".join(f"{s.column}={s.value}" for s in found.subgroups if s.is_harmed)
+    return _weigh(old, new, limit, "comparison", found.n, changes, harmed)
+
+
+def _find_objection(
+    directory: Path, found: Comparison, models: tuple[ModelSummary, ModelSummary]
+) -> str:
+    """Why a kept comparison is no evidence, as a key of _SET_ASIDE; empty where it is."""
+    if found.split != "test":
+        return "split"
+    if found.n_known is None:
+        return "older"
+    if found.n_known:
+        return "known"
+    galleries = tuple(find_gallery_id(directory, model) for model in models)
+    return "" if galleries == (found.first_gallery, found.second_gallery) else "gallery"
+
+
+def _check_validation(
+    directory: Path, old: ModelSummary, new: ModelSummary, limit: float
+) -> Verdict:
+    """The verdict where no comparison counts."""
     first, second = (_read_answers(directory, summary) for summary in (old, new))
     if first is None or second is None or first[0] != second[0]:
         return _incomparable(old, new, limit, "they share no validation images")
@@ -116,8 +155,8 @@ def _weigh(
     passed = min(changes) >= -limit and not harmed
     code = "passed" if passed else "worse" if min(changes) < -limit else "harmed"
     text = (
-        f"on the same {n} images ({evidence}), accuracy changes by {changes[0]:+.3f} and AUROC by "
-        f"{changes[1]:+.3f}; each may fall by {limit:.3f}."
+        f"on the same {n} images ({_MEASURED[evidence]}), accuracy changes by {changes[0]:+.3f} "
+        f"and AUROC by {changes[1]:+.3f}; each may fall by {limit:.3f}."
     )
     if harmed:
         text += f" Worse in subgroups: {harmed}."
@@ -185,54 +224,84 @@ def roll_back(directory: Path, *, reason: str = "") -> Activation:
     """Go back to the model that was in use before the last activation.
 
     Raises:
-        CheckpointError: there is no earlier one, it is gone or damaged, or another process
-            decides just now.
+        CheckpointError: there is no earlier one, it is gone, damaged or made anew, or another
+            process decides just now. Then nothing is changed and nothing written down.
     """
     with _hold(directory):
         past = read_history(directory)
-        target = _find_previous(past)
-        if target is None:
+        undone = _find_undone(past)
+        if undone is None or not undone.previous:
             raise CheckpointError(
                 "there is no earlier model to go back to.", code="checkpoint.no_previous"
             )
-        find_model(directory, target)
+        target = undone.previous
+        _check_same_as_then(find_model(directory, target), undone, past)
         return _write(directory, target, "roll-back", reason, "", "")
 
 
 def find_previous(directory: Path) -> str | None:
     """The model that a roll-back would bring; None where there is none."""
-    return _find_previous(read_history(directory))
+    undone = _find_undone(read_history(directory))
+    return (undone.previous or None) if undone else None
 
 
-def _find_previous(past: list[Activation]) -> str | None:
-    """Each roll-back takes one activation off the pile."""
+def _find_undone(past: list[Activation]) -> Activation | None:
+    """What a roll-back would undo: each one before took an activation off the pile."""
     pile: list[Activation] = []
     for entry in past:
         if entry.action == "roll-back":
             pile.pop()
         else:
             pile.append(entry)
-    return (pile[-1].previous or None) if pile else None
+    return pile[-1] if pile else None
+
+
+def _check_same_as_then(
+    summary: ModelSummary, undone: Activation, past: Sequence[Activation]
+) -> None:
+    """The model can be loaded, and is the one that was in use before."""
+    if summary.problem:
+        raise CheckpointError(
+            f"model {summary.model_id!r} was in use before, but cannot be loaded: "
+            f"{summary.problem}",
+            code="checkpoint.damaged",
+            params={"model_id": summary.model_id, "reason": summary.problem},
+        )
+    used = [e.weights_sha256 for e in past if e.model_id == summary.model_id]
+    then = undone.previous_sha256 or (used[-1] if used else "")
+    if then and then != summary.weights_sha256:
+        raise CheckpointError(
+            f"model {summary.model_id!r} is not the one that was in use before: it was made anew "
+            "under this name. Activate it through the gate.",
+            code="checkpoint.replaced",
+            params={"model_id": summary.model_id},
+        )
 
 
 def _write(
     directory: Path, model_id: str, action: str, reason: str, gate: str, message: str
 ) -> Activation:
-    summary = find_model(directory, model_id)
+    summary, previous = find_model(directory, model_id), registry.active_model_id(directory) or ""
+    listed = {m.model_id: m.weights_sha256 for m in registry.list_models(directory)}
     entry = Activation(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         model_id=model_id,
         weights_sha256=summary.weights_sha256,
-        previous=registry.active_model_id(directory) or "",
+        previous=previous,
         action=action,
         reason=reason.strip(),
         gate=gate,
         message=message,
+        previous_sha256=listed.get(previous, ""),
     )
     past = [dataclasses.asdict(one) for one in read_history(directory)]
     told = json.dumps([*past, dataclasses.asdict(entry)], indent=2, ensure_ascii=False)
     write_text(directory / _FILE, told)  # first: an activation nobody wrote down must not be
-    registry.activate(directory, model_id)
+    try:
+        registry.activate(directory, model_id)
+    except BaseException:  # nor may one be written down that was not made
+        write_text(directory / _FILE, json.dumps(past, indent=2, ensure_ascii=False))
+        raise
     return entry
 
 

@@ -13,12 +13,15 @@ _NORMAL = re.compile(
 _DISEASE = re.compile(r"(?i)^(disease|diseased|abnormal|positive|1|pneumonia|lesion|sick)$")
 
 
-def order_classes(names: set[str], disease_class: str | None) -> tuple[tuple[str, ...], int]:
+def order_classes(
+    names: set[str], disease_class: str | None, *, model_disease: str | None = None
+) -> tuple[tuple[str, ...], int]:
     """Put two class names in the order of their labels.
 
     Args:
         names: of all classes found.
         disease_class: the positive one, where the names do not tell.
+        model_disease: that of the model which the data are for: it goes before what names tell.
 
     Returns:
         The names, normal first, and the index of disease (always 1).
@@ -40,7 +43,8 @@ def order_classes(names: set[str], disease_class: str | None) -> tuple[tuple[str
             code="data.disease_class",
             params={"found": listed},
         )
-    chosen = disease_class or _guess_disease(names)
+    known = model_disease if model_disease in names else None
+    chosen = disease_class or known or _guess_disease(names)
     if chosen is None:
         raise DataError(
             f"which of the classes {listed} is disease cannot be told from their names; pass "

@@ -6,20 +6,23 @@ core.evaluation: ``is_disease`` (N,) truth, probabilities (N,), a call is diseas
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, rankdata
 
 from core.errors import DataError, check_shape
+from core.proportions import find_clusters
 
 _N_BOOTSTRAP = 2000
 _NO_VARIANCE = 1e-15  # of an AUROC: rounding
+_Number = TypeVar("_Number", np.int64, np.float64)
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Exact McNemar test of two systems' calls on the same images."""
+    """Exact test of two systems' calls on the same images: McNemar's, or by patient."""
 
     n_only_first: int  # images that only the first calls right
     n_only_second: int
@@ -46,24 +49,61 @@ class Interval:
 
 
 def compare_calls(
-    is_disease: NDArray[np.bool_], first: NDArray[np.floating], second: NDArray[np.floating]
+    is_disease: NDArray[np.bool_],
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    *,
+    groups: Sequence[str] | None = None,
 ) -> McNemar:
     """Compare the calls of two systems.
+
+    A patient's images succeed and fail together: where one has several, each patient's images that
+    only the first calls right, less those that only the second does, are one number whose sign is
+    as likely either way if the systems are equal. All signs are tried, without drawing: exact.
+    With one image each this is McNemar's exact test.
 
     Args:
         is_disease: (N,) truth.
         first: (N,) probability of disease by the first system; ``second`` alike.
+        groups: (N,) patient of each image; an empty one stands alone, as all do without.
 
-    Reference: McNemar 1947, Psychometrika 12, 153-157; the exact binomial form.
+    Reference: McNemar 1947, Psychometrika 12, 153-157; the exact binomial form. By patient: Fisher
+    1935, The Design of Experiments, section 21, on the sums of Durkalski et al. 2003, Statistics in
+    Medicine 22, 2417-2428.
     """
     check_shape("first", first, is_disease.shape)
     check_shape("second", second, is_disease.shape)
     right_first, right_second = (first > 0.5) == is_disease, (second > 0.5) == is_disease
     n_first = int((right_first & ~right_second).sum())
     n_second = int((right_second & ~right_first).sum())
-    n = n_first + n_second
-    p_value = float(binomtest(n_first, n, 0.5).pvalue) if n else 1.0
-    return McNemar(n_first, n_second, p_value)
+    gains = right_first.astype(np.int64) - right_second.astype(np.int64)
+    clusters = find_clusters(groups, len(gains))
+    return McNemar(n_first, n_second, _flip_signs(_sum_by(clusters, gains)))
+
+
+def _sum_by(clusters: Sequence[NDArray[np.int64]], values: NDArray[_Number]) -> NDArray[_Number]:
+    """The sum over each patient's images."""
+    rows = np.concatenate(clusters)
+    starts = np.cumsum([0, *(len(cluster) for cluster in clusters[:-1])])
+    sums: NDArray[_Number] = np.add.reduceat(values[rows], starts)
+    return sums
+
+
+def _flip_signs(sums: NDArray[np.int64]) -> float:
+    """Share of all choices of signs whose total is as far from 0 as the one found."""
+    sizes = np.abs(sums[sums != 0])
+    if not len(sizes):
+        return 1.0
+    if sizes.max() == 1:
+        return float(binomtest(int((sums > 0).sum()), len(sizes), 0.5).pvalue)
+    shares = np.ones(1)  # of each total so far, from the smallest in steps of 1
+    for size in sizes.tolist():
+        wider = np.zeros(len(shares) + 2 * size)
+        wider[: len(shares)] += shares / 2
+        wider[2 * size :] += shares / 2
+        shares = wider
+    totals = np.arange(len(shares)) - int(sizes.sum())
+    return min(1.0, float(shares[np.abs(totals) >= abs(int(sums.sum()))].sum()))
 
 
 def write_p(p_value: float | None) -> str:
@@ -72,18 +112,29 @@ def write_p(p_value: float | None) -> str:
 
 
 def compare_aurocs(
-    is_disease: NDArray[np.bool_], first: NDArray[np.floating], second: NDArray[np.floating]
+    is_disease: NDArray[np.bool_],
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    *,
+    groups: Sequence[str] | None = None,
 ) -> DeLong:
     """Compare the AUROCs of two systems on the same images.
 
-    The test is undefined, its ``p_value`` None, where a class has one image only or no image's rank
-    differs from the others' (a perfect system against one that says the same of all).
+    The test is undefined, its ``p_value`` None, where a class has one patient only or no image's
+    rank differs from the others' (a perfect system against one that says the same of all).
+
+    Args:
+        is_disease: (N,) truth.
+        first: (N,) probability of disease by the first system; ``second`` alike.
+        groups: (N,) patient of each image: the variance is over patients. With one image each, or
+            without groups, it is DeLong's.
 
     Raises:
         DataError: one class only.
 
     Reference: DeLong, DeLong, Clarke-Pearson 1988, Biometrics 44, 837-845; computed by ranks as
-    in Sun & Xu 2014, IEEE Signal Processing Letters 21(11), 1389-1393.
+    in Sun & Xu 2014, IEEE Signal Processing Letters 21(11), 1389-1393. By patient: Obuchowski 1997,
+    Biometrics 53, 567-578.
     """
     truth = np.asarray(is_disease, dtype=bool)
     if truth.all() or not truth.any():
@@ -93,10 +144,9 @@ def compare_aurocs(
     negative = np.stack([n for _, n in placed])  # (2, n_other)
     aurocs = positive.mean(axis=1)
     difference = float(aurocs[0] - aurocs[1])
-    variance = 0.0
-    if min(positive.shape[1], negative.shape[1]) > 1:
-        covariance = np.cov(positive) / positive.shape[1] + np.cov(negative) / negative.shape[1]
-        variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    gaps = np.empty(len(truth))
+    gaps[truth], gaps[~truth] = positive[0] - positive[1], negative[0] - negative[1]
+    variance = _estimate_variance(truth, gaps - difference, find_clusters(groups, len(truth)))
     if np.array_equal(positive[0], positive[1]) and np.array_equal(negative[0], negative[1]):
         p_value: float | None = 1.0
     elif variance <= _NO_VARIANCE:
@@ -104,6 +154,26 @@ def compare_aurocs(
     else:
         p_value = float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
     return DeLong(float(aurocs[0]), float(aurocs[1]), difference, p_value)
+
+
+def _estimate_variance(
+    truth: NDArray[np.bool_], centred: NDArray[np.float64], clusters: Sequence[NDArray[np.int64]]
+) -> float:
+    """Obuchowski's variance of a difference of AUROCs; 0 where a class has one patient only.
+
+    Args:
+        truth: (N,) of each image.
+        centred: (N,) difference of the images' placements by two systems, less that of the AUROCs.
+        clusters: rows of each patient.
+    """
+    sides = (truth, ~truth)
+    n_patients = [int((_sum_by(clusters, side.astype(np.int64)) > 0).sum()) for side in sides]
+    if min(n_patients) < 2:
+        return 0.0
+    by_class = [_sum_by(clusters, centred * side) / side.sum() for side in sides]
+    own = [n / (n - 1) * (sums @ sums) for n, sums in zip(n_patients, by_class, strict=True)]
+    n = len(clusters)
+    return float(sum(own) + 2 * n / (n - 1) * (by_class[0] @ by_class[1]))
 
 
 def _place(

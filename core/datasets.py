@@ -20,6 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from core import manifest, npz
 from core.class_names import order_classes
 from core.errors import DataError, ImageError
+from core.folders import read_folders
 from core.image_io import Image, decode, encode_png, load
 
 SPLITS = ("train", "val", "test")
@@ -27,8 +28,6 @@ _MIN_PER_CLASS = 4
 _SAMPLE = 4096  # bytes, of each of three places of a file, that tell data sets apart
 _UNREAD = b"unread"  # stands for what a file holds that cannot be opened
 _N_AHEAD = 4  # images that load_ahead holds
-_IGNORED = {"thumbs.db", "desktop.ini", "manifest.csv", "phantom.json", "report.json", "source.txt"}
-_IGNORED_FOLDERS = {"masks"}
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,33 @@ class _Found:
 
 
 def read_dataset(
-    root: Path, *, disease_class: str | None = None, val_fraction: float = 0.15, seed: int = 0
+    root: Path,
+    *,
+    disease_class: str | None = None,
+    model_disease: str | None = None,
+    val_fraction: float = 0.15,
+    seed: int = 0,
 ) -> Dataset:
     """Read a data folder or npz file and make the validation split if there is none.
 
     Args:
         root: the folder or file.
         disease_class: the positive class, where names do not tell.
+        model_disease: the positive class of the model that the data are read for: taken where
+            ``disease_class`` is not given and the data has it.
         val_fraction: share of training images moved to validation: stratified, whole groups.
         seed: of that split; the order of the files does not matter.
 
     Raises:
         DataError: missing, empty, not exactly two classes, too few images, a bad manifest.
     """
-    splits = read_splits(root, seeds=[seed], disease_class=disease_class, val_fraction=val_fraction)
+    splits = read_splits(
+        root,
+        seeds=[seed],
+        disease_class=disease_class,
+        model_disease=model_disease,
+        val_fraction=val_fraction,
+    )
     return splits[seed]
 
 
@@ -95,6 +107,7 @@ def read_splits(
     *,
     seeds: Sequence[int],
     disease_class: str | None = None,
+    model_disease: str | None = None,
     val_fraction: float = 0.15,
 ) -> dict[int, Dataset]:
     """The same images under several seeds of the validation split, read once.
@@ -116,7 +129,9 @@ def read_splits(
             "{normal,disease}/..., a manifest.csv or a MedMNIST .npz file.",
             code="data.empty",
         )
-    names, disease_index = order_classes({item.class_name for item in found}, disease_class)
+    names, disease_index = order_classes(
+        {item.class_name for item in found}, disease_class, model_disease=model_disease
+    )
     unsaid = "train" if any(item.split for item in found) else ""  # the split of the other rows
     records = tuple(
         Record(
@@ -190,30 +205,10 @@ def _find_images(root: Path) -> list[_Found]:
     archives = sorted(root.glob("*.npz"))
     if len(archives) == 1:
         return _read_npz(archives[0])
-    return _read_folders(root)
-
-
-def _read_folders(root: Path) -> list[_Found]:
-    found = []
-    given = [split for split in SPLITS if (root / split).is_dir()]
-    for split in given or [""]:
-        base = root / split if split else root
-        for folder in sorted(p for p in base.iterdir() if _is_visible(p) and p.is_dir()):
-            if folder.name.lower() in _IGNORED_FOLDERS:
-                continue
-            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-                inside = path.relative_to(folder)
-                if not all(_is_visible(Path(part)) for part in inside.parts):
-                    continue
-                # a subfolder of a class is a patient
-                group = f"{folder.name}/{inside.parts[0]}" if len(inside.parts) > 1 else ""
-                key = path.relative_to(root).as_posix()
-                found.append(_Found(key, folder.name, split, group, path))
-    return found
-
-
-def _is_visible(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower() not in _IGNORED
+    return [
+        _Found(one.key, one.class_name, one.split, one.group, one.path)
+        for one in read_folders(root)
+    ]
 
 
 def _read_manifest(root: Path) -> list[_Found]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from core.bundle import write_text
 from core.comparison import DeLong, McNemar, compare_aurocs, compare_calls
@@ -30,6 +29,7 @@ _MAX_VALUES = 12  # of a column that makes subgroups
 _MIN_IMAGES = 10  # of a subgroup that can be called harmed
 _MAX_PICTURES = 60
 _FOLDER = ".comparisons"
+_ASIDE = "aside"  # folder in it: comparisons that are no evidence
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class ImageRow:
     p_second: float
     change: str  # "fixed", "broken", or "same"
     picture: str = ""  # file beside the record, of flipped images
+    group: str = ""  # patient
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Subgroup:
     n: int
     accuracy_first: float
     accuracy_second: float
-    p_value: float  # exact McNemar inside the subgroup
+    p_value: float  # of the calls inside the subgroup, by patient
     is_harmed: bool  # fell by more than the limit, on enough images
 
 
@@ -77,6 +78,15 @@ class Comparison:
     subgroups: tuple[Subgroup, ...]
     n_unreadable: int
     data_root: str = ""  # where the images lay; older records do not say
+    first_gallery: str = ""  # the galleries that voted, with the version of their corrections
+    second_gallery: str = ""
+    n_known: int | None = None  # images that trained or validated one of the models; older records
+    # do not say
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it was made on test images that neither model knew."""
+        return self.split == "test" and self.n_known == 0
 
 
 def compare_models(
@@ -118,8 +128,8 @@ def compare_models(
     mine, theirs = _match(one, two)
     truth = one.truth[mine]
     p_first, p_second = one.p_disease[mine], two.p_disease[theirs]
-    keys = [one.keys[i] for i in mine]
-    rows = _draw_rows(keys, truth, p_first, p_second)
+    keys, groups = ([names[i] for i in mine] for names in (one.keys, one.groups))
+    rows = _draw_rows(keys, groups, truth, p_first, p_second)
     if pictures is not None:
         rows = _add_pictures(rows, dataset, pictures)
     return Comparison(
@@ -133,13 +143,31 @@ def compare_models(
         n=len(rows),
         accuracy_first=float(np.mean((p_first > 0.5) == truth)),
         accuracy_second=float(np.mean((p_second > 0.5) == truth)),
-        mcnemar=compare_calls(truth, p_first, p_second),
-        delong=compare_aurocs(truth, p_first, p_second),
+        mcnemar=compare_calls(truth, p_first, p_second, groups=groups),
+        delong=compare_aurocs(truth, p_first, p_second, groups=groups),
         rows=rows,
         subgroups=compare_subgroups(rows, read_subgroups(dataset.root, keys), limit=limit),
         n_unreadable=len(set(one.unreadable) | set(two.unreadable)),
         data_root=str(dataset.root.resolve()),
+        first_gallery=first.data_id,
+        second_gallery=second.data_id,
+        n_known=len(_find_known(first, dataset, one) | _find_known(second, dataset, two)),
     )
+
+
+def _find_known(model: Model, dataset: Dataset, reading: SplitReading) -> set[str]:
+    """Keys of images that a member has in its gallery or was validated on: copies, or the same
+    name in the same data."""
+    known = set()
+    for member in model.members:
+        config, contents = member.bundle.config, member.bundle.contents
+        copies = set(contents.gallery.sha256)
+        files = zip(reading.keys, reading.sha256, strict=True)
+        known |= {key for key, sha256 in files if sha256 in copies}
+        if config.data_id == dataset.data_id or Path(config.data_root) == dataset.root.resolve():
+            validated = contents.metrics.get("validation_answers", {}).get("keys", ())
+            known |= {*contents.gallery.keys, *validated} & set(reading.keys)
+    return known
 
 
 def _match(one: SplitReading, two: SplitReading) -> tuple[list[int], list[int]]:
@@ -154,16 +182,17 @@ def _match(one: SplitReading, two: SplitReading) -> tuple[list[int], list[int]]:
 
 def _draw_rows(
     keys: Sequence[str],
+    groups: Sequence[str],
     truth: NDArray[np.bool_],
     p_first: NDArray[np.float64],
     p_second: NDArray[np.float64],
 ) -> tuple[ImageRow, ...]:
     """One row per image; flipped ones first, what broke before what was fixed."""
     rows = []
-    for key, is_disease, a, b in zip(keys, truth, p_first, p_second, strict=True):
+    for key, group, is_disease, a, b in zip(keys, groups, truth, p_first, p_second, strict=True):
         was_right, is_right = (a > 0.5) == is_disease, (b > 0.5) == is_disease
         change = "same" if was_right == is_right else "fixed" if is_right else "broken"
-        rows.append(ImageRow(key, bool(is_disease), float(a), float(b), change))
+        rows.append(ImageRow(key, bool(is_disease), float(a), float(b), change, group=group))
     order = {"broken": 0, "fixed": 1, "same": 2}
     return tuple(sorted(rows, key=lambda r: (order[r.change], -abs(r.p_second - r.p_first))))
 
@@ -206,26 +235,29 @@ def compare_subgroups(
     for column, values in columns.items():
         for value in sorted({values[r.key] for r in rows if r.key in values}):
             mine = [r for r in rows if values.get(r.key) == value]
-            right = [
-                ((r.p_first > 0.5) == r.is_disease, (r.p_second > 0.5) == r.is_disease)
-                for r in mine
-            ]
-            one, two = (float(np.mean([pair[i] for pair in right])) for i in (0, 1))
-            n_broken, n_fixed = (sum(r.change == c for r in mine) for c in ("broken", "fixed"))
-            n = n_broken + n_fixed
-            p_value = float(binomtest(n_broken, n, 0.5).pvalue) if n else 1.0
+            truth = np.array([r.is_disease for r in mine], dtype=bool)
+            probs = [np.array([getattr(r, p) for r in mine]) for p in ("p_first", "p_second")]
+            one, two = (float(np.mean((p > 0.5) == truth)) for p in probs)
+            test = compare_calls(truth, *probs, groups=[r.group for r in mine])
             is_harmed = one - two > limit and len(mine) >= _MIN_IMAGES
-            found.append(Subgroup(column, value, len(mine), one, two, p_value, is_harmed))
+            found.append(Subgroup(column, value, len(mine), one, two, test.p_value, is_harmed))
     return tuple(sorted(found, key=lambda s: s.accuracy_second - s.accuracy_first))
 
 
 def save_comparison(directory: Path, comparison: Comparison) -> Path:
-    """Keep a comparison with the models; a later one of the same pair replaces it."""
-    folder = directory / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{comparison.first}--{comparison.second}.json"
+    """Keep a comparison with the models; a later one of the same pair replaces it.
+
+    One that is no evidence lies by itself and replaces none that is.
+    """
+    path = _find_path(directory, comparison.first, comparison.second, comparison.is_evidence)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(dataclasses.asdict(comparison)))
     return path
+
+
+def _find_path(directory: Path, first: str, second: str, is_evidence: bool) -> Path:
+    folder = directory / _FOLDER
+    return (folder if is_evidence else folder / _ASIDE) / f"{first}--{second}.json"
 
 
 def find_comparison(
@@ -233,9 +265,17 @@ def find_comparison(
 ) -> Comparison | None:
     """The kept comparison of two models, each given by name and weights_sha256.
 
-    None when there is none, or it is of other models that had these names.
+    One that is evidence comes first. None when there is none, or it is of other models that had
+    these names.
     """
-    path = directory / _FOLDER / f"{first[0]}--{second[0]}.json"
+    for is_evidence in (True, False):
+        found = _read(_find_path(directory, first[0], second[0], is_evidence))
+        if found and (found.first_sha256, found.second_sha256) == (first[1], second[1]):
+            return found
+    return None
+
+
+def _read(path: Path) -> Comparison | None:
     if not path.is_file():
         return None
     try:
@@ -243,8 +283,7 @@ def find_comparison(
     except (ValueError, ConfigError) as err:
         raise CheckpointError(f"{path} cannot be read ({err}); compare the models again.") from err
     assert isinstance(found, Comparison)
-    same = (found.first_sha256, found.second_sha256) == (first[1], second[1])
-    return found if same else None
+    return found
 
 
 def delete_comparisons(
@@ -257,7 +296,7 @@ def delete_comparisons(
         data_root: of the images.
         pairs: first and second of comparisons known to be of them, for records that do not say.
     """
-    for path in (directory / _FOLDER).glob("*.json"):
+    for path in (directory / _FOLDER).rglob("*.json"):
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             place, pair = raw.get("data_root"), (raw["first"], raw["second"])

@@ -50,6 +50,7 @@ class TrunkCache:
         embedder: Embedder,
         records: Sequence[Record],
         *,
+        data_id: str = "",
         is_stored: bool = True,
     ) -> None:
         """Open or create the files.
@@ -58,6 +59,7 @@ class TrunkCache:
             folder: where they lie; an interrupted build in it is continued.
             embedder: runs the trunks; its config says how many views.
             records: training and validation images, in a fixed order.
+            data_id: of their data set: a cache of other images of these names is built anew.
             is_stored: False keeps no activations: images are read and run through the trunks
                 whenever asked for, and there is no limit on the number of augmented views.
 
@@ -67,6 +69,7 @@ class TrunkCache:
         self.folder = folder
         self.embedder = embedder
         self.records = tuple(records)
+        self.data_id = data_id
         self.is_stored = is_stored
         config = embedder.config
         self.n_clean = config.embedder.n_test_views
@@ -265,6 +268,7 @@ class TrunkCache:
     def _compute_key(self) -> str:
         config = self.embedder.config
         parts = [
+            self.data_id,
             *(backbone.trunk_hash for backbone in self.embedder.backbones),
             *(f"{record.key}:{record.split}" for record in self.records),
             repr(config.preprocess),

@@ -36,10 +36,12 @@ def show_rivals(evaluation: Evaluation) -> None:
             "sensitivity": st.column_config.NumberColumn(_("Sensitivity"), format="%.3f"),
             "specificity": st.column_config.NumberColumn(_("Specificity"), format="%.3f"),
             "mcnemar": st.column_config.TextColumn(
-                _("p, calls"), help=_("Exact McNemar test of the calls on the same images.")
+                _("p, calls"),
+                help=_("McNemar's exact test of the calls on the same images, by patient."),
             ),
             "delong": st.column_config.TextColumn(
-                _("p, AUROC"), help=_("DeLong's test of the two AUROCs on the same images.")
+                _("p, AUROC"),
+                help=_("DeLong's test of the two AUROCs on the same images, by patient."),
             ),
         },
     )
@@ -57,8 +59,9 @@ def _describe_rival(first: Evaluation, second: Evaluation) -> dict[str, object]:
         "delong": "",
     }
     if second is not first and second.keys == first.keys:
-        calls = compare_calls(first.is_disease, first.p_disease, second.p_disease)
-        aurocs = compare_aurocs(first.is_disease, first.p_disease, second.p_disease)
+        three = first.is_disease, first.p_disease, second.p_disease
+        calls = compare_calls(*three, groups=first.groups)
+        aurocs = compare_aurocs(*three, groups=first.groups)
         row |= {"mcnemar": write_p(calls.p_value), "delong": write_p(aurocs.p_value)}
     return row
 

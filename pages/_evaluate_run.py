@@ -122,22 +122,22 @@ def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
             key="evaluate_start",
             disabled=not data.strip(),
         ):
-            _start(model.model_id, data.strip(), split, parts)
+            _start(model, data.strip(), split, parts)
     if any(job.is_open for job in _list_own_jobs(model.model_id)[:1]):
         _watch(model.model_id)
     else:
         _show_last_failure(model.model_id)
 
 
-def _start(model_id: str, data: str, split: str, parts: list[str]) -> None:
+def _start(model: ModelSummary, data: str, split: str, parts: list[str]) -> None:
     """Queue a job; a folder that is not there is refused at once."""
     try:
         root = Path(data).expanduser().resolve()
-        read_dataset(root)
+        read_dataset(root, model_disease=model.disease_class)
         jobs.start(
             "evaluate",
-            {"model": model_id, "data": str(root), "split": split, "parts": parts},
-            title=model_id,  # in no language: everybody reads it, the kind is said beside it
+            {"model": model.model_id, "data": str(root), "split": split, "parts": parts},
+            title=model.model_id,  # in no language: everybody reads it, the kind is said beside it
             settings=Settings.from_env(),
         )
     except CoreError as error:

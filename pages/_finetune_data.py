@@ -141,15 +141,17 @@ def read_findings(result: dict[str, Any], seeds: Sequence[int]) -> tuple[Finding
 def show_audit(data: Path) -> dict[str, Any] | None:
     """The check of the data: ask for it, wait for it, show it. None until it is there."""
     settings = Settings.from_env()
-    disease_class = st.session_state.get(f"{shared.FT_CLASS_KEY}_{data}")
-    params = audit_params(data, disease_class)
+    class_key = f"{shared.FT_CLASS_KEY}_{data}"
+    shared.outlive_page(class_key)  # the box is not drawn while a check runs
+    params = audit_params(data, st.session_state.get(class_key))
     job = jobs.find_latest(settings.checkpoints_dir, "audit", params)
     if job is not None and job.is_open:
         show_short_job(job)
         return None
     if job is None or job.status != "done":
         if job is not None and job.status == "failed":
-            _show_failure(data, job)
+            _show_failure(job, names_key=f"{class_key}_names")
+        _choose_class(class_key)
         st.button(
             _("Check the data"),
             type="primary",
@@ -160,6 +162,7 @@ def show_audit(data: Path) -> dict[str, Any] | None:
             help=_("Reads every image once and compares all of them. Changes nothing."),
         )
         return None
+    _choose_class(class_key)
     result = jobs.read_result(settings.checkpoints_dir, job.job_id)
     _show_result(result, jobs.folder_of(settings.checkpoints_dir, job.job_id) / "pictures")
     st.button(
@@ -177,7 +180,7 @@ def _start_audit(params: dict[str, Any], title: str, settings: Settings) -> None
         jobs.start("audit", params, title=title, settings=settings)
 
 
-def _show_failure(data: Path, job: jobs.Job) -> None:
+def _show_failure(job: jobs.Job, *, names_key: str) -> None:
     st.error(
         _("Training cannot start with this data.")
         + " "
@@ -185,13 +188,18 @@ def _show_failure(data: Path, job: jobs.Job) -> None:
         icon=":material/block:",
     )
     if job.error_code == "data.disease_class":
-        names = [name.strip() for name in str(job.error_params.get("found", "")).split(",")]
-        st.selectbox(
-            _("Which class is the disease?"),
-            names,
-            index=None,
-            key=f"{shared.FT_CLASS_KEY}_{data}",
-        )
+        found = str(job.error_params.get("found", "")).split(",")
+        st.session_state[names_key] = [name.strip() for name in found]
+
+
+def _choose_class(key: str) -> None:
+    """The question which class is disease, once a check had to ask it; the answer can change."""
+    names = st.session_state.get(f"{key}_names")
+    if names is None:
+        return
+    if st.session_state.get(key) not in names:  # the data have changed
+        st.session_state.pop(key, None)
+    st.selectbox(_("Which class is the disease?"), names, index=None, key=key)
 
 
 def _show_result(result: dict[str, Any], folder: Path) -> None:

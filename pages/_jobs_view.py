@@ -149,7 +149,8 @@ def _confirm_removal(job: jobs.Job) -> None:
     else:
         st.markdown(_("Its log and curves are deleted. The model itself stays."))
     if st.button(_("Remove"), type="primary", key="remove-yes"):
-        jobs.delete(Settings.from_env().checkpoints_dir, job.job_id)
+        with shared.show_errors():
+            jobs.delete(Settings.from_env().checkpoints_dir, job.job_id)
         st.rerun()
 
 

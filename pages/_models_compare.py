@@ -91,6 +91,14 @@ def _show_job(params: dict[str, Any], settings: Settings, summary: ModelSummary)
         found = jobs.read_result(settings.checkpoints_dir, job.job_id)
         folder = jobs.folder_of(settings.checkpoints_dir, job.job_id) / "pictures"
         _show_figures(found)
+        if found["split"] != "test" or found.get("n_known"):
+            st.warning(
+                _(
+                    "The gate does not count this comparison: it needs test images that neither "
+                    "model was trained or validated on."
+                ),
+                icon=":material/front_hand:",
+            )
         _show_subgroups(found)
         _show_flips(found, folder, summary)
 
@@ -116,7 +124,8 @@ def _show_figures(found: dict[str, Any]) -> None:
     st.markdown(
         _(
             "Could the difference be luck? McNemar's test on the answers: p = {p_calls}. DeLong's "
-            "test on the AUROCs: p = {p_auroc}. Small values (under 0.05) speak against luck."
+            "test on the AUROCs: p = {p_auroc}. Small values (under 0.05) speak against luck. "
+            "Both count patients where some have several images."
         ).format(p_calls=write_p(test["p_value"]), p_auroc=write_p(auc["p_value"]))
     )
 

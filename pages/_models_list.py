@@ -32,8 +32,19 @@ _VERDICTS = {
     ),
 }
 _EVIDENCE = {
-    "comparison": N_("Measured image by image on a test set."),
+    "comparison": N_("Measured image by image on test images that neither model knew."),
     "validation": N_("Measured on the validation images that both held out, not on a test set."),
+}
+_SET_ASIDE = {
+    "split": N_("The kept comparison does not count: it was not made on test images."),
+    "known": N_(
+        "The kept comparison does not count: one of the models was trained or validated on some "
+        "of its images."
+    ),
+    "gallery": N_("The kept comparison does not count: a gallery was corrected since."),
+    "older": N_(
+        "The kept comparison does not count: it does not say whether the models knew its images."
+    ),
 }
 _ACTIONS = {
     "activate": N_("activated"),
@@ -194,6 +205,8 @@ def _show_verdict(verdict: Verdict) -> None:
     )
     if verdict.evidence:
         words += " " + _(_EVIDENCE[verdict.evidence])
+    if verdict.set_aside:
+        words += " " + _(_SET_ASIDE[verdict.set_aside])
     if verdict.passed:
         st.success(words, icon=":material/check:")
     else:

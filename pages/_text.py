@@ -114,6 +114,7 @@ ERRORS: dict[str, str] = {
         "checkpoint."
     ),
     "job.name_taken": N_("The name “{name}” is taken. Choose another name."),
+    "job.busy": N_("Another process is training “{name}” now. Wait for it or stop it."),
     "job.data_in_use": N_("“{title}” needs the data. Wait for it or cancel it first."),
     "job.open": N_("The job has not ended. Cancel it first."),
     "gate.reason": N_("The gate does not pass. Give a reason; it is written down."),
@@ -122,6 +123,10 @@ ERRORS: dict[str, str] = {
     "checkpoint.in_use": N_("Model “{model_id}” is a member of {users}. Delete that first."),
     "checkpoint.active": N_("Model “{model_id}” is in use. Use another one first."),
     "checkpoint.busy": N_("Somebody else is putting a model to use. Try again in a moment."),
+    "checkpoint.replaced": N_(
+        "“{model_id}” is not the model that was in use before: it was made anew under this name. "
+        "Use it through the gate."
+    ),
     "checkpoint.no_previous": N_("There is no earlier model to go back to."),
     "config.resume": N_(
         "What is kept under this name was made with other settings or other data, or cannot be "
@@ -137,6 +142,14 @@ ERRORS: dict[str, str] = {
     "data.disease_class": N_("Which class is the disease cannot be told from the names: {found}."),
     "data.classes": N_("Expected exactly two classes. Sort the images into two class folders."),
     "data.empty": N_("No image was found. Expected one folder per class."),
+    "data.beside": N_(
+        "The folder “{name}” holds class folders but is no split. Name it train, val or test, or "
+        "move it away."
+    ),
+    "data.link": N_(
+        "“{key}” cannot be followed: a link that leads nowhere or into itself, or a folder that "
+        "may not be read. Mend or remove it."
+    ),
     "data.manifest": N_("The file manifest.csv cannot be used."),
     "zip.path": N_("The zip is refused: a name in it points out of its folder."),
     "zip.names": N_("The zip is refused: a file and a folder in it have one name."),

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: small real models, no network, no stored weights."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,24 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=0.25))
     settings = Settings(checkpoints_dir=directory, device="cpu")
     build_demo(settings, config=config, n_train=48, n_test=16, size=96)
+    return directory
+
+
+@pytest.fixture
+def unsaid_checkpoints(tiny_checkpoints: Path, tmp_path: Path) -> Path:
+    """Two models of classes whose names do not tell, and their data in ``.demo-data``."""
+    directory = tmp_path / "unsaid"
+    for split in ("train", "test"):
+        for old, new in (("normal", "benign"), ("disease", "malignant")):
+            source = tiny_checkpoints / ".demo-data" / split / old
+            shutil.copytree(source, directory / ".demo-data" / split / new)
+    data = read_dataset(directory / ".demo-data", disease_class="malignant", val_fraction=0.25)
+    for name in ("demo-triplet", "demo-metric"):
+        shutil.copytree(tiny_checkpoints / name, directory / name)
+        path = directory / name / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config |= {"class_names": ["benign", "malignant"], "data_id": data.data_id}
+        path.write_text(json.dumps(config), encoding="utf-8")
     return directory
 
 

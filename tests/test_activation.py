@@ -1,5 +1,6 @@
 """The gate, the written history, and the way back; the comparison that the gate rests on."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,6 +17,8 @@ from core import activation, registry
 from core.activation import activate, check_gate, find_previous, read_history, roll_back
 from core.comparison import DeLong, McNemar
 from core.config import Settings
+from core.curation import Change
+from core.curation.store import open_store
 from core.datasets import read_dataset
 from core.errors import CheckpointError, ConfigError
 from core.model_comparison import (
@@ -110,10 +113,12 @@ def comparison_of(models: Path, *, harmed: bool) -> Comparison:
     groups = compare_subgroups(
         rows, {"sex": {f"i{i}": "f" if i < 10 else "m" for i in range(20)}}, limit=0.02
     )
+    data_id = find_model(models, "demo-metric").data_id
     hashes = [find_model(models, n).weights_sha256 for n in ("demo-triplet", "demo-metric")]
     return Comparison(
         "demo-triplet", "demo-metric", *hashes, "data", "test", "now", 20, 0.9, 0.9,
         McNemar(1, 1, 1.0), DeLong(0.9, 0.9, 0.0, 1.0), rows, groups if harmed else (), 0,
+        first_gallery=data_id, second_gallery=data_id, n_known=0,
     )  # fmt: skip
 
 
@@ -131,6 +136,76 @@ def test_a_kept_comparison_counts_and_a_harmed_subgroup_fails(models: Path) -> N
     assert check_gate(models, "demo-metric").evidence == "validation"
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"split": "val"}, "split"),
+        ({"n_known": 1}, "known"),
+        ({"n_known": None}, "older"),
+        ({"second_gallery": "corrected"}, "gallery"),
+    ],
+)
+def test_a_comparison_that_is_no_evidence_does_not_count(
+    models: Path, changes: dict, why: str
+) -> None:
+    set_answers(models / "demo-triplet", GOOD)
+    set_answers(models / "demo-metric", BAD)
+    clean = comparison_of(models, harmed=False)
+    leaky = dataclasses.replace(clean, **changes)
+    save_comparison(models, leaky)
+    verdict = check_gate(models, "demo-metric")
+    assert (verdict.code, verdict.evidence, verdict.set_aside) == ("worse", "validation", why)
+    assert "The kept comparison does not count" in verdict.message
+    save_comparison(models, clean)
+    assert check_gate(models, "demo-metric").passed
+    if why != "gallery":  # it took itself for evidence when it was made
+        save_comparison(models, leaky)
+        assert check_gate(models, "demo-metric").passed, "the clean one is still there"
+
+
+def test_a_corrected_gallery_makes_a_comparison_old(models: Path) -> None:
+    set_answers(models / "demo-triplet", GOOD)
+    set_answers(models / "demo-metric", BAD)
+    save_comparison(models, comparison_of(models, harmed=False))
+    assert check_gate(models, "demo-metric").evidence == "comparison"
+    settings = dataclasses.replace(SETTINGS, checkpoints_dir=models)
+    bundle = load_bundle(models, "demo-metric", settings=settings)
+    given, names = bundle.gallery, bundle.class_names
+    labels = {k: names[i] for k, i in zip(given.keys, given.labels.tolist(), strict=True)}
+    key = given.keys[0]
+    other = next(name for name in names if name != labels[key])
+    with contextlib.closing(open_store(settings)) as store:
+        store.apply(
+            bundle.lead.config.data_id, [Change(key, "label", other)], given_labels=labels,
+            expected_version=0,
+        )  # fmt: skip
+    assert check_gate(models, "demo-metric").set_aside == "gallery"
+
+
+def test_images_that_a_model_knows_are_counted(tiny_checkpoints: Path, tmp_path: Path) -> None:
+    home = tiny_checkpoints / ".demo-data"
+    model = load_bundle(tiny_checkpoints, "demo-metric", settings=SETTINGS)
+    data = read_dataset(home, val_fraction=0.25)
+    found = compare_models(model, model, data, split="val", hashes=("h", "h"))
+    assert (found.n_known, found.is_evidence) == (found.n, False), "it was validated on them"
+    assert (found.first_gallery, found.second_gallery) == (data.data_id, data.data_id)
+    for name in ("normal", "disease"):  # copies under other names, in other data, called test
+        for i, record in enumerate(data.subset("test")):
+            if f"/{name}/" in record.key:
+                copy(home / record.key, tmp_path / "train" / name / f"{i}.png")
+        copies = [key for key in model.gallery.keys if f"/{name}/" in key][:2]
+        for i, key in enumerate(copies):
+            copy(home / key, tmp_path / "test" / name / f"copy{i}.png")
+    away = read_dataset(tmp_path, val_fraction=0.25)
+    found = compare_models(model, model, away, split="test", hashes=("h", "h"))
+    assert (found.n_known, found.is_evidence) == (4, False)
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
 def test_subgroups_by_hand() -> None:
     rows = [
         ImageRow("a", True, 0.9, 0.9, "same"),
@@ -141,6 +216,12 @@ def test_subgroups_by_hand() -> None:
     assert (one.value, one.n, one.accuracy_first, one.accuracy_second) == ("x", 2, 1.0, 0.5)
     assert not one.is_harmed  # two images prove nothing
     assert (two.value, two.accuracy_second, two.p_value) == ("y", 1.0, 1.0)
+
+
+def test_a_subgroups_test_counts_patients() -> None:
+    rows = [ImageRow(f"i{i}", True, 0.9, 0.1, "broken", group="one") for i in range(12)]
+    (found,) = compare_subgroups(rows, {"site": {r.key: "x" for r in rows}}, limit=0.02)
+    assert (found.accuracy_second, found.p_value) == (0.0, 1.0), "12 images of one patient"
 
 
 def test_columns_of_a_manifest_make_subgroups(tmp_path: Path) -> None:
@@ -176,6 +257,7 @@ def test_two_models_image_by_image(tiny_checkpoints: Path, tmp_path: Path) -> No
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)
     assert found.data_root == str((tiny_checkpoints / ".demo-data").resolve())
+    assert (found.n_known, found.is_evidence) == (0, True)
     save_comparison(tmp_path, found)
     assert find_comparison(tmp_path, ("demo-triplet", "h1"), ("demo-metric", "h2")) == found
     assert find_comparison(tmp_path, ("demo-triplet", "h1"), ("demo-metric", "h3")) is None
@@ -183,6 +265,48 @@ def test_two_models_image_by_image(tiny_checkpoints: Path, tmp_path: Path) -> No
     assert {row.change for row in same.rows} == {"same"}
     assert same.mcnemar.p_value == 1.0
     assert np.isclose(same.delong.difference, 0.0)
+
+
+def test_a_way_back_that_fails_leaves_history_and_model_as_they_are(models: Path) -> None:
+    activate(models, "demo-metric", reason="It is far faster on our scanner.")
+    place = models / "demo-triplet" / "config.json"
+    good = place.read_text(encoding="utf-8")
+
+    def fail(match: str) -> str:
+        with pytest.raises(CheckpointError, match=match) as caught:
+            roll_back(models)
+        assert registry.active_model_id(models) == "demo-metric"
+        assert len(read_history(models)) == 1
+        assert find_previous(models) == "demo-triplet"
+        return str(caught.value.code)
+
+    place.write_text("{", encoding="utf-8")
+    assert fail("was in use before, but cannot be loaded") == "checkpoint.damaged"
+    anew = json.loads(good) | {"weights_sha256": "0" * 64}
+    place.write_text(json.dumps(anew), encoding="utf-8")
+    assert fail("was made anew under this name") == "checkpoint.replaced"
+    path = models / activation._FILE  # a line of a program that did not keep it
+    past = json.loads(path.read_text(encoding="utf-8"))
+    del past[0]["previous_sha256"]
+    used = {**past[0], "model_id": "demo-triplet", "previous": "", "weights_sha256": "then"}
+    path.write_text(json.dumps([used, *past]), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="was made anew"):
+        roll_back(models)
+    place.write_text(good, encoding="utf-8")
+    path.write_text(json.dumps(past), encoding="utf-8")
+    assert roll_back(models).model_id == "demo-triplet"
+
+
+def test_what_cannot_be_made_is_not_written_down(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_directory: Path, _model_id: str) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(registry, "activate", fail)
+    with pytest.raises(OSError, match="no space"):
+        activate(models, "demo-metric", reason="It is far faster on our scanner.")
+    assert read_history(models) == []
 
 
 def test_a_damaged_history_is_said_and_not_overwritten(models: Path) -> None:

@@ -15,6 +15,8 @@ from core.config import Settings
 from core.datasets import read_dataset
 from core.ensemble import Ensemble
 from core.errors import ConfigError
+from core.registry import load_bundle
+from core.wider_gallery import list_guests
 
 
 def test_every_part_is_kept_and_the_progress_reaches_its_end(
@@ -39,6 +41,19 @@ def test_every_part_is_kept_and_the_progress_reaches_its_end(
     assert study["n"] == 8
     with pytest.raises(ConfigError, match="unknown part magic"):
         assess("demo", tmp_path, split="test", settings=settings, parts=("magic",))
+
+
+def test_a_model_says_itself_which_class_is_disease(unsaid_checkpoints: Path) -> None:
+    settings = Settings(checkpoints_dir=unsaid_checkpoints, device="cpu")
+    data = unsaid_checkpoints / ".demo-data"
+    evaluation = assess("demo-triplet", data, split="test", settings=settings)
+    assert evaluation.disease_class == "malignant"
+    assert evaluation.is_internal, "the same images as in training, with the same id"
+    model = load_bundle(unsaid_checkpoints, "demo-triplet", settings=settings)
+    assert [one.name for one in list_guests(unsaid_checkpoints, model)] == [evaluation.name]
+    turned = read_dataset(data, disease_class="benign", val_fraction=0.25)
+    study = study_heatmaps(model, turned, split="test", n_images=1, n_faithful=0)
+    assert study["n"] == 1
 
 
 def test_the_study_has_a_row_per_backbone_method_and_baseline(tiny_ensemble: Ensemble) -> None:

@@ -27,7 +27,10 @@ def test_compare_activate_and_roll_back(
     assert "McNemar" in capsys.readouterr().out
     assert json.loads(out.read_text(encoding="utf-8"))["n"] == 16
     assert run("activate", "--model", "demo-metric", "--limit", "1.0") == 0
-    assert "on the same 16 images (comparison)" in capsys.readouterr().out
+    assert (
+        "on the same 16 images (comparison on test images that neither knew)"
+        in capsys.readouterr().out
+    )
     assert registry.active_model_id(checkpoints) == "demo-metric"
     assert run("delete", "--model", "demo-metric", "--yes") == 2
     assert run("roll-back", "--reason", "only a test") == 0
@@ -38,6 +41,16 @@ def test_compare_activate_and_roll_back(
         ("activate", ""), ("roll-back", "only a test"),
     ]  # fmt: skip
     assert run("roll-back") == 2
+
+
+def test_compare_asks_the_model_which_class_is_disease(
+    run, unsaid_checkpoints: Path, tmp_path: Path
+) -> None:
+    pair = ("--first", "demo-triplet", "--second", "demo-metric")
+    place = ("--checkpoints", str(unsaid_checkpoints), "--json", str(tmp_path / "out.json"))
+    assert run("compare", *pair, "--data", str(unsaid_checkpoints / ".demo-data"), *place) == 0
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert sum(row["is_disease"] for row in found["rows"]) == 8
 
 
 def test_export_import_delete_and_card(

@@ -1,11 +1,12 @@
 """Paired tests against hand-worked cases and a plain implementation."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from core.comparison import DeLong, compare_aurocs, compare_calls, compute_interval, write_p
 from core.config import build_record
@@ -37,7 +38,6 @@ def plain_delong_variance(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> fl
 
 
 def test_delong_equals_the_double_loop(rng: np.random.Generator) -> None:
-    from scipy.stats import norm
     from sklearn.metrics import roc_auc_score
 
     truth = rng.random(60) < 0.4
@@ -65,6 +65,54 @@ def test_delong_is_undefined_where_nothing_varies() -> None:
     one = np.array([True, False, False, False])
     assert compare_aurocs(one, np.array([0.3, 0.5, 0.2, 0.1]), constant).p_value is None
     assert compare_aurocs(one, perfect, perfect).p_value == 1.0
+
+
+def test_calls_of_a_patient_turn_together() -> None:
+    truth = np.ones(8, dtype=bool)
+    first, second = np.full(8, 0.9), np.array([0.1] * 6 + [0.1, 0.9])
+    second[7], first[7] = 0.9, 0.1
+    groups = ["a", "a", "a", "b", "b", "c", "d", "e"]
+    result = compare_calls(truth, first, second, groups=groups)  # sums 3, 2, 1, 1, -1: total 6
+    assert (result.n_only_first, result.n_only_second) == (7, 1)
+    sums = np.array([3, 2, 1, 1, -1])
+    totals = [abs(int(sums @ signs)) for signs in itertools.product((-1, 1), repeat=5)]
+    assert result.p_value == pytest.approx(np.mean([total >= 6 for total in totals]))
+
+
+def test_one_image_each_is_the_plain_test(rng: np.random.Generator) -> None:
+    truth = rng.random(80) < 0.4
+    a, b = (np.round(truth * 0.3 + rng.random(80) * 0.7, 2) for _ in range(2))
+    names = [f"p{i}" for i in range(80)]
+    for groups in (None, [""] * 80, names):
+        calls = compare_calls(truth, a, b, groups=groups)
+        right_a, right_b = (a > 0.5) == truth, (b > 0.5) == truth
+        n, k = int((right_a != right_b).sum()), int((right_a & ~right_b).sum())
+        assert calls.p_value == binomtest(k, n).pvalue
+        test = compare_aurocs(truth, a, b, groups=groups)
+        z = test.difference / np.sqrt(plain_delong_variance(truth, a, b))
+        assert test.p_value == pytest.approx(2 * norm.sf(abs(z)))
+    for alike in (truth, ~truth):  # all of a class from one patient
+        one = [f"p{i}" if alike[i] else "one" for i in range(80)]
+        assert compare_aurocs(truth, a, b, groups=one).p_value is None
+
+
+def test_equal_systems_differ_by_luck_as_often_as_they_should(rng: np.random.Generator) -> None:
+    n_found = np.zeros(2)
+    n_runs, n_patients, n_images = 300, 30, 10
+    truth = np.repeat(np.arange(n_patients) % 2 == 1, n_images)
+    groups = [f"p{i // n_images}" for i in range(len(truth))]
+
+    def answer() -> np.ndarray:
+        """Right or wrong on all images of a patient together."""
+        z = np.repeat(rng.normal(size=n_patients), n_images)
+        return 1 / (1 + np.exp(-(z + rng.normal(size=len(z)) * 0.3 + np.where(truth, 1, -1))))
+
+    for _ in range(n_runs):
+        a, b = answer(), answer()
+        calls = compare_calls(truth, a, b, groups=groups)
+        aurocs = compare_aurocs(truth, a, b, groups=groups)
+        n_found += [calls.p_value < 0.05, (aurocs.p_value or 0.0) < 0.05]
+    assert n_found / n_runs == pytest.approx(0.05, abs=0.035), n_found / n_runs
 
 
 def test_the_interval_covers_seeds_and_images() -> None:

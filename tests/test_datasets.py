@@ -83,6 +83,60 @@ def test_split_folders_are_kept_and_val_is_made_out_of_train(tmp_path: Path) -> 
     assert all(record.key.startswith("val/") for record in given.subset("val"))
 
 
+@pytest.mark.parametrize("name", ["valid", "validation", "Validation", "VAL"])
+def test_a_validation_folder_by_any_usual_name_is_the_validation_split(
+    tmp_path: Path, name: str
+) -> None:
+    write_folders(tmp_path, n=6, splits=("Train", name, "test"))
+    data = read_dataset(tmp_path)
+    assert {r.key.split("/")[0] for r in data.subset("val")} == {name}
+    assert {split: len(data.subset(split)) for split in datasets.SPLITS} == dict.fromkeys(
+        datasets.SPLITS, 12
+    )
+
+
+def test_valid_may_be_a_class(tmp_path: Path) -> None:
+    for name in ("valid", "invalid"):
+        for i in range(8):
+            write_image(tmp_path / name / f"{i}.png", seed=i)
+    names = read_dataset(tmp_path, disease_class="invalid").class_names
+    assert names == ("valid", "invalid")
+
+
+def test_class_folders_beside_the_splits_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    write_folders(tmp_path, n=6, splits=("train", "test"))
+    (tmp_path / "notes" / "drafts").mkdir(parents=True)
+    write_image(tmp_path / "masks" / "normal" / "000.png")
+    assert len(read_dataset(tmp_path, val_fraction=0.3).records) == 24
+    write_image(tmp_path / "holdout" / "Normal" / "000.png")
+    with pytest.raises(DataError, match="'holdout' holds class folders but is no split") as caught:
+        read_dataset(tmp_path)
+    assert caught.value.code == "data.beside"
+
+
+def test_links_to_folders_are_followed_and_bad_ones_named(tmp_path: Path) -> None:
+    root, store = tmp_path / "data", tmp_path / "store"
+    write_folders(root, n=6, splits=("train",))
+    for i in range(2):
+        write_image(store / f"p{i}" / "a.png", seed=500 + i)
+    (root / "train" / "normal" / "p0").symlink_to(store / "p0")
+    (root / "train" / "normal" / "p1").mkdir()
+    (root / "train" / "normal" / "p1" / "later").symlink_to(store / "p1")
+    (root / "test").symlink_to(write_folders(tmp_path / "elsewhere", n=2))
+    data = read_dataset(root, val_fraction=0.3)
+    groups = {r.key: r.group for r in data.records}
+    assert groups["train/normal/p0/a.png"] == "train:normal/p0"
+    assert groups["train/normal/p1/later/a.png"] == "train:normal/p1"
+    assert len(data.subset("test")) == 4
+    bad = root / "train" / "disease" / "more"
+    for target, why in (("nowhere", "leads nowhere"), ("..", "that it lies in")):
+        bad.symlink_to(target)
+        with pytest.raises(DataError, match=f"train/disease/more is a link .*{why}") as caught:
+            read_dataset(root)
+        assert caught.value.code == "data.link"
+        bad.unlink()
+
+
 def test_no_patient_is_in_two_splits_and_the_seed_decides(tmp_path: Path) -> None:
     for name in ("normal", "disease"):
         for i in range(60):
@@ -198,6 +252,19 @@ def test_which_class_is_disease_is_asked_for_when_names_do_not_say(tmp_path: Pat
     assert read_dataset(tmp_path, disease_class="left").class_names == ("right", "left")
     with pytest.raises(DataError, match="'up' is not one of the classes: left, right"):
         read_dataset(tmp_path, disease_class="up")
+
+
+def test_data_read_for_a_model_take_its_disease_where_they_have_it(tmp_path: Path) -> None:
+    for name in ("covid", "pneumonia"):
+        for i in range(20):
+            write_image(tmp_path / name / f"{i}.png", seed=i)
+    assert read_dataset(tmp_path).class_names == ("covid", "pneumonia")
+    trained = read_dataset(tmp_path, disease_class="covid")
+    found = read_dataset(tmp_path, model_disease="covid")
+    assert (found.class_names, found.data_id) == (("pneumonia", "covid"), trained.data_id)
+    assert read_dataset(tmp_path, model_disease="cancer").class_names == ("covid", "pneumonia")
+    chosen = read_dataset(tmp_path, disease_class="pneumonia", model_disease="covid")
+    assert chosen.class_names == ("covid", "pneumonia")
 
 
 @pytest.mark.parametrize(

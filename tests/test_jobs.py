@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from core import jobs
 from core.config import RunConfig, Settings
@@ -320,6 +321,20 @@ def test_a_deleted_job_leaves_the_runs_that_others_need(directory: Path) -> None
     assert list_runs(directory) == ["m-cache", "p", "p-cache", "p-metric", "p-triplet"]
     jobs.delete(directory, pair)
     assert list_runs(directory) == ["m-cache"]
+
+
+def test_a_run_in_progress_is_not_deleted_with_an_older_job(directory: Path) -> None:
+    pair = put_train(directory, "failed", "p", is_ensemble=True)
+    lock = FileLock(directory / ".runs" / "p-metric" / "lock")
+    lock.acquire()  # as `python -m core train --resume` in a terminal does
+    with pytest.raises(JobError, match="another process is training 'p-metric'") as caught:
+        jobs.delete(directory, pair)
+    assert caught.value.code == "job.busy"
+    assert list_runs(directory) == ["p", "p-cache", "p-metric", "p-triplet"]
+    assert jobs.find(directory, pair).status == "failed"
+    lock.release()
+    jobs.delete(directory, pair)
+    assert list_runs(directory) == []
 
 
 def test_a_resumed_job_knows_its_own_model_from_one_that_took_the_name(

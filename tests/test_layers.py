@@ -16,6 +16,7 @@ LAYERS = {
         "phantom",
         "selection",
         "manifest",
+        "folders",
         "corruptions",
         "proportions",
         "engine",

@@ -204,6 +204,20 @@ def test_a_job_is_started_with_what_was_chosen(
     assert params["split"] == "test"
 
 
+def test_a_model_knows_which_class_of_the_data_is_disease(
+    unsaid_checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(unsaid_checkpoints))
+    monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
+    started: list[str] = []
+    monkeypatch.setattr(jobs, "start", lambda kind, *_args, **_more: started.append(kind))
+    app = AppTest.from_file(str(PAGE), default_timeout=120).run()
+    app.text_input(key="evaluate_data").set_value(str(unsaid_checkpoints / ".demo-data")).run()
+    app.button(key="evaluate_start").click().run()
+    assert not app.exception
+    assert started == ["evaluate"]
+
+
 @pytest.mark.parametrize(("n", "words"), [(1, "1 was too close"), (2, "2 were too close")])
 def test_one_uncertain_image_is_counted_in_the_singular(n: int, words: str) -> None:
     answered = {"n_answered": 7, "accuracy": 0.5, "n_uncertain": n, "n_novel": 0}

@@ -83,6 +83,22 @@ def test_without_data_the_page_says_where_to_put_it(
     assert "No data is on the server yet" in words(app)
 
 
+def result_of(findings: list, **changes: object) -> dict:
+    """Of a check that found these."""
+    found = [dataclasses.asdict(f) for f in findings]
+    keys = [key for f in findings for group in f.keys for key in group]
+    result = {
+        "report": report().to_json(),
+        "class_names": ["normal", "disease"],
+        "counts": {str(seed): report().counts for seed in SEEDS},
+        "disease_class": "disease", "findings": {str(seed): found for seed in SEEDS},
+        "samples": {"normal": [], "disease": []},
+        "pictures": {key: "0000.jpg" for key in keys},
+        "labels": {key: ["val", "disease"] for key in keys},
+    }  # fmt: skip
+    return {**result, **changes}
+
+
 def choose(
     app: AppTest,
     phantom_folder: Path,
@@ -93,17 +109,8 @@ def choose(
     height: int = 96,
 ) -> AppTest:
     params = audit_params(phantom_folder, None)
-    found = [dataclasses.asdict(f) for f in findings]
-    keys = [key for f in findings for group in f.keys for key in group]
-    result = {
-        "report": report(width_range=[width] * 3, height_range=[height] * 3).to_json(),
-        "class_names": ["normal", "disease"],
-        "counts": {str(seed): report().counts for seed in SEEDS},
-        "disease_class": "disease", "findings": {str(seed): found for seed in SEEDS},
-        "samples": {"normal": [], "disease": []},
-        "pictures": {key: "0000.jpg" for key in keys},
-        "labels": {key: ["val", "disease"] for key in keys},
-    }  # fmt: skip
+    size = {"width_range": [width] * 3, "height_range": [height] * 3}
+    result = {**result_of(findings), "report": report(**size).to_json()}
     folder = put_job(tmp_path / "ck", "audit", params, "done", json.loads(json.dumps(result)))
     (folder / "pictures").mkdir()
     (folder / "pictures" / "0000.jpg").write_bytes(encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
@@ -201,6 +208,33 @@ def test_data_that_cannot_be_trained_on_is_said_plainly(
     assert "There are no test images" in shown
     app.text_input(key=shared.FT_NAME_KEY).input("eyes").run()
     assert app.button(key="finetune_start").disabled
+
+
+def test_the_class_that_was_chosen_as_disease_stays_chosen(
+    app: AppTest, phantom_folder: Path, tmp_path: Path
+) -> None:
+    ck, place = tmp_path / "ck", f"{shared.FT_CLASS_KEY}_{phantom_folder}"
+    folder = put_job(ck, "audit", audit_params(phantom_folder, None), "running")
+    told = {"error_code": "data.disease_class", "error_params": {"found": "benign, malignant"}}
+    state.transition(folder, "failed", error="cannot be told", **told)
+    app.selectbox(key=shared.FT_FOLDER_KEY).select("data").run()
+    assert "Cannot be told" in words(app)
+    app.selectbox(key=place).select("malignant").run()
+    assert "Cannot be told" not in words(app)
+    asked = audit_params(phantom_folder, "malignant")
+    folder = put_job(ck, "audit", asked, "running")
+    app.run()  # while the check runs
+    found = result_of([], class_names=["benign", "malignant"], disease_class="malignant")
+    state.write_json(folder / "result.json", found)
+    state.transition(folder, "done")
+    for _ in range(2):
+        app.run()
+        assert not app.exception
+        assert "Counts as disease: **malignant**" in words(app)
+        assert app.selectbox(key=place).value == "malignant"
+    app.selectbox(key=place).select("benign").run()  # it was the other one
+    assert "Counts as disease" not in words(app)
+    assert app.button(key="finetune_check").label == "Check the data"
 
 
 def test_warnings_share_one_box_and_their_pictures_one_fold(

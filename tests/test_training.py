@@ -210,6 +210,27 @@ def test_an_interrupted_cache_goes_on_where_it_was(
     assert not again.is_complete, "another seed draws other views"
 
 
+def test_a_cache_of_other_images_of_the_same_names_is_not_used(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    write_dataset(tmp_path / "eyes", n_train=16, n_test=4, size=64)
+    embedder = build_embedder(config, settings_for(tmp_path))
+
+    def read() -> TrunkCache:
+        data = read_dataset(tmp_path / "eyes", val_fraction=0.25)
+        records = [*data.subset("train"), *data.subset("val")]
+        return TrunkCache(tmp_path / "c", embedder, records, data_id=data.data_id)
+
+    cache = read()
+    cache.build()
+    assert read().is_complete
+    path = cache.records[0].path
+    assert path is not None
+    pictures = sorted(path.parent.glob("*.png"))
+    pictures[0].write_bytes(pictures[-1].read_bytes())
+    assert not read().is_complete
+
+
 def test_an_unreadable_image_is_left_out_and_named(config: RunConfig, tmp_path: Path) -> None:
     write_dataset(tmp_path / "eyes", n_train=40, n_test=4, size=64)
     bad = tmp_path / "eyes" / "train" / "normal" / "eye00000.png"

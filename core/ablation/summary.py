@@ -103,7 +103,8 @@ def compare_pairs(
 def _test_pair(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Any]:
     a, b = _stack(first), _stack(second)
     truth = np.array(first[0]["predictions"]["is_disease"], dtype=bool)
-    clusters = find_clusters(first[0]["predictions"]["groups"], len(truth))
+    groups = first[0]["predictions"]["groups"]
+    clusters = find_clusters(groups, len(truth))
 
     def gain(seeds: NDArray[np.int64], images: NDArray[np.int64]) -> float:
         right = [(p[seeds][:, images] > 0.5) == truth[images] for p in (a, b)]
@@ -115,10 +116,12 @@ def _test_pair(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]
         "against": second[0]["system"],
         "accuracy_difference": dataclasses.asdict(difference),
         "mcnemar": [
-            dataclasses.asdict(compare_calls(truth, x, y)) for x, y in zip(a, b, strict=True)
+            dataclasses.asdict(compare_calls(truth, x, y, groups=groups))
+            for x, y in zip(a, b, strict=True)
         ],
         "delong": [
-            dataclasses.asdict(compare_aurocs(truth, x, y)) for x, y in zip(a, b, strict=True)
+            dataclasses.asdict(compare_aurocs(truth, x, y, groups=groups))
+            for x, y in zip(a, b, strict=True)
         ],
     }
 

@@ -39,7 +39,7 @@ def assess(
         split: "train", "val" or "test".
         settings: where the models are, device, threads.
         parts: of PARTS.
-        disease_class: where the class names do not tell.
+        disease_class: of the data; that of the model where it is not given and the data has it.
         progress: told the share done.
 
     Raises:
@@ -55,7 +55,11 @@ def assess(
     model = load_bundle(directory, model_id, settings=settings)
     run = model.lead.config.run.train
     dataset = read_dataset(
-        data, disease_class=disease_class, val_fraction=run.val_fraction, seed=run.seed
+        data,
+        disease_class=disease_class,
+        model_disease=model.disease_class,
+        val_fraction=run.val_fraction,
+        seed=run.seed,
     )
     n_parts = 1 + len(parts)
     evaluation = run_evaluation(model, dataset, split=split, progress=_part(progress, 0, n_parts))

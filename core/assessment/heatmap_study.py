@@ -95,7 +95,9 @@ def study_heatmaps(
         DataError: no diseased image can be read.
     """
     rng = np.random.default_rng(seed)
-    records = _choose(dataset, split, n_images=n_images, rng=rng)
+    disease = model.disease_class  # the data may have been read for another model
+    diseased = [r for r in dataset.subset(split) if dataset.class_names[r.label] == disease]
+    records = _choose(diseased, n_images=n_images, rng=rng)
     tally = _Tally()
     for done, record in enumerate(records):
         if progress:
@@ -206,11 +208,10 @@ class _Tally:
 
 
 def _choose(
-    dataset: Dataset, split: str, *, n_images: int | None, rng: np.random.Generator
+    diseased: Sequence[Record], *, n_images: int | None, rng: np.random.Generator
 ) -> list[Record]:
-    diseased = [r for r in dataset.subset(split) if r.label == dataset.disease_index]
     masked = [r for r in diseased if r.mask is not None]
-    records = masked or diseased
+    records = masked or list(diseased)
     order = rng.permutation(len(records))[: n_images or len(records)]
     return [records[i] for i in order]
 

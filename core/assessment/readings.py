@@ -290,7 +290,7 @@ def list_evaluations(checkpoints_dir: Path, model_id: str) -> list[Summary]:
     if not base.is_dir():
         return []
     _mend(base)
-    gallery_id = _find_gallery_id(checkpoints_dir, model)
+    gallery_id = find_gallery_id(checkpoints_dir, model)
     found = []
     for folder in base.iterdir():
         if folder.name.startswith(".") or not (folder / "record.json").is_file():
@@ -303,7 +303,7 @@ def list_evaluations(checkpoints_dir: Path, model_id: str) -> list[Summary]:
     return sorted(found, key=lambda summary: summary.created, reverse=True)
 
 
-def _find_gallery_id(checkpoints_dir: Path, model: ModelSummary) -> str:
+def find_gallery_id(checkpoints_dir: Path, model: ModelSummary) -> str:
     """What ``data_id`` of the loaded model would say, without loading it."""
     settings = dataclasses.replace(Settings.from_env(), checkpoints_dir=checkpoints_dir)
     store = open_store(settings)

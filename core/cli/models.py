@@ -58,13 +58,22 @@ def compare(
     one, two = (load_bundle(directory, name, settings=settings) for name in (first, second))
     run = one.lead.config.run.train
     dataset = read_dataset(
-        data, disease_class=disease_class, val_fraction=run.val_fraction, seed=run.seed
+        data,
+        disease_class=disease_class,
+        model_disease=one.disease_class,
+        val_fraction=run.val_fraction,
+        seed=run.seed,
     )
     with show_progress("compare") as report:
         found = compare_models(
             one, two, dataset, split=split, hashes=(hashes[0], hashes[1]), progress=report
         )
     save_comparison(directory, found)
+    if not found.is_evidence:
+        typer.echo(
+            "The gate of `activate` does not count this comparison: it wants test images, none of "
+            f"which one of the models was trained or validated on ({found.n_known} were)."
+        )
     write_json(json_file, dataclasses.asdict(found))
     test, auc = found.mcnemar, found.delong
     p_calls, p_auroc = write_p(test.p_value), write_p(auc.p_value)

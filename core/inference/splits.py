@@ -38,6 +38,7 @@ class SplitReading:
     # not vote on it
     percentile: NDArray[np.float64] | None = None  # (N,) of the novelty distance, 0..100
     n_in_gallery: int = 0  # images whose file is in a member's gallery: it was trained on them
+    sha256: tuple[str, ...] = ()  # of the files; of an altered image the original's
 
 
 def evaluate(
@@ -90,6 +91,7 @@ def read_split(
     unreadable: dict[str, str] = {}
     pending: list[Image] = []
     read: list[Record] = []
+    hashes: list[str] = []
     votes: list[tuple[Vote, ...]] = []
 
     def flush() -> None:
@@ -105,6 +107,7 @@ def read_split(
             sha256 = (originals or {}).get(record.key, image.sha256)
             pending.append(dataclasses.replace(image, sha256=sha256))
             read.append(record)
+            hashes.append(sha256)
         if pending and (len(pending) == _BATCH_SIZE or index == len(records) - 1):
             flush()
         if progress:
@@ -135,6 +138,7 @@ def read_split(
         n_in_gallery=sum(
             any("duplicate" in one.related.values() for one in image_votes) for image_votes in votes
         ),
+        sha256=tuple(hashes),
     )
 
 

@@ -12,10 +12,13 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from core.config import MEMBERS, Settings
 from core.errors import JobError
@@ -163,7 +166,7 @@ def delete(checkpoints_dir: Path, job_id: str) -> None:
     """Forget an ended job, with the unfinished run it left unless another job may go on with it.
 
     Raises:
-        JobError: no such job, or it has not ended.
+        JobError: no such job, it has not ended, or another process trains in its run's folder.
     """
     directory = state.jobs_dir(checkpoints_dir)
     folder = state.find_folder(directory, job_id)
@@ -177,12 +180,33 @@ def delete(checkpoints_dir: Path, job_id: str) -> None:
                 params={"job_id": job_id, "status": job.status},
             )
         doomed = directory / f".deleted-{job_id}"
+        others = [state.read_job(f) for f in state.list_folders(directory) if f.name != job_id]
+        needed = {run for other in others for run in _list_runs(other)}
+        _delete_runs(checkpoints_dir, sorted(set(_list_runs(job)) - needed))
         folder.rename(doomed)
-        left = [state.read_job(other) for other in state.list_folders(directory)]
-        needed = {run for other in left for run in _list_runs(other)}
-        for run in set(_list_runs(job)) - needed:  # nobody may begin with one meanwhile
-            shutil.rmtree(checkpoints_dir / ".runs" / run, ignore_errors=True)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _delete_runs(checkpoints_dir: Path, names: Sequence[str]) -> None:
+    """Delete unfinished runs: all of them, or none where a process (a terminal's) is in one."""
+    with ExitStack() as held:
+        folders = [checkpoints_dir / ".runs" / name for name in names]
+        folders = [folder for folder in folders if folder.is_dir()]
+        for folder in folders:
+            lock = FileLock(folder / "lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as err:
+                raise JobError(
+                    f"another process is training {folder.name!r} now; wait for it or stop it.",
+                    code="job.busy",
+                    params={"name": folder.name},
+                ) from err
+            held.callback(lock.release)
+        for folder in folders:  # away at once: whoever begins anew gets a folder of its own
+            doomed = checkpoints_dir / f".deleted-{folder.name}-{os.getpid()}"
+            folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _list_runs(job: Job) -> list[str]:

@@ -45,16 +45,16 @@ class Work:
         value = {"progress": round(float(done), 4), "message": text}
         state.write_json(self.folder / "progress.json", value)
 
-    def read_data(self, config: RunConfig | None = None) -> Any:
-        """The data set of ``data``, with the run's validation split."""
+    def read_data(self, config: RunConfig, *, model_disease: str | None = None) -> Any:
+        """The data set of ``data``, with the run's validation split; see ``read_dataset``."""
         from core.datasets import read_dataset
 
-        train = config.train if config is not None else TrainConfig()
         return read_dataset(
             Path(self.params["data"]),
             disease_class=self.params.get("disease_class"),
-            val_fraction=train.val_fraction,
-            seed=train.seed,
+            model_disease=model_disease,
+            val_fraction=config.train.val_fraction,
+            seed=config.train.seed,
         )
 
 
@@ -236,7 +236,7 @@ def _compare(work: Work) -> dict[str, Any]:
     found = compare_models(
         first,
         second,
-        work.read_data(first.lead.config.run),
+        work.read_data(first.lead.config.run, model_disease=first.disease_class),
         split=str(work.params.get("split", "test")),
         hashes=(hashes[0], hashes[1]),
         pictures=work.folder / "pictures",

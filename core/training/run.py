@@ -88,7 +88,11 @@ def train(
         embedder = build_embedder(config, settings)
         records = [*dataset.subset("train"), *dataset.subset("val")]
         cache = TrunkCache(
-            cache_folder or folder / "cache", embedder, records, is_stored=cache_trunk
+            cache_folder or folder / "cache",
+            embedder,
+            records,
+            data_id=dataset.data_id,
+            is_stored=cache_trunk,
         )
         began = time.monotonic()
         _build_cache(cache, log=log, progress=progress)
@@ -140,6 +144,7 @@ def _open_run(folder: Path, *, resume: bool) -> Iterator[Path]:
             f"another process is training this model now (lock {folder / 'lock'}). Wait for it "
             "or stop it.",
             code="job.busy",
+            params={"name": folder.name},
         ) from err
     try:
         yield folder
