@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from core import knn
 from core.errors import DataError, ShapeError
 from core.knn import Ballot, Gallery, cast_votes, compute_shares, search_k, split_parts, vote
+from core.knn import gallery as gallery_module
 
 
 def build_gallery(embeddings: np.ndarray, labels: list[int], **columns: tuple[str, ...]) -> Gallery:
@@ -90,7 +90,7 @@ def test_half_precision_finds_what_float32_finds(
     queries = points[637:644].astype(np.float32)
     barred = [np.arange(n, dtype=np.int64) for n in range(7)]
     expected = gallery.search(queries, 6, excluded=barred)
-    monkeypatch.setattr(knn, "_MANY_ROWS", 1)
+    monkeypatch.setattr(gallery_module, "_MANY_ROWS", 1)
     found = gallery.search(queries, 6, excluded=barred)
     np.testing.assert_array_equal(found[0], expected[0])
     if spread:
@@ -100,7 +100,7 @@ def test_half_precision_finds_what_float32_finds(
 def test_float32_is_asked_only_where_half_precision_may_have_missed_a_row(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(knn, "_MANY_ROWS", 1)
+    monkeypatch.setattr(gallery_module, "_MANY_ROWS", 1)
     apart = build_gallery(random_unit(rng, 300, 128), [0] * 300)
     query = apart.embeddings[:1]
     apart.search(query, 3)
