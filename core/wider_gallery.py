@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from core.assessment.readings import Evaluation, Summary, list_evaluations, load_evaluation
+from core.assessment.readings import Summary, list_evaluations, load_evaluation
+from core.assessment.record import Evaluation
 from core.bundle import Member, ModelBundle
 from core.ensemble import Ensemble, Model
 from core.knn import Gallery

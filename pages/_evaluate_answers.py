@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
-from core.assessment.readings import Evaluation
+from core.assessment.record import Evaluation
 from core.errors import CoreError
 from core.intervals import Figure, compute_headlines
 from core.subgroups import MIN_N, Subgroup, can_split, split_by

@@ -5,7 +5,7 @@ import math
 import streamlit as st
 
 from core import curves
-from core.assessment.readings import Evaluation
+from core.assessment.record import Evaluation
 from pages import _charts_evaluate as charts
 from pages._evaluate_answers import say_answered
 from pages._text import _, class_label, plain

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from core import report
-from core.assessment.readings import Evaluation
+from core.assessment.record import Evaluation
 from core.config import Settings
 from pages._text import _, moment
 

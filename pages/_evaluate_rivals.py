@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from core.assessment import readings
-from core.assessment.readings import Evaluation
+from core.assessment.record import Evaluation
 from core.assessment.saved_ablations import Ablation, list_ablations
 from core.comparison import compare_aurocs, compare_calls, write_p
 from core.config import Settings

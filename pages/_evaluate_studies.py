@@ -7,7 +7,7 @@ import streamlit as st
 
 from core import external
 from core.assessment import heatmap_study, readings
-from core.assessment.readings import Evaluation
+from core.assessment.record import Evaluation, order_pair
 from core.config import Settings
 from core.corruptions import STRENGTHS
 from core.errors import CoreError
@@ -220,7 +220,7 @@ def show_external(evaluation: Evaluation) -> None:
             key="evaluate_other",
         )
     other = readings.load_evaluation(directory, evaluation.model_id, name)
-    home, away = readings.order_pair(evaluation, other)
+    home, away = order_pair(evaluation, other)
     most = max(10, len(away.keys) // 2)
     with right:
         n_sample = st.slider(

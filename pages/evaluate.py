@@ -3,7 +3,8 @@
 import streamlit as st
 
 from core.assessment import readings
-from core.assessment.readings import Evaluation, Summary
+from core.assessment.readings import Summary
+from core.assessment.record import Evaluation
 from core.config import Settings
 from pages import _evaluate_answers as answers
 from pages import _evaluate_curves as curves

@@ -13,7 +13,8 @@ from test_page_finetune import put_job
 
 from core import jobs
 from core.assessment import assess
-from core.assessment.readings import Evaluation, save_study
+from core.assessment.readings import save_study
+from core.assessment.record import Evaluation
 from core.config import Settings
 from pages import _shared as shared
 from pages import _text

@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.assessment import say_seen, to_json
 from core.assessment.answering import run_evaluation
 from core.assessment.readings import (
-    Evaluation,
     list_evaluations,
     load_evaluation,
     load_study,
-    order_pair,
     save_evaluation,
     save_study,
 )
+from core.assessment.record import Evaluation, order_pair, say_seen, to_json
 from core.assessment.robustness import measure_robustness
 from core.config import Settings
 from core.curation import Change

@@ -9,7 +9,8 @@ import pytest
 
 from core import findings, inference
 from core.assessment.answering import run_evaluation
-from core.assessment.readings import Evaluation, save_evaluation
+from core.assessment.readings import save_evaluation
+from core.assessment.record import Evaluation
 from core.config import Settings
 from core.curation import Change, GalleryState
 from core.curation.store import CurationStore, default_url

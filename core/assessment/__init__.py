@@ -6,11 +6,11 @@ done: a stopped run loses only the part it was in.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from core.assessment.answering import run_evaluation
 from core.assessment.heatmap_study import has_masks, study_heatmaps
-from core.assessment.readings import Evaluation, save_evaluation, save_study
+from core.assessment.readings import save_evaluation, save_study
+from core.assessment.record import Evaluation
 from core.assessment.robustness import measure_robustness
 from core.config import Settings
 from core.datasets import read_dataset
@@ -74,28 +74,6 @@ def assess(
             study = study_heatmaps(model, dataset, split=split, n_images=24, progress=report)
         save_study(directory, evaluation, part, study)
     return evaluation
-
-
-def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The ``evaluate`` JSON of DESIGN section 4, and whether the model knows these images."""
-    return {**evaluation.result, "is_fitted_on": evaluation.is_fitted_on}
-
-
-def say_seen(evaluation: Evaluation) -> str:
-    """A sentence where the images are not all new to the model; empty where they are."""
-    if evaluation.is_own_split:
-        return (
-            "These are images that the model was trained on or that its K and calibration were "
-            "fitted on: every figure, the calibration error above all, looks better than on new "
-            "ones."
-        )
-    if evaluation.n_in_gallery:
-        return (
-            f"The model was trained on {evaluation.n_in_gallery} of these "
-            f"{len(evaluation.keys)} images: the figures look better than on new ones, and are "
-            "not those of an external test."
-        )
-    return ""
 
 
 def _part(progress: Progress | None, index: int, n_parts: int) -> Progress | None:

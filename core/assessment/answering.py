@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from core.assessment.readings import Evaluation
+from core.assessment.record import Evaluation
 from core.bundle import ModelBundle
 from core.datasets import Dataset, load_record
 from core.embedder import Progress

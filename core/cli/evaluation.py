@@ -22,7 +22,7 @@ from core.cli.terminal import (
 from core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from core.assessment.readings import Evaluation
+    from core.assessment.record import Evaluation
 
 Split = Annotated[str, typer.Option(help="train, val or test.")]
 
@@ -42,7 +42,8 @@ def evaluate(
 
     The answers are kept with the model, for the Evaluate page and the report.
     """
-    from core.assessment import assess, to_json
+    from core.assessment import assess
+    from core.assessment.record import to_json
 
     with show_progress("evaluate") as progress:
         evaluation = assess(
@@ -91,7 +92,7 @@ def external(
 
 
 def _warn_of_seen(evaluation: "Evaluation") -> None:
-    from core.assessment import say_seen
+    from core.assessment.record import say_seen
 
     if evaluation.is_fitted_on:
         CONSOLE.print(f"Warning: {say_seen(evaluation)}", highlight=False, soft_wrap=True)

@@ -151,7 +151,8 @@ def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
 def _evaluate(work: Work) -> dict[str, Any]:
     """Measure a model and keep it with its bundle. Takes model, data, split, parts,
     disease_class."""
-    from core.assessment import assess, to_json
+    from core.assessment import assess
+    from core.assessment.record import to_json
 
     evaluation = assess(
         str(work.params["model"]),

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.assessment import readings, say_seen
-from core.assessment.readings import Evaluation
+from core.assessment import readings
+from core.assessment.record import Evaluation, say_seen
 from core.bundle import BundleConfig, read_bundle_config
 from core.intervals import Figure, compute_headlines
 from core.registry import find_model

@@ -5,8 +5,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.assessment import say_seen
-from core.assessment.readings import Evaluation
+from core.assessment.record import Evaluation, say_seen
 from core.bundle import BundleConfig, read_json
 from core.report.blocks import Block, Paragraph, Section, TableBlock
 from core.report.recipe import say_choice, say_fitting, say_network, say_validation

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core import external
-from core.assessment import readings, say_seen
-from core.assessment.readings import Evaluation
+from core.assessment import readings
+from core.assessment.record import Evaluation, order_pair, say_seen
 from core.curves import compute_coverage, compute_curves, compute_reliability
 from core.errors import CoreError
 from core.image_io import encode_png
@@ -180,7 +180,7 @@ def show_external(checkpoints_dir: Path, evaluation: Evaluation) -> Section:
     n_external = 0
     for summary in others:
         other = readings.load_evaluation(checkpoints_dir, evaluation.model_id, summary.name)
-        home, away = readings.order_pair(evaluation, other)
+        home, away = order_pair(evaluation, other)
         n_sample = min(_N_SAMPLE, len(away.keys) // 2)
         try:
             result = external.compare(home.to_answers(), away.to_answers(), n_sample=n_sample)

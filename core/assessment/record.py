@@ -1,0 +1,134 @@
+"""What is known of one model on one split: a frozen record, and what may be said of it.
+
+Where it is kept is core.assessment.readings'.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.external import Answers
+from core.image_io import decode
+
+
+def name_evaluation(data_id: str, split: str) -> str:
+    """The folder's name of an evaluation."""
+    return f"{data_id}-{split}"
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Everything known of one model on one split."""
+
+    result: Mapping[str, Any]  # the ``evaluate`` JSON of DESIGN section 4
+    weights_sha256: str
+    gallery_id: str  # the gallery that voted: training data and version of its corrections
+    created: str  # ISO 8601, UTC
+    seconds: float
+    data_name: str
+    data_root: str
+    disease_class: str
+    other_class: str
+    is_synthetic: bool
+    abstain_margin: float
+    keys: tuple[str, ...]
+    groups: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]]  # of the manifest, beside those that we use
+    k_curves: Mapping[str, tuple[Mapping[str, float], ...]]  # member -> k, accuracy, auroc here
+    k_validation: Mapping[str, tuple[Mapping[str, float], ...]]  # where K was chosen
+    is_disease: NDArray[np.bool_]  # (N,)
+    p_disease: NDArray[np.float64]  # (N,)
+    member_p: NDArray[np.float64]  # (M, N)
+    is_novel: NDArray[np.bool_]  # (N,)
+    percentile: NDArray[np.float64]  # (N,) of the novelty distance
+    distance: NDArray[np.float64]  # (N,) mean embedding distance to the 5 nearest gallery images
+    embeddings: tuple[NDArray[np.float32], ...]  # per member (N, D)
+    thumbnails: tuple[bytes, ...]  # encoded pictures
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return name_evaluation(str(self.result["data"]), str(self.result["split"]))
+
+    @property
+    def model_id(self) -> str:
+        """Of the model that answered."""
+        return str(self.result["model_id"])
+
+    @property
+    def is_same_data(self) -> bool:
+        """Whether the images are of the very data set that the model was trained on."""
+        return str(self.result["data"]) in self.gallery_id.split("+")
+
+    @property
+    def n_in_gallery(self) -> int:
+        """Images whose files the model was trained on, whatever data set they lie in now."""
+        return int(self.result.get("n_in_gallery", 0))  # not counted in older evaluations
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether the images, or some of them, are of the data that the model was trained on."""
+        return self.is_same_data or self.n_in_gallery > 0
+
+    @property
+    def is_fitted_on(self) -> bool:
+        """Whether the model was trained, or its K and calibration were fitted, on some of these."""
+        return self.n_in_gallery > 0 or self.is_own_split
+
+    @property
+    def is_own_split(self) -> bool:
+        """Whether they are the split that it was trained on, or calibrated on."""
+        return self.is_same_data and self.result["split"] in ("train", "val")
+
+    def to_answers(self) -> Answers:
+        """The part that core.external compares."""
+        return Answers(self.is_disease, self.p_disease, self.distance, self.is_novel, self.groups)
+
+    def find_cell(self, cell: str, *, threshold: float = 0.5) -> NDArray[np.int64]:
+        """Rows of a cell of the confusion matrix ("tn", "fp", "fn", "tp"), surest first."""
+        called = self.p_disease > threshold
+        is_called, is_diseased = cell[1] == "p", cell in ("tp", "fn")
+        rows = np.flatnonzero((called == is_called) & (self.is_disease == is_diseased))
+        order = np.argsort(-np.abs(self.p_disease[rows] - 0.5), kind="stable")
+        return rows[order]
+
+    def find_disputed(self) -> NDArray[np.int64]:
+        """Rows on which the members do not all call the same class."""
+        calls = self.member_p > 0.5
+        return np.flatnonzero((calls != calls[0]).any(axis=0))
+
+    def thumbnail(self, row: int) -> NDArray[np.uint8]:
+        """Picture of a row, (h, w, 3) uint8."""
+        return decode(self.thumbnails[row], name=self.keys[row]).pixels
+
+
+def order_pair(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluation]:
+    """Home and away: the training data's own split comes first, else the order stays."""
+    if second.is_same_data and not first.is_same_data:
+        return second, first
+    return first, second
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """The ``evaluate`` JSON of DESIGN section 4, and whether the model knows these images."""
+    return {**evaluation.result, "is_fitted_on": evaluation.is_fitted_on}
+
+
+def say_seen(evaluation: Evaluation) -> str:
+    """A sentence where the images are not all new to the model; empty where they are."""
+    if evaluation.is_own_split:
+        return (
+            "These are images that the model was trained on or that its K and calibration were "
+            "fitted on: every figure, the calibration error above all, looks better than on new "
+            "ones."
+        )
+    if evaluation.n_in_gallery:
+        return (
+            f"The model was trained on {evaluation.n_in_gallery} of these "
+            f"{len(evaluation.keys)} images: the figures look better than on new ones, and are "
+            "not those of an external test."
+        )
+    return ""
