@@ -38,13 +38,7 @@ _SIZES = (224, 288, 384, 448, 512, 640, 768)
 _LARGEST_ADVISED = 512  # beyond it no gain was measured
 _ORDER = ("offline", *(name for name in PRESETS if name != "offline"))
 # Fields of their own, or part of what the check above looked at.
-_ELSEWHERE = (
-    "train.seed",
-    "train.epochs",
-    "train.val_fraction",
-    "objective.name",
-    "preprocess.input_size",
-)
+_ELSEWHERE = ("train.seed", "train.epochs", "train.val_fraction", "objective.name")
 _EXAMPLE = "train.adapter_lr=0.001\ntrain.tail_lr=0.0001\ntrain.n_views=6"
 
 
@@ -175,8 +169,8 @@ def _check_overrides(lines: list[str]) -> None:
         key = line.partition("=")[0].strip()
         if key in _ELSEWHERE:
             raise ConfigError(
-                f"{key} is not set here: seeds, epochs, input size and objective have fields of "
-                "their own, and the check above belongs to the usual validation split.",
+                f"{key} is not set here: seeds, epochs and objective have fields of their own, and "
+                "the check above belongs to the usual validation split.",
                 code="config.elsewhere",
                 params={"key": key},
             )
