@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from core.bundle import check_model_id, read_bundle, read_bundle_config
+from core.bundle.files import WEIGHTS_FILE
 from core.config import Settings
 from core.ensemble import is_ensemble, read_record
 from core.errors import BackboneError, CheckpointError, CoreError
@@ -31,7 +32,7 @@ _MAX_TEXT = 4096  # characters of one text in an array: a key, a group, a hash
 _MAX_TEXTS_BYTES = 256 << 20  # of all arrays of texts, as NumPy holds them
 _TEXT_BYTES = 4  # of a character there
 _TEXTS = ("config.json", "calibration.json", "metrics.json", "card.md", "train.log")
-_RAW = ("weights.safetensors",)
+_RAW = (WEIGHTS_FILE,)
 _ARRAYS = ("gallery.npz", "projection.npz", "thumbnails.npz")
 SUFFIX = ".neighbordx"
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from core.bundle import check_model_id, read_bundle_config
+from core.bundle import BundleConfig, check_model_id, read_bundle_config
 from core.config import MEMBERS, RunConfig, Settings
 from core.datasets import Dataset
 from core.embedder import Embedder, Progress
@@ -98,22 +98,24 @@ def train_ensemble(
     return build_ensemble(directory, name, members, min_val_accuracy=gate)
 
 
-def is_of_recipe(folder: Path, run: RunConfig) -> bool:
-    """Whether a bundle can be read and was trained by this recipe, whatever the vote's gate."""
+def read_if_of_recipe(folder: Path, run: RunConfig) -> BundleConfig | None:
+    """What a bundle says of itself, if it was trained by this recipe, whatever the vote's gate.
+
+    None where it was not, or cannot be read.
+    """
     try:
-        found = read_bundle_config(folder).run
+        found = read_bundle_config(folder)
     except CoreError:
-        return False
-    return dataclasses.replace(found, ensemble=run.ensemble) == run
+        return None
+    return found if dataclasses.replace(found.run, ensemble=run.ensemble) == run else None
 
 
 def _check_own(folder: Path, run: RunConfig, dataset: Dataset) -> None:
     """A model that only has a member's name does not vote: it may be of any data."""
-    if is_of_recipe(folder, run):
-        found = read_bundle_config(folder)
-        classes = (dataset.data_id, dataset.class_names, dataset.disease_index)
-        if (found.data_id, found.class_names, found.disease_index) == classes:
-            return
+    found = read_if_of_recipe(folder, run)
+    classes = (dataset.data_id, dataset.class_names, dataset.disease_index)
+    if found and (found.data_id, found.class_names, found.disease_index) == classes:
+        return
     raise ConfigError(
         f"model {folder.name!r} was trained with other settings or on other data than this run "
         "(or cannot be read). Resume with what it was made with, delete it, or choose another "

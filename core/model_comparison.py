@@ -22,7 +22,7 @@ from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import CheckpointError, ConfigError, DataError, ImageError
 from core.image_io import encode_jpeg, thumbnail
-from core.inference import SplitReading, read_split
+from core.inference import SplitReading, find_copies, read_split
 from core.manifest import read_columns
 
 _MAX_VALUES = 12  # of a column that makes subgroups
@@ -158,12 +158,9 @@ def compare_models(
 def _find_known(model: Model, dataset: Dataset, reading: SplitReading) -> set[str]:
     """Keys of images that a member has in its gallery or was validated on: copies, or the same
     name in the same data."""
-    known = set()
+    known = find_copies(model, reading)
     for member in model.members:
         config, contents = member.bundle.config, member.bundle.contents
-        copies = set(contents.gallery.sha256)
-        files = zip(reading.keys, reading.sha256, strict=True)
-        known |= {key for key, sha256 in files if sha256 in copies}
         if config.data_id == dataset.data_id or Path(config.data_root) == dataset.root.resolve():
             validated = contents.metrics.get("validation_answers", {}).get("keys", ())
             known |= {*contents.gallery.keys, *validated} & set(reading.keys)

@@ -136,10 +136,11 @@ def _choose_length(preset: str, recipe: str) -> tuple[int, list[int]]:
 def _choose_size(preset: str, report: dict[str, Any]) -> list[str]:
     """The setting where it is not the preset's own; says what of the images would be lost."""
     own = build_preset(preset).preprocess.input_size
+    offered = sorted({own, *_SIZES})
     size: int = st.selectbox(
         _("Input size: the side of the square that the network sees, in pixels"),
-        sorted({own, *_SIZES}),
-        index=sorted({own, *_SIZES}).index(own),
+        offered,
+        index=offered.index(own),
         key=f"{shared.FT_SIZE_KEY}_{preset}",
         help=_(
             "The preset's own is {size}. Where findings are small, a larger one can help; twice "

@@ -1,9 +1,11 @@
 """A bundle is whole, safe and checked; the registry is its folder."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -134,26 +136,23 @@ def test_other_weights_than_recorded_are_refused(models: Path) -> None:
         registry.load_bundle(models, "demo", settings=CPU)
 
 
-def test_nan_weights_are_refused(models: Path) -> None:
-    import hashlib
-
+def forge_bias(models: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Other parameters, with the hash recorded in the config made to fit."""
     path = models / "demo" / "weights.safetensors"
     state = load_file(path)
-    state["adapters.0.0.bias"] = np.full_like(state["adapters.0.0.bias"], np.nan)
+    state["adapters.0.0.bias"] = change(state["adapters.0.0.bias"])
     save_file(state, path)
     edit_config(models, weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_nan_weights_are_refused(models: Path) -> None:
+    forge_bias(models, lambda bias: np.full_like(bias, np.nan))
     with pytest.raises(CheckpointError, match="not numbers"):
         registry.load_bundle(models, "demo", settings=CPU)
 
 
 def test_weights_of_another_precision_are_refused(models: Path) -> None:
-    import hashlib
-
-    path = models / "demo" / "weights.safetensors"
-    state = load_file(path)
-    state["adapters.0.0.bias"] = state["adapters.0.0.bias"].astype(np.float64)
-    save_file(state, path)
-    edit_config(models, weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    forge_bias(models, lambda bias: bias.astype(np.float64))
     with pytest.raises(CheckpointError, match="another precision"):
         registry.load_bundle(models, "demo", settings=CPU)
 

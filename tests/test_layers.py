@@ -21,6 +21,7 @@ LAYERS = {
         "proportions",
         "engine",
         "leftovers",
+        "run_lock",
         "class_names",
         "npz",
     },

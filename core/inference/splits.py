@@ -37,7 +37,6 @@ class SplitReading:
     barred: tuple[tuple[tuple[int, ...], ...], ...] = ()  # per member and image: rows that may
     # not vote on it
     percentile: NDArray[np.float64] | None = None  # (N,) of the novelty distance, 0..100
-    n_in_gallery: int = 0  # images whose file is in a member's gallery: it was trained on them
     sha256: tuple[str, ...] = ()  # of the files; of an altered image the original's
 
 
@@ -135,9 +134,6 @@ def read_split(
             tuple(tuple(sorted(v[m].related)) for v in votes) for m in range(len(model.members))
         ),
         percentile=np.array([join_novelty(v).distance_percentile for v in votes]),
-        n_in_gallery=sum(
-            any("duplicate" in one.related.values() for one in image_votes) for image_votes in votes
-        ),
         sha256=tuple(hashes),
     )
 
@@ -180,7 +176,15 @@ def describe_reading(
             "n_novel": int(reading.is_novel.sum()),
         },
         "unreadable": dict(reading.unreadable),
-        "n_in_gallery": reading.n_in_gallery,
+        "n_in_gallery": len(find_copies(model, reading)),
+    }
+
+
+def find_copies(model: Model, reading: SplitReading) -> set[str]:
+    """Keys of the images whose file is in a member's gallery: the model was trained on them."""
+    known = {sha256 for member in model.members for sha256 in member.bundle.gallery.sha256}
+    return {
+        key for key, sha256 in zip(reading.keys, reading.sha256, strict=True) if sha256 in known
     }
 
 

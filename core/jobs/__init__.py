@@ -18,12 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from core.config import MEMBERS, Settings
 from core.errors import JobError
 from core.jobs import ending, state
 from core.jobs.state import Job
+from core.run_lock import hold_run
 
 logger = logging.getLogger(__name__)
 
@@ -193,16 +192,7 @@ def _delete_runs(checkpoints_dir: Path, names: Sequence[str]) -> None:
         folders = [checkpoints_dir / ".runs" / name for name in names]
         folders = [folder for folder in folders if folder.is_dir()]
         for folder in folders:
-            lock = FileLock(folder / "lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout as err:
-                raise JobError(
-                    f"another process is training {folder.name!r} now; wait for it or stop it.",
-                    code="job.busy",
-                    params={"name": folder.name},
-                ) from err
-            held.callback(lock.release)
+            held.enter_context(hold_run(folder, called=repr(folder.name)))
         for folder in folders:  # away at once: whoever begins anew gets a folder of its own
             doomed = checkpoints_dir / f".deleted-{folder.name}-{os.getpid()}"
             folder.rename(doomed)

@@ -129,17 +129,16 @@ def _is_made(work: Work, config: RunConfig) -> bool:
 
 def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
     """Whether a model is of this job's recipe and data folder; of members training asks more."""
-    from core.bundle import read_bundle_config
     from core.ensemble import read_record
-    from core.ensemble_training import is_of_recipe
+    from core.ensemble_training import read_if_of_recipe
 
-    try:
-        if folder.name not in recipes:
+    if folder.name not in recipes:
+        try:
             return {member.model_id for member in read_record(folder).members} == set(recipes)
-        if not is_of_recipe(folder, recipes[folder.name]):
+        except CoreError:
             return False
-        found = read_bundle_config(folder)
-    except CoreError:
+    found = read_if_of_recipe(folder, recipes[folder.name])
+    if found is None:
         return False
     disease = found.class_names[found.disease_index]
     return (

@@ -97,18 +97,31 @@ class Gallery:
     def _halves(self) -> "_HalfRows":
         return _HalfRows(self._voting_rows, self._centre)
 
-    def _find_places(self, queries: NDArray[np.float32], n_wanted: int) -> NDArray[np.int64]:
-        """Positions among the voters: (Q, at least n_wanted), the nearest of each query in them."""
+    def _find_candidates(
+        self, queries: NDArray[np.float32], n_wanted: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Distances and rows, (Q, at least n_wanted): the nearest of each query are among them."""
         if len(queries) < _MATRIX_QUERIES and len(self.voters) >= _MANY_ROWS:
             places, reach = self._halves.search(queries, n_wanted)
-            apart = self.embeddings[self.voters[places]] - queries[:, None, :]
-            needed = np.sort(np.linalg.norm(apart, axis=2), axis=1)[:, n_wanted - 1]
-            if (needed < reach).all():
-                return places
+            distances, rows = self._measure(queries, places)
+            if (np.sort(distances, axis=1)[:, n_wanted - 1] < reach).all():
+                return distances, rows
         # FAISS compares queries times width with it; its own, 128000, is far too high.
         faiss.cvar.distance_compute_blas_threshold = _MATRIX_QUERIES * queries.shape[1]
-        places = self._index.search(queries - self._centre, n_wanted)[1]
-        return places
+        return self._measure(queries, self._index.search(queries - self._centre, n_wanted)[1])
+
+    def _measure(
+        self, queries: NDArray[np.float32], places: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Distances (Q, C) by subtraction, and rows, of positions among the voters.
+
+        FAISS's expanded form is not exactly zero for equal vectors.
+        """
+        rows = self.voters[places]
+        distances: NDArray[np.float32] = np.linalg.norm(
+            self.embeddings[rows] - queries[:, None, :], axis=2
+        )
+        return distances, rows
 
     def search(
         self,
@@ -149,10 +162,7 @@ class Gallery:
                 code="knn.nobody",
             )
         n_wanted = min(k + most + _N_SPARE, n_voters)
-        found = self.voters[self._find_places(queries, n_wanted)]
-        # By subtraction: FAISS's expanded form is not exactly zero for equal vectors.
-        apart = self.embeddings[found] - queries[:, None, :]
-        distances: NDArray[np.float32] = np.linalg.norm(apart, axis=2)
+        distances, found = self._find_candidates(queries, n_wanted)
         for row, barred in enumerate(excluded or ()):
             distances[row, np.isin(found[row], barred)] = np.inf
         order = np.lexsort((found, distances), axis=1)[:, : min(k, n_voters - least)]

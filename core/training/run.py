@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from core.bundle import (
     check_model_id,
     freeze_trained,
@@ -28,6 +26,7 @@ from core.datasets import Dataset
 from core.embedder import Embedder, Progress, build_embedder
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.fitting import Log, Watch, fit
+from core.run_lock import hold_run
 from core.starting_point import average_with_start, begin_with_pca
 from core.training.finishing import describe, finish, write_card
 from core.trunk_cache import TrunkCache
@@ -127,7 +126,7 @@ def train(
 
 @contextmanager
 def _open_run(folder: Path, *, resume: bool) -> Iterator[Path]:
-    """Hold the run's folder for this process alone; the lock dies with the process."""
+    """Make the run's folder, or go on in it, and hold it."""
     had_run = (folder / "run.json").is_file()
     if had_run and not resume:
         raise JobError(
@@ -136,20 +135,8 @@ def _open_run(folder: Path, *, resume: bool) -> Iterator[Path]:
             code="job.interrupted",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as err:
-        raise JobError(
-            f"another process is training this model now (lock {folder / 'lock'}). Wait for it "
-            "or stop it.",
-            code="job.busy",
-            params={"name": folder.name},
-        ) from err
-    try:
+    with hold_run(folder, called="this model"):
         yield folder
-    finally:
-        lock.release()
 
 
 def _open_log(path: Path) -> Log:
