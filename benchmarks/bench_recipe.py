@@ -41,7 +41,7 @@ from core.evaluation import rank_auroc
 from core.fitting import fit
 from core.knn import Gallery, cast_votes, read_shares, search_k
 from core.proportions import find_clusters
-from core.starting_point import average_with_start, begin_with_pca
+from core.starting_point import average_with_start, begin_adapters, whiten_adapters
 from core.training.finishing import _embed_split
 from core.trunk_cache import TrunkCache
 
@@ -131,10 +131,11 @@ def run_task(task: Task, data: Dataset, folder: Path) -> dict[str, Any]:
     cache_folder = folder / f"cache-{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
     cache = TrunkCache(cache_folder, embedder, data.records)
     cache.build()
-    start = begin_with_pca(embedder, cache)
+    start = begin_adapters(embedder, cache)
     with tempfile.TemporaryDirectory(dir=folder) as run_folder:
         fit(embedder, cache, Path(run_folder), log=lambda _: None)
     average_with_start(embedder.net, start, share=run.train.start_share)
+    whiten_adapters(embedder, cache)
     votes, labels, groups, k = vote(embedder, cache, disease=data.disease_index)
     return {
         **{"variant": task.name, "fold": task.fold, "n_per_class": task.n_per_class, "k": k},

@@ -17,6 +17,7 @@ SCHEMA_VERSION = 1
 K_CANDIDATES = (5, 9, 15, 20, 25, 30, 40, 50)
 _TESTS_ONLY = "embedder.random_weights"
 PRECISIONS = ("auto", "float32", "bfloat16")
+ADAPTER_STARTS = ("pca", "whitening")
 OBJECTIVES = ("triplet", "cross-entropy", "metric-ensemble")
 RECIPES = ("robust", "report")
 MEMBERS = {"triplet": "triplet", "metric": "metric-ensemble"}  # of an ensemble: suffix, objective
@@ -81,7 +82,8 @@ class EmbedderConfig:
 
     backbones: tuple[str, ...] = ()
     tail_depth: int = 1
-    hidden_dim: int = 512  # of the adapter; 0: one linear map, begun as the features' PCA
+    hidden_dim: int = 512  # of the adapter; 0: one linear map, begun as adapter_start says
+    adapter_start: str = "pca"  # whitening: of the covariance within classes, at the end again
     embedding_dim: int = 128
     dropout: float = 0.5
     tta: bool = True
@@ -93,6 +95,11 @@ class EmbedderConfig:
         require(len(self.backbones) >= 1, "backbones must name at least one timm model.")
         require(1 <= self.tail_depth <= 4, f"tail_depth must be 1..4, got {self.tail_depth}.")
         require(self.hidden_dim >= 0 and self.embedding_dim > 1, "adapter sizes must be positive.")
+        require(
+            self.adapter_start in ADAPTER_STARTS,
+            f"adapter_start must be one of {', '.join(ADAPTER_STARTS)}, got "
+            f"{self.adapter_start!r}.",
+        )
         require(
             0 <= self.exposure_views <= 16,
             f"exposure_views must be 0..16, got {self.exposure_views}.",
