@@ -152,12 +152,7 @@ def _find_whitening(features: _Features, size: int) -> _Matrix:
     """(D, F) axes of greatest variance once the covariance within classes is the unit matrix."""
     components = _find_pca(features.clean, _DETAIL)
     clean = features.clean @ components.T
-    means = np.array(
-        [
-            clean[features.labels == label].mean(axis=0)
-            for label in range(N_CLASSES)
-        ]
-    )
+    means = np.array([clean[features.labels == label].mean(axis=0) for label in range(N_CLASSES)])
     views = (clean, *(view @ components.T for view in features.augmented))
     residuals = np.concatenate([view - means[features.labels] for view in views])
     within, _ = ledoit_wolf(residuals, assume_centered=True)

@@ -46,11 +46,7 @@ class System:
 SYSTEMS = {
     system.key: system
     for system in (
-        System(  # a classifier learns at the report's rate, whatever suits a begun adapter
-            "1",
-            "cross-entropy classifier",
-            ("objective.name=cross-entropy", "train.adapter_lr=0.001"),
-        ),
+        System("1", "cross-entropy classifier", ("objective.name=cross-entropy",)),
         System("2", "Swin + EfficientNetV2, triplet + KNN", preset="swin-effnetv2"),
         System("3", "ConvNeXtV2 + BEiT, triplet + KNN", preset="convnextv2-beit"),
         System("4", "triplet + KNN", ("objective.name=triplet",)),
@@ -64,7 +60,7 @@ SYSTEMS = {
             (
                 "objective.name=cross-entropy",
                 "train.epochs=1",
-                "train.adapter_lr=1e-5",
+                "train.classifier_lr=1e-5",
                 "train.tail_lr=0",
                 "embedder.tta=false",
             ),

@@ -155,6 +155,7 @@ class TrainConfig:
     epochs: int = 20
     n_images_per_class: int = 8
     adapter_lr: float = 1e-3
+    classifier_lr: float = 1e-3  # of the linear classifier that answers without a vote
     tail_lr: float = 5e-6
     weight_decay: float = 1e-3
     warmup_share: float = 0.0  # of the steps, first, with rates that rise from near zero
@@ -182,7 +183,7 @@ class TrainConfig:
             0.02 <= self.val_fraction <= 0.5,
             f"val_fraction must be 0.02..0.5, got {self.val_fraction}.",
         )
-        for name in ("adapter_lr", "tail_lr", "weight_decay"):
+        for name in ("adapter_lr", "classifier_lr", "tail_lr", "weight_decay"):
             value = getattr(self, name)
             require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
 
