@@ -49,7 +49,11 @@ FOLDS = ("dark", "bright")
 HELD_SHARE = 0.25  # of each class
 # Keys that ``robust`` sets together; a variant gives them the values that ``report`` has.
 DEPARTURES = {
-    "linear adapter, begun as PCA": ("embedder.hidden_dim",),
+    "adapter begun and ended as a whitening, at a lower rate": (
+        "embedder.adapter_start",
+        "train.adapter_lr",
+    ),
+    "linear adapter": ("embedder.hidden_dim", "embedder.adapter_start", "train.adapter_lr"),
     "exposure views at test time": ("embedder.exposure_views",),
     "helping classifier": ("objective.auxiliary_weight",),
     "largest K within one standard error": ("knn.k_rule",),
