@@ -22,7 +22,7 @@ from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import CheckpointError, ConfigError, DataError, ImageError
 from core.image_io import encode_jpeg, thumbnail
-from core.inference import SplitReading, find_copies, read_split
+from core.inference import SplitReading, find_copies, find_validated, read_split
 from core.manifest import read_columns
 
 _MAX_VALUES = 12  # of a column that makes subgroups
@@ -158,7 +158,7 @@ def compare_models(
 def _find_known(model: Model, dataset: Dataset, reading: SplitReading) -> set[str]:
     """Keys of images that a member has in its gallery or was validated on: copies, or the same
     name in the same data."""
-    known = find_copies(model, reading)
+    known = find_copies(model, reading) | find_validated(model, reading)
     for member in model.members:
         config, contents = member.bundle.config, member.bundle.contents
         if config.data_id == dataset.data_id or Path(config.data_root) == dataset.root.resolve():

@@ -99,12 +99,12 @@ def show_seen(evaluation: Evaluation) -> None:
                 "calibration error above all, looks better than on new ones."
             )
         )
-    elif evaluation.n_in_gallery:
+    elif evaluation.n_known:
         st.warning(
             _(
-                "Images that the model was trained on: **{n}** of {total}. The figures look "
-                "better than on new ones; this is no external test."
-            ).format(n=evaluation.n_in_gallery, total=len(evaluation.keys)),
+                "Images that the model was trained or calibrated on: **{n}** of {total}. The "
+                "figures look better than on new ones; this is no external test."
+            ).format(n=evaluation.n_known, total=len(evaluation.keys)),
             icon=":material/warning:",
         )
 

@@ -87,14 +87,16 @@ def unsaid_checkpoints(tiny_checkpoints: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def seen_folder(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Other data by its id, whose test split holds 6 training images of the demo and 2 new ones."""
+    """Other data by its id; its test split: 4 training, 2 validation and 2 new demo images."""
     root = tmp_path_factory.mktemp("seen") / "elsewhere"
     demo = read_dataset(tiny_checkpoints / ".demo-data", val_fraction=0.25)
     for label, class_name in enumerate(demo.class_names):
-        seen, new = (
-            [r.path for r in demo.subset(split) if r.label == label] for split in ("train", "test")
+        seen, validated, new = (
+            [r.path for r in demo.subset(split) if r.label == label]
+            for split in ("train", "val", "test")
         )
-        for split, paths in (("test", [*seen[:3], new[0]]), ("train", new[1:])):
+        chosen = [*seen[:2], validated[0], new[0]]
+        for split, paths in (("test", chosen), ("train", new[1:])):
             folder = root / split / class_name
             folder.mkdir(parents=True)
             for path in paths:

@@ -107,9 +107,12 @@ def test_evaluate_says_which_images_the_model_was_trained_on(
     out = tmp_path / "out.json"
     arguments = ["evaluate", "--model", "demo-triplet", "--json", str(out), "--data"]
     assert run(*arguments, str(seen_folder)) == 0
-    assert "Warning: The model was trained on 6 of these 8 images" in capsys.readouterr().err
+    assert (
+        "Warning: The model was trained or calibrated on 6 of these 8 images"
+        in capsys.readouterr().err
+    )
     value = json.loads(out.read_text(encoding="utf-8"))
-    assert (value["n_in_gallery"], value["is_fitted_on"]) == (6, True)
+    assert (value["n_in_gallery"], value["n_in_validation"], value["is_fitted_on"]) == (4, 2, True)
     data = str(tiny_checkpoints / ".demo-data")
     assert run(*arguments, data, "--split", "val") == 0
     assert "Warning: These are images that the model was trained on" in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_training_images_among_those_measured_are_counted(
     names = app.run().selectbox(key=shared.EVALUATION_KEY).options
     index = next(i for i, label in enumerate(names) if label.startswith("elsewhere"))
     app.selectbox(key=shared.EVALUATION_KEY).select_index(index).run()
-    assert "Images that the model was trained on: **6** of 8." in words(app)
+    assert "Images that the model was trained or calibrated on: **6** of 8." in words(app)
     assert "no external test" in words(choose(app, "external"))
     shutil.rmtree(directory / "demo" / "evaluations" / other.name)
 

@@ -207,23 +207,23 @@ def test_the_training_datas_own_split_is_home(evaluation: Evaluation) -> None:
 def test_training_images_in_other_data_are_counted_and_are_no_external_test(
     directory: Path, model: Ensemble, evaluation: Evaluation, seen_folder: Path
 ) -> None:
-    assert evaluation.n_in_gallery == 0
+    assert evaluation.n_known == 0
     assert not evaluation.is_fitted_on
     assert say_seen(evaluation) == ""
     assert to_json(evaluation) == {**evaluation.result, "is_fitted_on": False}
     other = run_evaluation(model, read_dataset(seen_folder, val_fraction=0.25), split="test")
-    assert (other.n_in_gallery, len(other.keys)) == (6, 8)
+    assert (other.n_known, len(other.keys)) == (6, 8)
     assert other.is_internal
     assert other.is_fitted_on
     assert not other.is_own_split
-    assert "trained on 6 of these 8 images" in say_seen(other)
-    assert to_json(other)["n_in_gallery"] == 6
+    assert "trained or calibrated on 6 of these 8 images" in say_seen(other)
+    assert (to_json(other)["n_in_gallery"], to_json(other)["n_in_validation"]) == (4, 2)
     assert order_pair(other, evaluation) == (evaluation, other)
     folder = save_evaluation(directory, other)
-    assert load_evaluation(directory, "demo", folder.name).n_in_gallery == 6
+    assert load_evaluation(directory, "demo", folder.name).n_known == 6
     shutil.rmtree(folder)
-    older = {key: value for key, value in other.result.items() if key != "n_in_gallery"}
-    assert dataclasses.replace(other, result=older).n_in_gallery == 0
+    older = {key: value for key, value in other.result.items() if not key.startswith("n_in_")}
+    assert dataclasses.replace(other, result=older).n_known == 0
 
 
 def test_what_is_not_there_or_damaged_says_so(directory: Path, evaluation: Evaluation) -> None:

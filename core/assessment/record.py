@@ -64,19 +64,20 @@ class Evaluation:
         return str(self.result["data"]) in self.gallery_id.split("+")
 
     @property
-    def n_in_gallery(self) -> int:
-        """Images whose files the model was trained on, whatever data set they lie in now."""
-        return int(self.result.get("n_in_gallery", 0))  # not counted in older evaluations
+    def n_known(self) -> int:
+        """Images whose files the model was trained or calibrated on, wherever they lie now."""
+        counts = ("n_in_gallery", "n_in_validation")  # older evaluations did not count them
+        return sum(int(self.result.get(name, 0)) for name in counts)
 
     @property
     def is_internal(self) -> bool:
         """Whether the images, or some of them, are of the data that the model was trained on."""
-        return self.is_same_data or self.n_in_gallery > 0
+        return self.is_same_data or self.n_known > 0
 
     @property
     def is_fitted_on(self) -> bool:
         """Whether the model was trained, or its K and calibration were fitted, on some of these."""
-        return self.n_in_gallery > 0 or self.is_own_split
+        return self.n_known > 0 or self.is_own_split
 
     @property
     def is_own_split(self) -> bool:
@@ -125,9 +126,9 @@ def say_seen(evaluation: Evaluation) -> str:
             "fitted on: every figure, the calibration error above all, looks better than on new "
             "ones."
         )
-    if evaluation.n_in_gallery:
+    if evaluation.n_known:
         return (
-            f"The model was trained on {evaluation.n_in_gallery} of these "
+            f"The model was trained or calibrated on {evaluation.n_known} of these "
             f"{len(evaluation.keys)} images: the figures look better than on new ones, and are "
             "not those of an external test."
         )

@@ -6,6 +6,7 @@ from core.inference.splits import (
     describe_reading,
     evaluate,
     find_copies,
+    find_validated,
     read_split,
 )
 
@@ -15,6 +16,7 @@ __all__ = [
     "diagnose",
     "evaluate",
     "find_copies",
+    "find_validated",
     "read_split",
     "reject",
 ]

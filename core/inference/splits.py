@@ -4,7 +4,7 @@ Owns the ``evaluate`` JSON of DESIGN section 4. Images go in batches, each under
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -176,16 +176,32 @@ def describe_reading(
             "n_novel": int(reading.is_novel.sum()),
         },
         "unreadable": dict(reading.unreadable),
-        "n_in_gallery": len(find_copies(model, reading)),
+        "n_in_gallery": len(copies := find_copies(model, reading)),
+        "n_in_validation": len(find_validated(model, reading) - copies),
     }
 
 
 def find_copies(model: Model, reading: SplitReading) -> set[str]:
     """Keys of the images whose file is in a member's gallery: the model was trained on them."""
     known = {sha256 for member in model.members for sha256 in member.bundle.gallery.sha256}
-    return {
-        key for key, sha256 in zip(reading.keys, reading.sha256, strict=True) if sha256 in known
+    return _find_files(reading, known)
+
+
+def find_validated(model: Model, reading: SplitReading) -> set[str]:
+    """Keys of the images whose file chose a member's K and calibration.
+
+    Models made before their validation images' hashes were kept find none.
+    """
+    metrics = (member.bundle.contents.metrics for member in model.members)
+    known = {
+        sha256 for m in metrics for sha256 in m.get("validation_answers", {}).get("sha256", ())
     }
+    return _find_files(reading, known)
+
+
+def _find_files(reading: SplitReading, known: Set[str]) -> set[str]:
+    pairs = zip(reading.keys, reading.sha256, strict=True)
+    return {key for key, sha256 in pairs if sha256 in known}
 
 
 def _describe_agreement(model: Model, reading: SplitReading) -> dict[str, Any]:

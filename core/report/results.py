@@ -39,7 +39,7 @@ def count_images(evaluation: Evaluation) -> Section:
         ("images measured", str(n)),
         (f"of them {evaluation.disease_class}", str(n_disease)),
         (f"of them {evaluation.other_class}", str(n - n_disease)),
-        ("of them the model was trained on", str(evaluation.result.get("n_in_gallery", "–"))),
+        ("of them the model was trained or calibrated on", _say_known(evaluation)),
         ("patients named", str(len({g for g in evaluation.groups if g}))),
         ("left out as unreadable", str(len(evaluation.result["unreadable"]))),
         ("answered as the model is set", str(answered["n_answered"])),
@@ -47,6 +47,10 @@ def count_images(evaluation: Evaluation) -> Section:
         ("refused as another kind of image", str(answered["n_novel"])),
     ]
     return Section("Numbers", (35,), (TableBlock(("", "n"), (*rows,)),))
+
+
+def _say_known(evaluation: Evaluation) -> str:
+    return str(evaluation.n_known) if "n_in_gallery" in evaluation.result else "–"
 
 
 def show_performance(

@@ -89,6 +89,7 @@ def finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log)
             "validation_answers": {
                 "keys": [cache.records[row].key for row in val_rows],
                 "groups": groups,
+                "sha256": [cache.compute_sha256(int(row)) for row in val_rows],
                 "is_disease": is_disease.tolist(),
                 "p_disease": [round(float(p), 6) for p in p_disease],
             },
