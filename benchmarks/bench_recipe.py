@@ -284,8 +284,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=120, help="a class, to train on")
     parser.add_argument("--held", type=int, default=80, help="a class, to measure on")
     parser.add_argument("--curve", type=int, nargs="*", default=[30, 60, 240])
+    parser.add_argument("--only", nargs="*", help="departures to measure [all]; robust is added")
+    parser.add_argument("--result", default="recipe", help="name of the file in results/")
     options = parser.parse_args()
     tasks = list_tasks(options.size, n_per_class=options.images, n_smaller=options.curve)
+    if options.only:
+        wanted = {"robust", *options.only}
+        tasks = [t for t in tasks if t.name in wanted and t.n_per_class == options.images]
     dataset = read_dataset(options.data)
     options.work.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -301,7 +306,7 @@ def main() -> None:
     settings |= {"n_threads": torch.get_num_threads(), "input_size": options.size}
     settings |= {"n_per_class": options.images, "n_held_per_class": options.held}
     document = summarise(rows, n_per_class=options.images)
-    harness.write_result("recipe", {**settings, **document})
+    harness.write_result(options.result, {**settings, **document})
     for cache in options.work.glob("cache-*"):
         shutil.rmtree(cache)
 

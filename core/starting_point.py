@@ -4,7 +4,7 @@ Owns the first value of a linear adapter, the average of a trained net with the 
 the whitening of what a finished adapter puts out. Knows nothing of losses.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,71 +23,95 @@ _N_VIEWS = 4  # augmented views that say which changes mean nothing, where they 
 _Matrix = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class _Features:
-    """Pooled features of the training images, or what an adapter makes of them."""
-
-    clean: _Matrix  # (N, F)
-    augmented: tuple[_Matrix, ...]  # each (N, F), the same images
-    labels: NDArray[np.int64]  # (N,)
-
-
 def begin_adapters(embedder: Embedder, cache: TrunkCache) -> dict[str, Tensor]:
     """Set linear adapters to a fair map of the untrained features of the training images.
 
     ``embedder.adapter_start`` says which: ``pca``, their principal components, found without
-    labels; or ``whitening``, which also evens out how images of one class differ
-    (``whiten_adapters``). Adapters with a hidden layer keep their random beginning.
+    labels; or ``whitening``, which evens out how images of one class differ (``fit_whitening``).
+    Adapters with a hidden layer keep their random beginning.
 
     Returns:
         A copy of the net's parameters as training finds them.
     """
-    net = embedder.net
     if _has_linear_adapters(embedder):
-        is_whitened = embedder.config.embedder.adapter_start == "whitening"
-        features = _pool_training(embedder, cache, n_augmented=_N_VIEWS if is_whitened else 0)
         size = embedder.config.embedder.embedding_dim
-        centre = features.clean.mean(axis=0)
-        axes = _find_whitening(features, size) if is_whitened else _find_pca(features.clean, size)
-        axes = _scale(axes, features.clean)
-        for linear in _list_linear(net):
-            with torch.no_grad():
-                linear.weight.zero_()
-                linear.bias.zero_()
-                linear.weight[: len(axes)] = torch.from_numpy(axes).to(linear.weight)
-                linear.bias[: len(axes)] = torch.from_numpy(-axes @ centre).to(linear.bias)
-    return {key: value.clone() for key, value in net.state_dict().items()}
+        if embedder.config.embedder.adapter_start == "whitening":
+            clean, altered, labels = _pool_views(embedder, cache)
+            axes = fit_whitening(clean, labels, size=size, altered=altered)
+        else:
+            clean = _pool(embedder, cache, view=0)
+            axes = fit_pca(clean, size)
+        for linear in _list_linear(embedder.net):
+            _set(linear, axes, _scale_to_unit(axes, clean), centre=clean.mean(axis=0))
+    return {key: value.clone() for key, value in embedder.net.state_dict().items()}
 
 
 def whiten_adapters(embedder: Embedder, cache: TrunkCache) -> None:
     """Even out, in every linear adapter's output, how images of one class differ.
 
-    The covariance within classes is measured on the training images and their augmented views,
-    each against the mean of its class, shrunk as Ledoit and Wolf (2004) do, and made the unit
-    matrix by a linear map that is multiplied into the adapter: a direction in which normal images
-    differ much, or in which exposure moves them, no longer decides which ones are near. Does
-    nothing where ``embedder.adapter_start`` is not ``whitening``.
+    A direction in which normal images differ much, or in which exposure moves them, then no longer
+    decides which ones are near (``fit_whitening``). Does nothing where ``embedder.adapter_start``
+    is not ``whitening``.
+    """
+    if embedder.config.embedder.adapter_start != "whitening" or not _has_linear_adapters(embedder):
+        return
+    clean, altered, labels = _pool_views(embedder, cache)
+    centre = clean.mean(axis=0)
+    for linear in _list_linear(embedder.net):
+        weight = linear.weight.detach().double().cpu().numpy()
+        outputs = clean @ weight.T
+        axes = fit_whitening(
+            outputs, labels, size=len(weight), altered=[view @ weight.T for view in altered]
+        )
+        _set(linear, axes @ weight, _scale_to_unit(axes, outputs), centre=centre)
+
+
+def fit_pca(features: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """(D, F) principal components of (N, F) features; D is at most ``size``."""
+    found = PCA(min(size, *features.shape), svd_solver="full").fit(features)
+    components: _Matrix = found.components_
+    return components
+
+
+def fit_whitening(
+    features: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    *,
+    size: int,
+    altered: Sequence[NDArray[np.float64]] = (),
+) -> NDArray[np.float64]:
+    """Axes on which images of one class differ equally in every direction.
+
+    The covariance within classes is that of the features, and of other views of the same images,
+    against the mean of their class, shrunk as Ledoit and Wolf (2004, A well-conditioned estimator)
+    do, among the principal components.
+
+    Args:
+        features: (N, F) of the training images.
+        labels: (N,) class of each, 0 or 1; both occur.
+        size: axes at most: those of greatest variance.
+        altered: each (N, F), of augmented views of the same images.
+
+    Returns:
+        (D, F) axes.
 
     Reference: Hatch, Kajarekar and Stolcke 2006, Within-class covariance normalization for
     SVM-based speaker recognition, Interspeech.
     """
-    if embedder.config.embedder.adapter_start != "whitening" or not _has_linear_adapters(embedder):
-        return
-    pooled = _pool_training(embedder, cache, n_augmented=_N_VIEWS)
-    for linear in _list_linear(embedder.net):
-        weight = linear.weight.detach().double().cpu().numpy()
-        outputs = _Features(
-            pooled.clean @ weight.T,
-            tuple(view @ weight.T for view in pooled.augmented),
-            pooled.labels,
-        )
-        axes = _scale(_find_whitening(outputs, len(weight)), outputs.clean)
-        centre = outputs.clean.mean(axis=0)
-        with torch.no_grad():
-            linear.weight.zero_()
-            linear.bias.zero_()
-            linear.weight[: len(axes)] = torch.from_numpy(axes @ weight).to(linear.weight)
-            linear.bias[: len(axes)] = torch.from_numpy(-axes @ centre).to(linear.bias)
+    components = fit_pca(features, _DETAIL)
+    clean = features @ components.T
+    means = np.array([clean[labels == label].mean(axis=0) for label in range(N_CLASSES)])
+    views = (clean, *(view @ components.T for view in altered))
+    within, _ = ledoit_wolf(
+        np.concatenate([view - means[labels] for view in views]), assume_centered=True
+    )
+    variances, axes = np.linalg.eigh(within)
+    floor = max(variances[-1] * 1e-9, np.finfo(np.float64).tiny)
+    whitening = axes / np.sqrt(np.maximum(variances, floor))  # columns
+    total = np.atleast_2d(np.cov(clean @ whitening, rowvar=False))
+    directions = np.linalg.eigh(total)[1][:, ::-1]
+    found: _Matrix = (components.T @ whitening @ directions[:, :size]).T
+    return found
 
 
 def average_with_start(net: EmbeddingNet, start: dict[str, Tensor], *, share: float) -> None:
@@ -119,17 +143,18 @@ def _list_linear(net: EmbeddingNet) -> list[nn.Linear]:
     return found
 
 
-def _pool_training(embedder: Embedder, cache: TrunkCache, *, n_augmented: int) -> _Features:
-    rows = cache.find_rows("train").tolist()
-    labels = np.array([cache.records[row].label for row in rows], dtype=np.int64)
-    n_augmented = min(n_augmented, cache.n_augmented if cache.is_stored else 1)
-    views = range(1, 1 + n_augmented)
-    clean, *augmented = (_pool(embedder, cache, rows, view) for view in (0, *views))
-    return _Features(clean, tuple(augmented), labels)
+def _pool_views(
+    embedder: Embedder, cache: TrunkCache
+) -> tuple[_Matrix, list[_Matrix], NDArray[np.int64]]:
+    """Features (N, F) of the training images, of their augmented views, and their classes (N,)."""
+    n_views = min(_N_VIEWS, cache.n_augmented) if cache.is_stored else 1
+    altered = [_pool(embedder, cache, view=view) for view in range(1, 1 + n_views)]
+    labels = [cache.records[row].label for row in cache.find_rows("train")]
+    return _pool(embedder, cache, view=0), altered, np.array(labels, dtype=np.int64)
 
 
-def _pool(embedder: Embedder, cache: TrunkCache, rows: list[int], view: int) -> _Matrix:
-    net = embedder.net
+def _pool(embedder: Embedder, cache: TrunkCache, *, view: int) -> _Matrix:
+    net, rows = embedder.net, cache.find_rows("train").tolist()
     net.eval()
     found = []
     with torch.inference_mode():
@@ -141,32 +166,15 @@ def _pool(embedder: Embedder, cache: TrunkCache, rows: list[int], view: int) -> 
     return np.concatenate(found)
 
 
-def _find_pca(features: _Matrix, size: int) -> _Matrix:
-    """(D, F) principal components."""
-    found = PCA(min(size, *features.shape), svd_solver="full").fit(features)
-    components: _Matrix = found.components_
-    return components
+def _scale_to_unit(axes: _Matrix, features: _Matrix) -> float:
+    """What gives the features on these axes a total variance of one."""
+    return 1.0 / max(float(np.sqrt((features @ axes.T).var(axis=0, ddof=1).sum())), 1e-12)
 
 
-def _find_whitening(features: _Features, size: int) -> _Matrix:
-    """(D, F) axes of greatest variance once the covariance within classes is the unit matrix."""
-    components = _find_pca(features.clean, _DETAIL)
-    clean = features.clean @ components.T
-    means = np.array([clean[features.labels == label].mean(axis=0) for label in range(N_CLASSES)])
-    views = (clean, *(view @ components.T for view in features.augmented))
-    residuals = np.concatenate([view - means[features.labels] for view in views])
-    within, _ = ledoit_wolf(residuals, assume_centered=True)
-    variances, axes = np.linalg.eigh(within)
-    floor = max(variances[-1] * 1e-9, np.finfo(np.float64).tiny)
-    whitening = axes / np.sqrt(np.maximum(variances, floor))  # columns
-    total = np.cov(clean @ whitening, rowvar=False)
-    _, directions = np.linalg.eigh(np.atleast_2d(total))
-    kept = directions[:, ::-1][:, :size]
-    found: _Matrix = (components.T @ whitening @ kept).T
-    return found
-
-
-def _scale(axes: _Matrix, features: _Matrix) -> _Matrix:
-    """Axes along which the features have a total variance of one."""
-    spread = np.sqrt((features @ axes.T).var(axis=0, ddof=1).sum())
-    return axes / max(float(spread), 1e-12)
+def _set(linear: nn.Linear, axes: _Matrix, scale: float, *, centre: _Matrix) -> None:
+    """Make a layer map features to these axes, from their centre; what is beyond stays zero."""
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.bias.zero_()
+        linear.weight[: len(axes)] = torch.from_numpy(scale * axes).to(linear.weight)
+        linear.bias[: len(axes)] = torch.from_numpy(-scale * (axes @ centre)).to(linear.bias)
