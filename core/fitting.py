@@ -169,14 +169,11 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
 
     def configure_optimizers(self) -> dict[str, object]:
         """AdamW, differential learning rates; a rise where asked for, then cosine to zero."""
-        config, n_adapters = self.config.train, self.config.objective.n_adapters
+        config = self.config.train
         heads = [self.net.adapters, self.net.classifier, self.auxiliary]
         head_params = [p for head in heads if head is not None for p in head.parameters()]
         groups: list[dict[str, object]] = [
-            {
-                "params": head_params,
-                "lr": config.adapter_lr if n_adapters else config.classifier_lr,
-            },
+            {"params": head_params, "lr": self.config.head_lr},
             {"params": list(self.net.tails.parameters()), "lr": config.tail_lr},
         ]
         if self.proxies is not None:

@@ -248,6 +248,11 @@ class RunConfig:
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def head_lr(self) -> float:
+        """Learning rate of the adapters, or of the classifier that answers in their place."""
+        return self.train.adapter_lr if self.objective.n_adapters else self.train.classifier_lr
+
     def to_json(self) -> str:
         """Return the record as indented JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2)

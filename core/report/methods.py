@@ -7,7 +7,6 @@ from pathlib import Path
 
 from core.assessment.record import Evaluation, say_seen
 from core.bundle import BundleConfig, read_json
-from core.config import RunConfig
 from core.report.blocks import Block, Paragraph, Section, TableBlock
 from core.report.recipe import say_choice, say_fitting, say_network, say_validation
 
@@ -116,12 +115,6 @@ def describe_model(members: Sequence[BundleConfig]) -> Section:
     )
 
 
-def _say_head_rate(run: RunConfig) -> str:
-    if run.objective.n_adapters:
-        return f"adapter {run.train.adapter_lr:g}"
-    return f"classifier {run.train.classifier_lr:g}"
-
-
 def describe_training(members: Sequence[BundleConfig], checkpoints_dir: Path) -> Section:
     rows = []
     for config in members:
@@ -131,7 +124,8 @@ def describe_training(members: Sequence[BundleConfig], checkpoints_dir: Path) ->
             (
                 config.model_id,
                 f"{run.preset}, {run.recipe}, {run.objective.name}",
-                f"{run.train.epochs} epochs, {_say_head_rate(run)}, tail "
+                f"{run.train.epochs} epochs, {'adapter' if run.objective.n_adapters else 'classifier'} "
+                f"{run.head_lr:g}, tail "
                 f"{run.train.tail_lr:g}, weight decay {run.train.weight_decay:g}",
                 f"seed {run.train.seed}",
                 f"K {k}" if k else "no vote",
