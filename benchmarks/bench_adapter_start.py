@@ -1,5 +1,7 @@
 """What a linear adapter is worth before any training: PCA or whitening, on training images alone.
 
+Whitening is not in the recipes: after training it brought nothing (README, what was tried).
+
     PYTHONPATH=. python benchmarks/bench_adapter_start.py --data ../shared/data [--only idrid]
 
 Frozen features of `offline`, mean of the four test-time views, as in ``bench_input_size.py`` (whose
@@ -22,6 +24,8 @@ import torch
 from bench_input_size import N_FOLDS, N_SHUFFLES, compare, embed, measure
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from sklearn.covariance import ledoit_wolf
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
@@ -31,11 +35,11 @@ from core.config import build_preset
 from core.datasets import read_dataset
 from core.evaluation import rank_auroc
 from core.proportions import find_clusters
-from core.starting_point import fit_pca, fit_whitening
 
 SIZES = {"idrid": (288, 512), "busi": (288,), "kermany_cxr_1639": (288,)}
 K = 30
 N_CLUSTERS = 4
+N_COMPONENTS = 256  # among which the covariance within classes is measured
 Array = NDArray[np.float64]
 Judge = Callable[[Array, NDArray[np.int64], Array], Array]
 
@@ -53,6 +57,29 @@ def vote_on(axes: Array, train: Array, labels: NDArray[np.int64], held: Array) -
     return vote((train - centre) @ axes.T, labels, (held - centre) @ axes.T)
 
 
+def fit_pca(features: Array, size: int) -> Array:
+    """(D, F) principal components, as a linear adapter begins."""
+    components: Array = PCA(min(size, *features.shape), svd_solver="full").fit(features).components_
+    return components
+
+
+def fit_whitening(features: Array, labels: NDArray[np.int64], size: int) -> Array:
+    """(D, F) axes on which images of one class differ equally in every direction.
+
+    Reference: Hatch, Kajarekar and Stolcke 2006, Within-class covariance normalization for
+    SVM-based speaker recognition, Interspeech; shrunk by Ledoit and Wolf 2004.
+    """
+    components = fit_pca(features, N_COMPONENTS)
+    points = features @ components.T
+    means = np.array([points[labels == label].mean(axis=0) for label in (0, 1)])
+    within, _ = ledoit_wolf(points - means[labels], assume_centered=True)
+    variances, axes = np.linalg.eigh(within)
+    whitening = axes / np.sqrt(np.maximum(variances, variances[-1] * 1e-9))  # columns
+    directions = np.linalg.eigh(np.cov(points @ whitening, rowvar=False))[1][:, ::-1]
+    found: Array = (components.T @ whitening @ directions[:, :size]).T
+    return found
+
+
 def regress(train: Array, labels: NDArray[np.int64], held: Array) -> Array:
     """Logistic regression on the features of unit length."""
     model = LogisticRegression(C=10.0, max_iter=5000).fit(normalize(train), labels)
@@ -65,7 +92,7 @@ def list_judges(size: int) -> dict[str, Judge]:
     return {
         "features": vote,
         "pca": lambda t, y, h: vote_on(fit_pca(t, size), t, y, h),
-        "whitening": lambda t, y, h: vote_on(fit_whitening(t, y, size=size), t, y, h),
+        "whitening": lambda t, y, h: vote_on(fit_whitening(t, y, size), t, y, h),
         "logistic_regression": regress,
     }
 

@@ -25,7 +25,7 @@ from core.config import RunConfig, Settings, build_preset
 from core.datasets import Dataset, read_dataset
 from core.embedder import Embedder, build_embedder
 from core.fitting import fit
-from core.starting_point import begin_adapters
+from core.starting_point import begin_with_pca
 from core.training.finishing import _embed_split
 from core.trunk_cache import TrunkCache
 from core.watching import _Watcher
@@ -52,7 +52,7 @@ def run_side(
     cache = TrunkCache(folder / "cache", embedder, records, is_stored=not is_plain)
     cache.build()
     build_s = time.perf_counter() - began
-    begin_adapters(embedder, cache)
+    begin_with_pca(embedder, cache)
     began = time.perf_counter()
     fit(embedder, cache, folder, log=lambda _: None)
     fit_s = time.perf_counter() - began

@@ -41,7 +41,7 @@ from core.evaluation import rank_auroc
 from core.fitting import fit
 from core.knn import Gallery, cast_votes, read_shares, search_k
 from core.proportions import find_clusters
-from core.starting_point import average_with_start, begin_adapters, whiten_adapters
+from core.starting_point import average_with_start, begin_with_pca
 from core.training.finishing import _embed_split
 from core.trunk_cache import TrunkCache
 
@@ -49,11 +49,7 @@ FOLDS = ("dark", "bright")
 HELD_SHARE = 0.25  # of each class
 # Keys that ``robust`` sets together; a variant gives them the values that ``report`` has.
 DEPARTURES = {
-    "adapter begun and ended as a whitening, at a lower rate": (
-        "embedder.adapter_start",
-        "train.adapter_lr",
-    ),
-    "linear adapter": ("embedder.hidden_dim", "embedder.adapter_start", "train.adapter_lr"),
+    "linear adapter, begun as PCA": ("embedder.hidden_dim",),
     "exposure views at test time": ("embedder.exposure_views",),
     "helping classifier": ("objective.auxiliary_weight",),
     "largest K within one standard error": ("knn.k_rule",),
@@ -135,11 +131,10 @@ def run_task(task: Task, data: Dataset, folder: Path) -> dict[str, Any]:
     cache_folder = folder / f"cache-{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
     cache = TrunkCache(cache_folder, embedder, data.records)
     cache.build()
-    start = begin_adapters(embedder, cache)
+    start = begin_with_pca(embedder, cache)
     with tempfile.TemporaryDirectory(dir=folder) as run_folder:
         fit(embedder, cache, Path(run_folder), log=lambda _: None)
     average_with_start(embedder.net, start, share=run.train.start_share)
-    whiten_adapters(embedder, cache)
     votes, labels, groups, k = vote(embedder, cache, disease=data.disease_index)
     return {
         **{"variant": task.name, "fold": task.fold, "n_per_class": task.n_per_class, "k": k},
@@ -284,13 +279,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=120, help="a class, to train on")
     parser.add_argument("--held", type=int, default=80, help="a class, to measure on")
     parser.add_argument("--curve", type=int, nargs="*", default=[30, 60, 240])
-    parser.add_argument("--only", nargs="*", help="departures to measure [all]; robust is added")
-    parser.add_argument("--result", default="recipe", help="name of the file in results/")
     options = parser.parse_args()
     tasks = list_tasks(options.size, n_per_class=options.images, n_smaller=options.curve)
-    if options.only:
-        wanted = {"robust", *options.only}
-        tasks = [t for t in tasks if t.name in wanted and t.n_per_class == options.images]
     dataset = read_dataset(options.data)
     options.work.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -306,7 +296,7 @@ def main() -> None:
     settings |= {"n_threads": torch.get_num_threads(), "input_size": options.size}
     settings |= {"n_per_class": options.images, "n_held_per_class": options.held}
     document = summarise(rows, n_per_class=options.images)
-    harness.write_result(options.result, {**settings, **document})
+    harness.write_result("recipe", {**settings, **document})
     for cache in options.work.glob("cache-*"):
         shutil.rmtree(cache)
 

@@ -23,12 +23,10 @@ from core.datasets import Dataset, Record
 from core.embedder import Embedder, Progress, build_embedder, read_gpu_memory
 from core.errors import DataError
 from core.fitting import draw_steps, fit
-from core.starting_point import begin_adapters
 from core.trunk_cache import TrunkCache
 
 _N_IMAGES = 16  # of each class at most
 _FEW_STEPS, _MORE_STEPS = 2, 8
-_N_FITTED = 2  # how often adapters are fitted to the features: before training, and at its end
 _N_MAPPED = 1000  # images at most in the trial's map
 _FINISH_BYTES = 130_000_000  # of memory for watching and measuring; found: 102 and 163 MB
 _MAP_POWER = 1.6  # time of a larger map: 1.2 s for 1000 images, 11.5 s for 4000 on one core
@@ -121,7 +119,6 @@ def run_trial(
         per_step = [
             _time_steps(one, cache, folder / one.config.objective.name) for one in embedders
         ]
-        per_begun = [_time_adapters(one, cache) for one in embedders]
         # The run's checkpoint is written beside the one it replaces; a member's stays as its model.
         kept = max(path.stat().st_size for path in folder.rglob("last.ckpt"))
         n_kept = 2 * kept + (len(embedders) - 1) * kept // 3
@@ -140,7 +137,7 @@ def run_trial(
     return Estimate(
         start_s=process_s + load_s,
         trunk_s=per_image * n_equal,
-        fit_s=sum(per_step) * n_steps + sum(per_begun) * n_train * _N_FITTED,
+        fit_s=sum(per_step) * n_steps,
         finish_s=sum(per_embedded) * (n_train + n_val) + map_s,
         n_images=n_train + n_val,
         n_steps=n_steps * len(embedders),
@@ -188,13 +185,6 @@ def _time_steps(embedder: Embedder, cache: TrunkCache, folder: Path) -> float:
     each = (more_s - few_s) / (more - few) if more > few else more_s / more
     scale = embedder.config.train.n_images_per_class / per_class
     return max(each, more_s / more * 0.1) * scale
-
-
-def _time_adapters(embedder: Embedder, cache: TrunkCache) -> float:
-    """Seconds per training image to fit a linear adapter to the features."""
-    began = time.monotonic()
-    begin_adapters(embedder, cache)
-    return (time.monotonic() - began) / len(cache.find_rows("train"))
 
 
 def _count_steps(config: RunConfig, labels: Sequence[int]) -> int:

@@ -173,7 +173,7 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
         heads = [self.net.adapters, self.net.classifier, self.auxiliary]
         head_params = [p for head in heads if head is not None for p in head.parameters()]
         groups: list[dict[str, object]] = [
-            {"params": head_params, "lr": self.config.head_lr},
+            {"params": head_params, "lr": config.adapter_lr},
             {"params": list(self.net.tails.parameters()), "lr": config.tail_lr},
         ]
         if self.proxies is not None:

@@ -28,7 +28,6 @@ STATUS = {
 _STAGES = {
     "running the trunks": N_("Reading the images"),
     "training": N_("Training"),
-    "setting where the adapter begins": N_("Training: setting where the adapter begins"),
     "choosing K, fitting the map, writing the model": N_("Finishing: choosing K, drawing the map"),
     "loading the backbones": N_("Loading the pretrained model"),
     "running the trunks on a few images": N_("Reading a few images"),

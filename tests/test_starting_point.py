@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from core.config import RunConfig, Settings
 from core.datasets import Dataset
 from core.embedder import Embedder, build_embedder
-from core.starting_point import average_with_start, begin_adapters, whiten_adapters
+from core.starting_point import average_with_start, begin_with_pca
 from core.trunk_cache import TrunkCache
 
 CPU = Settings(device="cpu")
@@ -32,7 +32,7 @@ def test_a_linear_adapter_begins_as_the_pca_of_the_training_features(
     linear_config: RunConfig, phantom_dataset: Dataset, tmp_path: Path
 ) -> None:
     embedder, cache = build(linear_config, phantom_dataset, tmp_path)
-    start = begin_adapters(embedder, cache)
+    start = begin_with_pca(embedder, cache)
     rows = cache.find_rows("train").tolist()
     with torch.inference_mode():
         features = embedder.net.pool(cache.read_views(rows, [0] * len(rows)))
@@ -43,66 +43,12 @@ def test_a_linear_adapter_begins_as_the_pca_of_the_training_features(
     assert start.keys() == embedder.net.state_dict().keys()
 
 
-def measure_within(embedder: Embedder, cache: TrunkCache, views: range) -> np.ndarray:
-    """Covariance of an adapter's outputs, each against the mean of its class's clean ones."""
-    rows = cache.find_rows("train").tolist()
-    labels = np.array([cache.records[row].label for row in rows])
-    with torch.inference_mode():
-        outputs = [
-            embedder.net.adapters[0](embedder.net.pool(cache.read_views(rows, [v] * len(rows))))
-            for v in views
-        ]
-    clean = outputs[0].numpy()
-    means = np.array([clean[labels == label].mean(axis=0) for label in (0, 1)])
-    residuals = np.concatenate([o.numpy() - means[labels] for o in outputs])
-    return residuals.T @ residuals / len(residuals)
-
-
-def test_whitening_makes_the_differences_within_a_class_alike_in_all_directions(
-    linear_config: RunConfig, phantom_dataset: Dataset, tmp_path: Path
-) -> None:
-    config = linear_config.with_overrides(["embedder.adapter_start=whitening"])
-    embedder, cache = build(config, phantom_dataset, tmp_path)
-    views = range(1 + cache.n_augmented)
-    plain = linear_config.with_overrides([])
-    other, _ = build(plain, phantom_dataset, tmp_path)
-    begin_adapters(other, cache)
-    begin_adapters(embedder, cache)
-    before, after = (measure_within(e, cache, views) for e in (other, embedder))
-    uneven = [np.linalg.cond(found) for found in (before, after)]
-    assert uneven[0] > 10 * uneven[1]
-
-    with torch.no_grad():  # training bends the adapter
-        embedder.net.adapters[0][0].weight[0] *= 30
-        embedder.net.adapters[0][0].bias += 1
-    bent = np.linalg.cond(measure_within(embedder, cache, views))
-    whiten_adapters(embedder, cache)
-    assert bent > 100
-    assert np.linalg.cond(measure_within(embedder, cache, views)) < bent / 10
-    rows = cache.find_rows("train").tolist()
-    with torch.inference_mode():
-        pooled = embedder.net.pool(cache.read_views(rows, [0] * len(rows)))
-        outputs = embedder.net.adapters[0](pooled).numpy()
-    np.testing.assert_allclose(outputs.mean(axis=0), 0.0, atol=1e-3)
-    assert outputs.var(axis=0, ddof=1).sum() == pytest.approx(1.0, rel=1e-3)
-
-
-def test_an_adapter_begun_as_pca_is_not_whitened_at_the_end(
-    linear_config: RunConfig, phantom_dataset: Dataset, tmp_path: Path
-) -> None:
-    embedder, cache = build(linear_config, phantom_dataset, tmp_path)
-    begin_adapters(embedder, cache)
-    before = embedder.net.adapters[0][0].weight.clone()
-    whiten_adapters(embedder, cache)
-    assert torch.equal(embedder.net.adapters[0][0].weight, before)
-
-
 def test_an_adapter_with_a_hidden_layer_is_left_alone(
     tiny_config: RunConfig, phantom_dataset: Dataset, tmp_path: Path
 ) -> None:
     embedder, cache = build(tiny_config, phantom_dataset, tmp_path)
     before = embedder.net.adapters[0][0].weight.clone()
-    begin_adapters(embedder, cache)
+    begin_with_pca(embedder, cache)
     assert torch.equal(embedder.net.adapters[0][0].weight, before)
 
 
@@ -111,7 +57,7 @@ def test_fewer_images_than_dimensions_leave_the_rest_at_zero(
 ) -> None:
     config = linear_config.with_overrides(["embedder.embedding_dim=64"])
     embedder, cache = build(config, phantom_dataset, tmp_path)
-    begin_adapters(embedder, cache)
+    begin_with_pca(embedder, cache)
     n_train = len(cache.find_rows("train"))
     weight = embedder.net.adapters[0][0].weight
     assert n_train < 64
@@ -124,7 +70,7 @@ def test_the_average_by_hand(
 ) -> None:
     embedder, cache = build(linear_config, phantom_dataset, tmp_path)
     net = embedder.net
-    start = begin_adapters(embedder, cache)
+    start = begin_with_pca(embedder, cache)
     with torch.no_grad():
         net.adapters[0][0].bias.fill_(4.0)
     start["adapters.0.0.bias"] = torch.full_like(start["adapters.0.0.bias"], 8.0)

@@ -125,18 +125,6 @@ def test_one_step_changes_tails_and_adapter_and_never_the_trunks(
         assert all(torch.equal(v, before[k]) for k, v in backbone.trunk.state_dict().items())
 
 
-def test_a_classifier_that_answers_learns_at_a_rate_of_its_own(
-    phantom_dataset: Dataset, config: RunConfig, tmp_path: Path
-) -> None:
-    rates = ["train.adapter_lr=0.25", "train.classifier_lr=0.5", "objective.name=cross-entropy"]
-    plain = config.with_overrides(rates)
-    embedder = build_embedder(plain, settings_for(tmp_path))
-    cache = TrunkCache(tmp_path / "c", embedder, phantom_dataset.subset("train"))
-    module = FittingModule(embedder.net.requires_grad_(True), plain, cache=cache)
-    optimiser = module.configure_optimizers()["optimizer"]
-    assert [group["lr"] for group in optimiser.param_groups] == [0.5, 5e-6]
-
-
 def test_progress_that_did_not_reach_the_disk_means_to_begin_anew(
     phantom_dataset: Dataset, config: RunConfig, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ SYSTEMS = {
             (
                 "objective.name=cross-entropy",
                 "train.epochs=1",
-                "train.classifier_lr=1e-5",
+                "train.adapter_lr=1e-5",
                 "train.tail_lr=0",
                 "embedder.tta=false",
             ),

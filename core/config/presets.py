@@ -17,7 +17,6 @@ from core.errors import ConfigError
 # What the robust recipe changes in the report's; README says how it was chosen.
 _ROBUST = (
     "embedder.hidden_dim=0",
-    "embedder.adapter_start=whitening",
     "embedder.exposure_views=4",
     "objective.auxiliary_weight=1.0",
     "knn.k_rule=one-standard-error",
@@ -34,7 +33,6 @@ _ROBUST = (
 # Rates, cut and length were searched on the packaged backbones alone.
 _ROBUST_OFFLINE = (
     "embedder.tail_depth=2",
-    "train.adapter_lr=0.0001",
     "train.tail_lr=0.0001",
     "train.epochs=6",
     "train.n_views=4",

@@ -17,7 +17,6 @@ SCHEMA_VERSION = 1
 K_CANDIDATES = (5, 9, 15, 20, 25, 30, 40, 50)
 _TESTS_ONLY = "embedder.random_weights"
 PRECISIONS = ("auto", "float32", "bfloat16")
-ADAPTER_STARTS = ("pca", "whitening")
 OBJECTIVES = ("triplet", "cross-entropy", "metric-ensemble")
 RECIPES = ("robust", "report")
 MEMBERS = {"triplet": "triplet", "metric": "metric-ensemble"}  # of an ensemble: suffix, objective
@@ -82,8 +81,7 @@ class EmbedderConfig:
 
     backbones: tuple[str, ...] = ()
     tail_depth: int = 1
-    hidden_dim: int = 512  # of the adapter; 0: one linear map, begun as adapter_start says
-    adapter_start: str = "pca"  # whitening: of the covariance within classes, at the end again
+    hidden_dim: int = 512  # of the adapter; 0: one linear map, begun as the features' PCA
     embedding_dim: int = 128
     dropout: float = 0.5
     tta: bool = True
@@ -95,11 +93,6 @@ class EmbedderConfig:
         require(len(self.backbones) >= 1, "backbones must name at least one timm model.")
         require(1 <= self.tail_depth <= 4, f"tail_depth must be 1..4, got {self.tail_depth}.")
         require(self.hidden_dim >= 0 and self.embedding_dim > 1, "adapter sizes must be positive.")
-        require(
-            self.adapter_start in ADAPTER_STARTS,
-            f"adapter_start must be one of {', '.join(ADAPTER_STARTS)}, got "
-            f"{self.adapter_start!r}.",
-        )
         require(
             0 <= self.exposure_views <= 16,
             f"exposure_views must be 0..16, got {self.exposure_views}.",
@@ -155,7 +148,6 @@ class TrainConfig:
     epochs: int = 20
     n_images_per_class: int = 8
     adapter_lr: float = 1e-3
-    classifier_lr: float = 1e-3  # of the linear classifier that answers without a vote
     tail_lr: float = 5e-6
     weight_decay: float = 1e-3
     warmup_share: float = 0.0  # of the steps, first, with rates that rise from near zero
@@ -183,7 +175,7 @@ class TrainConfig:
             0.02 <= self.val_fraction <= 0.5,
             f"val_fraction must be 0.02..0.5, got {self.val_fraction}.",
         )
-        for name in ("adapter_lr", "classifier_lr", "tail_lr", "weight_decay"):
+        for name in ("adapter_lr", "tail_lr", "weight_decay"):
             value = getattr(self, name)
             require(0.0 <= value <= 1.0, f"{name} must be 0..1, got {value}.")
 
@@ -247,11 +239,6 @@ class RunConfig:
     knn: KnnConfig = field(default_factory=KnnConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     schema_version: int = SCHEMA_VERSION
-
-    @property
-    def head_lr(self) -> float:
-        """Learning rate of the adapters, or of the classifier that answers in their place."""
-        return self.train.adapter_lr if self.objective.n_adapters else self.train.classifier_lr
 
     def to_json(self) -> str:
         """Return the record as indented JSON."""

@@ -120,13 +120,12 @@ def describe_training(members: Sequence[BundleConfig], checkpoints_dir: Path) ->
     for config in members:
         run = config.run
         k = read_json(checkpoints_dir / config.model_id / "metrics.json")["k"]
-        head = "adapter" if run.objective.n_adapters else "classifier"
         rows.append(
             (
                 config.model_id,
                 f"{run.preset}, {run.recipe}, {run.objective.name}",
-                f"{run.train.epochs} epochs, {head} {run.head_lr:g}, tail {run.train.tail_lr:g}, "
-                f"weight decay {run.train.weight_decay:g}",
+                f"{run.train.epochs} epochs, adapter {run.train.adapter_lr:g}, tail "
+                f"{run.train.tail_lr:g}, weight decay {run.train.weight_decay:g}",
                 f"seed {run.train.seed}",
                 f"K {k}" if k else "no vote",
             )

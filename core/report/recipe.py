@@ -45,24 +45,15 @@ def _say_adapters(run: RunConfig) -> str:
     n, hidden = run.objective.n_adapters, run.embedder.hidden_dim
     who = "One adapter turns" if n == 1 else f"{n} adapters side by side each turn"
     if hidden == 0:
-        return f"{who} the pooled features into a unit embedding by one linear map. {_say_map(run)}"
+        return (
+            f"{who} the pooled features into a unit embedding by one linear map, which starts as "
+            "the principal components of the untrained features of the training images, found "
+            "without labels."
+        )
     return (
         f"{who} the pooled features into a unit embedding by a hidden layer of {hidden} (batch "
         f"normalisation, ReLU, dropout {run.embedder.dropout:g} in training) and a linear map, "
         f"which start from values drawn by seed {run.train.seed}."
-    )
-
-
-def _say_map(run: RunConfig) -> str:
-    if run.embedder.adapter_start == "pca":
-        return (
-            "It starts as the principal components of the untrained features of the training "
-            "images, found without labels."
-        )
-    return (
-        "It starts as a map of the untrained features of the training images and their augmented "
-        "views that makes the covariance within classes the unit matrix (Hatch et al. 2006; "
-        "shrunk by Ledoit and Wolf 2004), and what it puts out is whitened so again at the end."
     )
 
 

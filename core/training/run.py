@@ -27,7 +27,7 @@ from core.embedder import Embedder, Progress, build_embedder
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.fitting import Log, Watch, fit
 from core.run_lock import hold_run
-from core.starting_point import average_with_start, begin_adapters, whiten_adapters
+from core.starting_point import average_with_start, begin_with_pca
 from core.training.finishing import describe, finish, write_card
 from core.trunk_cache import TrunkCache
 
@@ -99,17 +99,14 @@ def train(
         _check_enough(dataset, cache)
         report = _with_eta(progress, "training", start=_CACHE_SHARE, share=0.96 - _CACHE_SHARE)
         began = time.monotonic()
-        if progress:
-            progress(_CACHE_SHARE, "setting where the adapter begins")
-        start = begin_adapters(embedder, cache)
+        start = begin_with_pca(embedder, cache)
         observe = watch(embedder, cache) if watch else None
         fit(embedder, cache, folder, log=log, progress=report, watch=observe)
-        if progress:
-            progress(0.97, "choosing K, fitting the map, writing the model")
         if embedder.net.classifier is None:
             average_with_start(embedder.net, start, share=config.train.start_share)
-            whiten_adapters(embedder, cache)
         seconds["fit"] = time.monotonic() - began  # of this process; a resumed run's was longer
+        if progress:
+            progress(0.97, "choosing K, fitting the map, writing the model")
         contents = finish(freeze_trained(embedder), cache, dataset, log=log)
         contents = dataclasses.replace(
             contents,
