@@ -315,8 +315,8 @@ def _write_card(record: EnsembleRecord, metrics: dict[str, Any]) -> str:
 
 Research use, not a diagnosis.
 
-- Made {record.created}: a soft vote weighted by validation accuracy, gate
-  {record.min_val_accuracy:.2f}
+- Made {record.created[:16].replace("T", " ")} UTC: a soft vote weighted by validation accuracy,
+  gate {record.min_val_accuracy:.2f}
 - {figure}
 
 Members:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,6 +154,11 @@ def compare_models(
         second_gallery=second.data_id,
         n_known=len(_find_known(first, dataset, one) | _find_known(second, dataset, two)),
     )
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """The ``compare`` JSON: the record, and whether the gate counts it."""
+    return {**dataclasses.asdict(comparison), "is_evidence": comparison.is_evidence}
 
 
 def _find_known(model: Model, dataset: Dataset, reading: SplitReading) -> set[str]:

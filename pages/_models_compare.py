@@ -91,7 +91,7 @@ def _show_job(params: dict[str, Any], settings: Settings, summary: ModelSummary)
         found = jobs.read_result(settings.checkpoints_dir, job.job_id)
         folder = jobs.folder_of(settings.checkpoints_dir, job.job_id) / "pictures"
         _show_figures(found)
-        if found["split"] != "test" or found.get("n_known"):
+        if not found.get("is_evidence", True):  # older results do not say
             st.warning(
                 _(
                     "The gate does not count this comparison: it needs test images that neither "

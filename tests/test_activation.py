@@ -194,11 +194,12 @@ def test_images_that_a_model_knows_are_counted(tiny_checkpoints: Path, tmp_path:
             if f"/{name}/" in record.key:
                 copy(home / record.key, tmp_path / "train" / name / f"{i}.png")
         copies = [key for key in model.gallery.keys if f"/{name}/" in key][:2]
+        copies += [r.key for r in data.subset("val") if f"/{name}/" in r.key][:1]
         for i, key in enumerate(copies):
             copy(home / key, tmp_path / "test" / name / f"copy{i}.png")
     away = read_dataset(tmp_path, val_fraction=0.25)
     found = compare_models(model, model, away, split="test", hashes=("h", "h"))
-    assert (found.n_known, found.is_evidence) == (4, False)
+    assert (found.n_known, found.is_evidence) == (6, False)
 
 
 def copy(source: Path, target: Path) -> None:

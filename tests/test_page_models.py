@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import registry
+from core import jobs, registry
 from core.activation import read_history
+from core.config import Settings
+from core.datasets import read_dataset
+from core.model_comparison import compare_models, to_json
+from core.registry import load_bundle
 from pages import _shared as shared
 from pages._text import LANGUAGE_KEY
 
@@ -106,6 +110,25 @@ def test_the_other_views_render(app: AppTest, view: str) -> None:
     assert not app.error
     if view == "compare":
         assert app.button(key="models_compare").label == "Compare"
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_comparison_that_the_gate_does_not_count_says_so(
+    app: AppTest, checkpoints: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    settings = Settings(checkpoints_dir=checkpoints, device="cpu")
+    model = load_bundle(checkpoints, "demo-metric", settings=settings)
+    data = read_dataset(checkpoints / ".demo-data", val_fraction=0.25)
+    found = to_json(compare_models(model, model, data, split=split, hashes=("h", "h")))
+    job = jobs.Job(job_id="one", kind="compare", title="", params={}, created="", status="done")
+    monkeypatch.setattr(jobs, "find_latest", lambda *_: job)
+    monkeypatch.setattr(jobs, "read_result", lambda *_: found)
+    monkeypatch.setattr(jobs, "folder_of", lambda *_: checkpoints)
+    app.session_state[shared.MODELS_VIEW_KEY] = "compare"
+    app.run()
+    assert not app.exception
+    assert not app.error
+    assert ("The gate does not count this comparison" in words(app)) == (split == "val")
 
 
 def test_without_a_model_the_page_says_what_to_do(

@@ -169,8 +169,8 @@ def write_card(config: BundleConfig, contents: Contents) -> str:
 
 Research use, not a diagnosis.
 
-- Made {config.created}, preset {config.run.preset}, recipe {config.run.recipe}, objective
-  {config.run.objective.name}
+- Made {config.created[:16].replace("T", " ")} UTC, preset {config.run.preset}, recipe
+  {config.run.recipe}, objective {config.run.objective.name}
 - Data {config.data_id}: {len(contents.gallery)} {kind} vote; classes
   {", ".join(config.class_names)}; disease is {config.class_names[config.disease_index]}
 - Validation, {report["n"]} images: accuracy {report["accuracy"]:.3f} (95 % CI {low:.3f} to
