@@ -143,6 +143,7 @@ def describe_reading(
 ) -> dict[str, Any]:
     """Sum a reading up as the ``evaluate`` JSON of DESIGN section 4."""
     truth, p_disease = reading.truth, reading.p_disease
+    copies = find_copies(model, reading)
     report = evaluation.evaluate(truth, p_disease, groups=reading.groups)
     unsure = np.abs(p_disease - 0.5) < model.abstain_margin
     answered = ~unsure & ~reading.is_novel
@@ -176,7 +177,7 @@ def describe_reading(
             "n_novel": int(reading.is_novel.sum()),
         },
         "unreadable": dict(reading.unreadable),
-        "n_in_gallery": len(copies := find_copies(model, reading)),
+        "n_in_gallery": len(copies),
         "n_in_validation": len(find_validated(model, reading) - copies),
     }
 
