@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +86,17 @@ class Comparison:
     @property
     def is_evidence(self) -> bool:
         """Whether it was made on test images that neither model knew."""
-        return self.split == "test" and self.n_known == 0
+        return is_evidence(self.split, self.n_known)
+
+
+def is_evidence(split: str, n_known: int | None) -> bool:
+    """Whether the gate counts a comparison: on test images, none of which a model knew.
+
+    Args:
+        split: of the images.
+        n_known: how many trained or validated one of the models; None: not counted, as before.
+    """
+    return split == "test" and n_known == 0
 
 
 def compare_models(
@@ -154,11 +163,6 @@ def compare_models(
         second_gallery=second.data_id,
         n_known=len(_find_known(first, dataset, one) | _find_known(second, dataset, two)),
     )
-
-
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """The ``compare`` JSON: the record, and whether the gate counts it."""
-    return {**dataclasses.asdict(comparison), "is_evidence": comparison.is_evidence}
 
 
 def _find_known(model: Model, dataset: Dataset, reading: SplitReading) -> set[str]:

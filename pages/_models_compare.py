@@ -11,6 +11,7 @@ from core import jobs, registry
 from core.comparison import write_p
 from core.config import Settings
 from core.data_zip import find_data
+from core.model_comparison import is_evidence
 from core.registry import ModelSummary
 from pages import _shared as shared
 from pages._jobs_view import show_short_job
@@ -91,7 +92,7 @@ def _show_job(params: dict[str, Any], settings: Settings, summary: ModelSummary)
         found = jobs.read_result(settings.checkpoints_dir, job.job_id)
         folder = jobs.folder_of(settings.checkpoints_dir, job.job_id) / "pictures"
         _show_figures(found)
-        if not found.get("is_evidence", True):  # older results do not say
+        if not is_evidence(found["split"], found.get("n_known")):
             st.warning(
                 _(
                     "The gate does not count this comparison: it needs test images that neither "

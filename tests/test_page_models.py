@@ -1,5 +1,6 @@
 """The Models page without a browser: list, gate, activation, roll-back, ensemble."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from core import jobs, registry
 from core.activation import read_history
 from core.config import Settings
 from core.datasets import read_dataset
-from core.model_comparison import compare_models, to_json
+from core.model_comparison import compare_models
 from core.registry import load_bundle
 from pages import _shared as shared
 from pages._text import LANGUAGE_KEY
@@ -119,7 +120,8 @@ def test_a_comparison_that_the_gate_does_not_count_says_so(
     settings = Settings(checkpoints_dir=checkpoints, device="cpu")
     model = load_bundle(checkpoints, "demo-metric", settings=settings)
     data = read_dataset(checkpoints / ".demo-data", val_fraction=0.25)
-    found = to_json(compare_models(model, model, data, split=split, hashes=("h", "h")))
+    compared = compare_models(model, model, data, split=split, hashes=("h", "h"))
+    found = dataclasses.asdict(compared)
     job = jobs.Job(job_id="one", kind="compare", title="", params={}, created="", status="done")
     monkeypatch.setattr(jobs, "find_latest", lambda *_: job)
     monkeypatch.setattr(jobs, "read_result", lambda *_: found)

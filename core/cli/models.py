@@ -49,7 +49,7 @@ def compare(
     """Put two models side by side, image by image; the gate of `activate` rests on it."""
     from core.comparison import write_p
     from core.datasets import read_dataset
-    from core.model_comparison import compare_models, save_comparison, to_json
+    from core.model_comparison import compare_models, save_comparison
     from core.registry import find_model, load_bundle
 
     settings = read_settings(checkpoints)
@@ -74,7 +74,7 @@ def compare(
             "The gate of `activate` does not count this comparison: it wants test images, none of "
             f"which one of the models was trained or validated on ({found.n_known} were)."
         )
-    write_json(json_file, to_json(found))
+    write_json(json_file, dataclasses.asdict(found))
     test, auc = found.mcnemar, found.delong
     p_calls, p_auroc = write_p(test.p_value), write_p(auc.p_value)
     typer.echo(

@@ -226,7 +226,7 @@ def _trial(work: Work) -> dict[str, Any]:
 
 def _compare(work: Work) -> dict[str, Any]:
     """Put two models side by side. Takes first, second, data, split, disease_class."""
-    from core.model_comparison import compare_models, save_comparison, to_json
+    from core.model_comparison import compare_models, save_comparison
     from core.registry import find_model, load_bundle
 
     directory = work.settings.checkpoints_dir
@@ -243,7 +243,7 @@ def _compare(work: Work) -> dict[str, Any]:
         progress=work.report,
     )
     save_comparison(directory, found)
-    return to_json(found)
+    return dataclasses.asdict(found)
 
 
 KINDS: dict[str, Callable[[Work], dict[str, Any]]] = {
