@@ -10,7 +10,8 @@ so that a killed run goes on where it was. Result: results/input_size.json.
 """
 
 import argparse
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,50 @@ SIZES = {  # up to the images' own
     "kermany_cxr_1639": (160, 192, 224, 288, 448),
 }
 N_FOLDS, N_SHUFFLES = 5, 3
-JUDGES = {
-    "knn": lambda: KNeighborsClassifier(20, weights="distance"),
-    "logistic_regression": lambda: LogisticRegression(C=10.0, max_iter=5000),
-}
+Array = NDArray[np.floating[Any]]
+# From training features, whether each is diseased, and held-out features to probabilities.
+Judge = Callable[[Array, NDArray[np.bool_], Array], NDArray[np.float64]]
 Votes = dict[str, NDArray[np.float64]]  # judge -> (shuffle, image) probability of disease
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of a data set to learn from, and what they are."""
+
+    records: list[Record]
+    truth: NDArray[np.bool_]  # diseased
+    groups: NDArray[np.str_]  # patients
+    clusters: list[NDArray[np.int64]]
+
+
+def vote(
+    train: Array, truth: NDArray[np.bool_], held: Array, *, k: int = 20
+) -> NDArray[np.float64]:
+    """Share of disease among the k nearest, weighted by distance."""
+    neighbours = KNeighborsClassifier(k, weights="distance").fit(train, truth)
+    shares: NDArray[np.float64] = neighbours.predict_proba(held)[:, 1]
+    return shares
+
+
+def regress(train: Array, truth: NDArray[np.bool_], held: Array) -> NDArray[np.float64]:
+    """Probability of disease by logistic regression."""
+    model = LogisticRegression(C=10.0, max_iter=5000).fit(train, truth)
+    probs: NDArray[np.float64] = model.predict_proba(held)[:, 1]
+    return probs
+
+
+JUDGES: dict[str, Judge] = {"knn": vote, "logistic_regression": regress}
+
+
+def list_images(dataset: Dataset) -> Images:
+    """All but the test images."""
+    records = [r for r in dataset.records if r.split != "test"]
+    return Images(
+        records,
+        np.array([r.label == dataset.disease_index for r in records]),
+        np.array([r.group or r.key for r in records]),
+        find_clusters([r.group or "" for r in records], len(records)),
+    )
 
 
 def embed(records: list[Record], size: int, path: Path) -> NDArray[np.float32]:
@@ -55,33 +95,30 @@ def embed(records: list[Record], size: int, path: Path) -> NDArray[np.float32]:
     return features
 
 
-def judge(
-    features: NDArray[np.float32], truth: NDArray[np.bool_], groups: NDArray[np.str_]
-) -> Votes:
+def judge(features: Array, images: Images, judges: Mapping[str, Judge]) -> Votes:
     """Probability of disease of every image, from the others' patients."""
-    votes = {name: np.zeros((N_SHUFFLES, len(truth))) for name in JUDGES}
+    truth = images.truth
+    votes = {name: np.zeros((N_SHUFFLES, len(truth))) for name in judges}
     for shuffle in range(N_SHUFFLES):
         folds = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=shuffle)
-        for train, held in folds.split(features, truth, groups):
-            for name, make in JUDGES.items():
-                model = make().fit(features[train], truth[train])
-                votes[name][shuffle, held] = model.predict_proba(features[held])[:, 1]
+        for train, held in folds.split(features, truth, images.groups):
+            for name, ask in judges.items():
+                votes[name][shuffle, held] = ask(features[train], truth[train], features[held])
     return votes
 
 
-def measure(votes: NDArray[np.float64], truth: NDArray[np.bool_]) -> tuple[float, float]:
+def measure(votes: NDArray[np.float64], truth: NDArray[np.bool_]) -> dict[str, float]:
     """Accuracy and AUROC, mean over the shuffles."""
     accuracy = float(np.mean((votes > 0.5) == truth))
-    return accuracy, float(np.mean([rank_auroc(truth, v) for v in votes]))
+    auroc = float(np.mean([rank_auroc(truth, v) for v in votes]))
+    return {"accuracy": round(accuracy, 4), "auroc": round(auroc, 4)}
 
 
 def compare(
-    first: NDArray[np.float64],
-    other: NDArray[np.float64],
-    truth: NDArray[np.bool_],
-    clusters: list[NDArray[np.int64]],
+    first: NDArray[np.float64], other: NDArray[np.float64], images: Images
 ) -> dict[str, Any]:
     """What the first gains over the other in AUROC, with its interval."""
+    truth = images.truth
 
     def gain(shuffles: NDArray[np.int64], rows: NDArray[np.int64]) -> float:
         if len(set(truth[rows].tolist())) < 2:
@@ -91,45 +128,52 @@ def compare(
             np.mean([rank_auroc(truth[rows], a) - rank_auroc(truth[rows], b) for a, b in pairs])
         )
 
-    found = asdict(compute_interval(gain, n_seeds=N_SHUFFLES, clusters=clusters))
+    found = asdict(compute_interval(gain, n_seeds=N_SHUFFLES, clusters=images.clusters))
     return {key: round(value, 4) for key, value in found.items()}
 
 
 def run(dataset: Dataset, *, name: str, work: Path) -> list[dict[str, Any]]:
     """One data set at every size."""
-    records = [r for r in dataset.records if r.split != "test"]
-    truth = np.array([r.label == dataset.disease_index for r in records])
-    groups = np.array([r.group or r.key for r in records])
-    clusters = find_clusters([r.group or "" for r in records], len(records))
+    images = list_images(dataset)
     own = build_preset("offline").preprocess.input_size
     votes, rows = dict[int, Votes](), list[dict[str, Any]]()
     for size in sorted(SIZES[name], key=lambda size: (size != own, size)):
-        features = embed(records, size, work / f"{name}-{dataset.data_id}-{size}.npy")
-        votes[size] = judge(features, truth, groups)
-        row: dict[str, Any] = {"data": name, "n": len(records), "input_size": size}
+        features = embed(images.records, size, work / f"{name}-{dataset.data_id}-{size}.npy")
+        votes[size] = judge(features, images, JUDGES)
+        row: dict[str, Any] = {"data": name, "n": len(images.records), "input_size": size}
         for key, found in votes[size].items():
-            accuracy, auroc = measure(found, truth)
-            row[key] = {"accuracy": round(accuracy, 4), "auroc": round(auroc, 4)}
+            row[key] = dict[str, Any](measure(found, images.truth))
             if size != own:
-                row[key]["auroc_gain"] = compare(found, votes[own][key], truth, clusters)
+                row[key]["auroc_gain"] = compare(found, votes[own][key], images)
         rows.append(row)
         print(row, flush=True)
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def build_parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentParser:
+    """Which data sets, where they lie, and where features are kept."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--only", nargs="+", choices=tuple(SIZES), default=list(SIZES))
+    parser.add_argument("--only", nargs="+", choices=tuple(names), default=list(names))
     parser.add_argument("--work", type=Path, default=Path("checkpoints/.input-size"))
-    options = parser.parse_args()
+    return parser
+
+
+def read_chosen(options: argparse.Namespace) -> Iterator[tuple[str, Dataset]]:
+    """Name and data of those that are there; says which are not."""
     options.work.mkdir(parents=True, exist_ok=True)
-    rows = []
     for name in options.only:
-        if not (options.data / name).exists():
+        if (options.data / name).exists():
+            yield name, read_dataset(options.data / name)
+        else:
             print(f"{name}: left out, {options.data / name} is not there")
-            continue
-        dataset = read_dataset(options.data / name)
+
+
+def main() -> None:
+    """Every data set that is there, then the result."""
+    options = build_parser(__doc__, tuple(SIZES)).parse_args()
+    rows = []
+    for name, dataset in read_chosen(options):
         rows += run(dataset, name=name, work=options.work)
     settings = {"preset": "offline", "n_threads": torch.get_num_threads()}
     settings |= {"n_folds": N_FOLDS, "n_shuffles": N_SHUFFLES}
