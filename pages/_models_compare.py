@@ -112,16 +112,16 @@ def _start(params: dict[str, Any], settings: Settings) -> None:
 
 def _show_figures(found: dict[str, Any]) -> None:
     test, auc = found["mcnemar"], found["delong"]
-    columns = st.columns(4)
-    columns[0].metric(_("Images"), found["n"])
-    columns[1].metric(
-        _("Accuracy, before and after"),
-        f"{found['accuracy_first']:.3f} → {found['accuracy_second']:.3f}",
-    )
-    columns[2].metric(
-        _("AUROC, before and after"), f"{auc['auroc_first']:.3f} → {auc['auroc_second']:.3f}"
-    )
-    columns[3].metric(_("Fixed / broken"), f"{test['n_only_second']} / {test['n_only_first']}")
+    with st.grid(4, min_column_width=220):
+        st.metric(_("Images"), found["n"])
+        st.metric(
+            _("Accuracy, before and after"),
+            f"{found['accuracy_first']:.3f} → {found['accuracy_second']:.3f}",
+        )
+        st.metric(
+            _("AUROC, before and after"), f"{auc['auroc_first']:.3f} → {auc['auroc_second']:.3f}"
+        )
+        st.metric(_("Fixed / broken"), f"{test['n_only_second']} / {test['n_only_first']}")
     st.markdown(
         _(
             "Could the difference be luck? McNemar's test on the answers: p = {p_calls}. DeLong's "
