@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn
 
-from core import leftovers
 from core.config import Settings
 from core.errors import DataError
+from core.files import abandoned
 
 _CHUNK = 1 << 20
 _UTF8_FLAG = 0x800
@@ -91,7 +91,7 @@ def clean_uploads(checkpoints_dir: Path) -> None:
     """Remove what an unpacking or a deletion that was cut off left behind; call it at start."""
     for folder in uploads_dir(checkpoints_dir).glob(".*"):
         owner = re.fullmatch(r"\.unpacking-.*-(\d+)", folder.name)
-        is_left = owner is not None and leftovers.is_left(folder, int(owner[1]))
+        is_left = owner is not None and abandoned.is_left(folder, int(owner[1]))
         if is_left or folder.name.startswith(".deleted-"):
             shutil.rmtree(folder, ignore_errors=True)
 

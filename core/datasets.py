@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from core import manifest, npz
+from core import manifest
 from core.class_names import order_classes
 from core.errors import DataError, ImageError
+from core.files import untrusted_npz
 from core.folders import read_folders
 from core.image_io import Image, decode, encode_png, load
 
@@ -265,7 +266,7 @@ def _read_row(root: Path, row: Mapping[str, str], number: int) -> _Found:
 def _read_npz(path: Path) -> list[_Found]:
     found = []
     try:
-        npz.check_claims(
+        untrusted_npz.check_claims(
             path, [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
         )
         with np.load(path, allow_pickle=False) as arrays:
@@ -280,7 +281,7 @@ def _read_npz(path: Path) -> list[_Found]:
                     _Found(f"{split}/{i:05d}", str(int(label)), split, array=image)
                     for i, (image, label) in enumerate(zip(images, labels, strict=True))
                 ]
-    except npz.ERRORS as err:
+    except untrusted_npz.ERRORS as err:
         reason = str(err) or type(err).__name__
         raise DataError(
             f"{path.name} cannot be used ({reason}); expected a MedMNIST 2-D file: uint8 "

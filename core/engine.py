@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from core.mapped import release_pages
+from core.files.mapped_memory import release_pages
 
 logger = logging.getLogger(__name__)
 

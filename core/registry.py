@@ -10,7 +10,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import leftovers
 from core.bundle import (
     MODEL_ID,
     read_bundle,
@@ -21,6 +20,7 @@ from core.bundle import (
 from core.config import Settings
 from core.ensemble import Model, is_ensemble, read_ensemble, read_record
 from core.errors import CheckpointError, CoreError
+from core.files import abandoned
 
 _ACTIVE_FILE = "active"
 _DEMO_ID = "demo"
@@ -180,7 +180,7 @@ def clean_leftovers(directory: Path) -> None:
     """Remove what processes that were killed while they wrote left behind; call it at start."""
     for path in directory.glob(".*-*"):
         match = _LEFTOVER.fullmatch(path.name)
-        if match and path.is_dir() and leftovers.is_left(path, int(match["pid"])):
+        if match and path.is_dir() and abandoned.is_left(path, int(match["pid"])):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from core import datasets, npz
+from core import datasets
 from core.datasets import load_ahead, load_record, read_dataset, read_splits
 from core.errors import DataError, ImageError
+from core.files import untrusted_npz
 
 
 def write_image(path: Path, seed: int = 0) -> None:
@@ -376,6 +377,6 @@ def test_memory_that_runs_out_at_an_npz_is_said(
     monkeypatch.setattr(np, "load", fail)
     with pytest.raises(DataError, match="cannot be used \\(MemoryError\\)"):
         read_dataset(tmp_path / "toy.npz")
-    monkeypatch.setattr(npz, "_MAX_BYTES", 17)
+    monkeypatch.setattr(untrusted_npz, "_MAX_BYTES", 17)
     with pytest.raises(DataError, match="its arrays have more than"):
         read_dataset(tmp_path / "toy.npz")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.mapped import release_pages
+from core.files.mapped_memory import release_pages
 
 SIZE = 1 << 22
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from core import leftovers
 from core.assessment.record import Evaluation
 from core.bundle import check_model_id, read_bundle_config, read_json, write_text
 from core.config import Settings
 from core.curation.store import open_store
 from core.errors import CheckpointError, CoreError
+from core.files import abandoned
 from core.registry import ModelSummary, find_model, list_models
 
 SCHEMA_VERSION = 1
@@ -103,7 +103,7 @@ def _mend(base: Path) -> None:
     """Bring back what a writer that was killed had put aside; drop what else such writers left."""
     for path in sorted(base.glob(".*")):
         match = _LEFTOVER.fullmatch(path.name)
-        if match is None or not leftovers.is_left(path, int(match["pid"])):
+        if match is None or not abandoned.is_left(path, int(match["pid"])):
             continue
         with suppress(OSError):  # a folder that cannot be written, or another process was faster
             if match[1] == "old" and not (base / match["name"]).exists():

@@ -30,8 +30,8 @@ from core.curation.store import CurationStore, default_url
 from core.embedder import Embedder, build_embedder, choose_device, choose_precision
 from core.errors import CheckpointError, ConfigError, CoreError
 from core.evaluation import Calibration
+from core.files.mapped_memory import release_pages
 from core.knn import Gallery
-from core.mapped import release_pages
 from core.projection import Projection
 
 logger = logging.getLogger(__name__)

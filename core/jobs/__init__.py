@@ -20,9 +20,9 @@ from typing import Any
 
 from core.config import MEMBERS, Settings
 from core.errors import JobError
+from core.files.locks import hold_run
 from core.jobs import ending, state
 from core.jobs.state import Job
-from core.run_lock import hold_run
 
 logger = logging.getLogger(__name__)
 
