@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from core.burned_in import find_text
 from core.datasets import load_record, read_dataset
 from core.errors import ImageError
+from core.images.burned_in_text import find_text
 
 SEED = 0
 SETS = {"kermany": "kermany_cxr_1639", "idrid": "idrid", "busi": "busi"}

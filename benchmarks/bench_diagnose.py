@@ -21,14 +21,15 @@ import plain
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from core import inference, novelty, phantom
+from core import inference, novelty
 from core.bundle import BundleConfig, Contents, save_bundle
 from core.config import RunConfig, Settings, build_preset
 from core.embedder import build_embedder, embed_together
 from core.ensemble import Model, build_ensemble, read_ensemble
 from core.evaluation import Calibration
 from core.evidence import draw_heatmaps
-from core.image_io import decode, encode_jpeg
+from core.images import phantom
+from core.images.decode import decode, encode_jpeg
 from core.inference.votes import vote_batch
 from core.knn import Gallery, split_parts
 from core.registry import load_bundle

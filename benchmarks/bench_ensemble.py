@@ -15,9 +15,9 @@ from pathlib import Path
 import harness
 
 from core.config import Settings
-from core.image_io import decode, encode_png
+from core.images.decode import decode, encode_png
+from core.images.phantom import draw
 from core.inference import diagnose
-from core.phantom import draw
 from core.registry import load_bundle
 
 SEED = 1000

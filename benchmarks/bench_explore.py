@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 from explore_page import measure_page
 
-from core import findings, phantom
+from core import findings
 from core.audit import find_repeats
 from core.config import Settings, build_preset
 from core.datasets import read_dataset
 from core.exploration import Exploration, explore, prepare
+from core.images import phantom
 from core.neighbourhood import LeaveOneOut
 from core.registry import load_bundle
 from core.selection import count_values, find_in_polygon

@@ -20,11 +20,11 @@ import harness
 import numpy as np
 import torch
 
-from core import phantom
 from core.config import RunConfig, Settings, build_preset
 from core.datasets import Dataset, read_dataset
 from core.embedder import Embedder, build_embedder
 from core.fitting import fit
+from core.images import phantom
 from core.starting_point import begin_with_pca
 from core.training.finishing import _embed_split
 from core.trunk_cache import TrunkCache

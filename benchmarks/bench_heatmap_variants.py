@@ -30,7 +30,7 @@ from core.embedder import embed_together
 from core.ensemble import Model
 from core.errors import ImageError
 from core.faithfulness import compute_energy, has_hit
-from core.image_io import Image
+from core.images.decode import Image
 from core.proportions import measure_mean, measure_share
 from core.registry import load_bundle
 

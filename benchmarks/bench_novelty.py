@@ -36,13 +36,14 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from sklearn.datasets import load_sample_images
 
-from core import novelty, phantom
+from core import novelty
 from core.config import KnnConfig, Settings, TrainConfig, build_preset
 from core.datasets import load_record, read_dataset
 from core.embedder import Embedder, build_embedder
 from core.ensemble import Model
 from core.errors import ImageError
-from core.image_io import decode, encode_png
+from core.images import phantom
+from core.images.decode import decode, encode_png
 from core.inference import diagnose
 from core.registry import load_bundle
 

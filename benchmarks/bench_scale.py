@@ -13,9 +13,9 @@ import harness
 import torch
 from bench_knn import build_gallery, draw_rows
 
-from core import phantom
 from core.config import Settings
 from core.embedder import embed_together
+from core.images import phantom
 from core.registry import load_bundle
 
 ROUNDS = 3

@@ -22,7 +22,7 @@ from core.class_names import order_classes
 from core.errors import DataError, ImageError
 from core.files import untrusted_npz
 from core.folders import read_folders
-from core.image_io import Image, decode, encode_png, load
+from core.images.decode import Image, decode, encode_png, load
 
 SPLITS = ("train", "val", "test")
 _MIN_PER_CLASS = 4

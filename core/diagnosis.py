@@ -149,7 +149,7 @@ class Diagnosis:
     window: tuple[float, float] | None = None  # centre and width, where one was applied
     is_inverted: bool = False
     burned_in: tuple[TextRegion, ...] = ()  # where lettering seems to be, but for the mark below
-    has_synthetic_mark: bool = False  # bears the mark of core.phantom: drawn, of no patient
+    has_synthetic_mark: bool = False  # bears the mark of core.images.phantom: drawn, of no patient
     reader: ReaderRead | None = None
     error: str | None = None
     error_code: str | None = None

@@ -15,7 +15,7 @@ from core.audit import find_repeats
 from core.embedder import embed_together
 from core.ensemble import Model
 from core.exploration import Exploration
-from core.image_io import Image
+from core.images.decode import Image
 from core.knn import Gallery
 from core.label_errors import judge_held_out, score_labels
 from core.neighbourhood import NeighbourTable, find_mixed_regions, rank_rows

@@ -21,7 +21,7 @@ from core.datasets import Dataset, load_record
 from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import CheckpointError, ConfigError, DataError, ImageError
-from core.image_io import encode_jpeg, thumbnail
+from core.images.decode import encode_jpeg, thumbnail
 from core.inference import SplitReading, find_copies, find_validated, read_split
 from core.manifest import read_columns
 

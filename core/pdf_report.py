@@ -24,7 +24,7 @@ from core.diagnosis import RESEARCH_USE, Diagnosis, Novelty, write_percent
 from core.ensemble import Model
 from core.errors import ImageError
 from core.explain import overlay, resize_heatmap
-from core.image_io import encode_jpeg, thumbnail
+from core.images.decode import encode_jpeg, thumbnail
 from core.pdf_text import spell
 from core.second_look import HEATMAP_METHODS, Scrutiny, describe_reliability
 

@@ -22,7 +22,7 @@ from core.ensemble import Model, mix_validation
 from core.errors import ConfigError, ImageError, ShapeError
 from core.evidence import draw_heatmaps
 from core.faithfulness import Faithfulness
-from core.image_io import Image, decode, load, thumbnail
+from core.images.decode import Image, decode, load, thumbnail
 
 GRAD_CAM = "grad-cam"
 # How heatmaps may be drawn -> the name in exports; the first comes with the answer.

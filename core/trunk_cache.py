@@ -23,7 +23,7 @@ from torch import Tensor
 from core.datasets import Record, load_ahead, load_record
 from core.embedder import Embedder, Progress
 from core.errors import DataError, ImageError
-from core.image_io import Image, encode_jpeg, thumbnail
+from core.images.decode import Image, encode_jpeg, thumbnail
 from core.transforms import augment, build_batch, build_test_views
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import streamlit as st
 from core import dicom_export
 from core.diagnosis import Diagnosis, TextRegion
 from core.errors import CoreError
-from core.image_io import Image
+from core.images.decode import Image
 from pages import _shared as shared
 from pages._diagnose_intake import AS_STORED, Display, describe_file
 from pages._diagnose_sources import Source

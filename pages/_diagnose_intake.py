@@ -12,12 +12,13 @@ from typing import Any
 
 import streamlit as st
 
-from core import image_io, inference
+from core import inference
 from core.config import Settings
 from core.diagnosis import Diagnosis, ReaderRead
 from core.ensemble import Model
 from core.errors import CoreError
-from core.image_io import Image
+from core.images import decode
+from core.images.decode import Image
 from pages import _shared as shared
 from pages._diagnose_sources import SAMPLES, Source, list_sources
 from pages._text import _, ngettext, plain
@@ -246,7 +247,7 @@ def _read_one(model: Model, source: Source, *, key: ResultKey) -> Diagnosis:
     name, content, read = source
     frame, window, invert = key[1]
     try:
-        image = image_io.decode(read(), name=name, frame=frame, window=window, invert=invert)
+        image = decode.decode(read(), name=name, frame=frame, window=window, invert=invert)
         # one pixel: the rest of the record says what can be set about the file
         stub = dataclasses.replace(image, pixels=image.pixels[:1, :1].copy())
         st.session_state[shared.FILES_KEY][content] = stub

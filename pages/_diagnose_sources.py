@@ -10,9 +10,9 @@ from typing import Any
 
 import streamlit as st
 
-from core import image_io, phantom, unpack
 from core.config import Settings
 from core.errors import CoreError, ImageError
+from core.images import decode, phantom, zip_entries
 from pages import _shared as shared
 
 # Seeds far above those of any training set -> whether lesions are drawn.
@@ -44,11 +44,11 @@ def _list_upload(upload: Any) -> dict[str, Source]:
         return data
 
     whole = {upload.file_id: (upload.name, content, read)}
-    if not unpack.is_zip(upload.getvalue()[:4]):  # getbuffer() would copy the whole file
+    if not zip_entries.is_zip(upload.getvalue()[:4]):  # getbuffer() would copy the whole file
         return whole
     try:
         _check_size(upload)
-        entries = unpack.list_entries(upload.getvalue())
+        entries = zip_entries.list_entries(upload.getvalue())
     except CoreError as error:
         return {upload.file_id: (upload.name, content, _failing(error))}
     return {
@@ -71,7 +71,7 @@ def _failing(error: CoreError) -> Callable[[], bytes]:
 def _entry_reader(upload: Any, place: int) -> Callable[[], bytes]:
     def read() -> bytes:
         limit_mb = Settings.from_env().max_upload_mb
-        return unpack.read_entry(upload.getvalue(), place, max_bytes=limit_mb * 2**20)
+        return zip_entries.read_entry(upload.getvalue(), place, max_bytes=limit_mb * 2**20)
 
     return read
 
@@ -97,7 +97,7 @@ def _hash_once(upload: Any) -> str:
 def _describe_sample(seed: int) -> Source:
     def read() -> bytes:
         drawn = phantom.draw(seed, is_diseased=SAMPLES[seed])
-        return image_io.encode_png(drawn.pixels)
+        return decode.encode_png(drawn.pixels)
 
     return f"sample-{list(SAMPLES).index(seed) + 1}.png", f"sample-{seed}", read
 

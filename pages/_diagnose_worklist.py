@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from core.diagnosis import Diagnosis
-from core.image_io import encode_png, thumbnail
+from core.images.decode import encode_png, thumbnail
 from pages import _shared as shared
 from pages._diagnose_reader import is_hidden
 from pages._text import _, class_label, describe_error, ngettext, percent, plain

@@ -4,12 +4,12 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from core import image_io
 from core.curation import Change
 from core.ensemble import Model
 from core.errors import CoreError
 from core.exploration import Exploration
 from core.findings import N_OUTLIERS, Finding, embed_query, find_similar
+from core.images import decode
 from core.neighbourhood import NeighbourTable
 from core.selection import count_values, export_csv, export_listing
 from pages import _explore_data as data
@@ -60,7 +60,7 @@ def _collect_similar(model: Model) -> Finding:
     row = st.session_state.get("explore_query")
     if upload is not None:
         try:
-            query = embed_query(model, image_io.decode(upload.getvalue(), name=upload.name))
+            query = embed_query(model, decode.decode(upload.getvalue(), name=upload.name))
         except CoreError as error:
             st.error(describe(error), icon=":material/error:")
             return _nothing()

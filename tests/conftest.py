@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from core import __main__ as cli
-from core import phantom
 from core.bundle import ModelBundle
 from core.config import RunConfig, Settings, build_preset
 from core.datasets import Dataset, read_dataset
 from core.demo import build_demo
 from core.ensemble import Ensemble
+from core.images import phantom
 from core.registry import load_bundle
 
 ROOT = Path(__file__).resolve().parents[1]

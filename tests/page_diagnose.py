@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import inference, phantom
+from core import inference
 from core.diagnosis import Diagnosis
 from core.ensemble import Model
-from core.image_io import Image, encode_png
+from core.images import phantom
+from core.images.decode import Image, encode_png
 from pages import _shared as shared
 
 ROOT = Path(__file__).resolve().parents[1]

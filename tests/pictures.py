@@ -1,4 +1,4 @@
-"""Pictures and DICOM files that the tests of core.image_io read."""
+"""Pictures and DICOM files that the tests of core.images.decode read."""
 
 import io
 from pathlib import Path

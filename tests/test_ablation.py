@@ -17,7 +17,7 @@ from core.config import RunConfig, Settings, build_preset
 from core.datasets import Dataset, Record, load_record
 from core.embedder import Embedded, Embedder
 from core.errors import ConfigError, ImageError
-from core.image_io import Image
+from core.images.decode import Image
 
 SETTINGS = Settings(device="cpu")
 

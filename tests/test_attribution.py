@@ -17,7 +17,7 @@ from core.config import Settings, build_preset
 from core.embedder import build_embedder
 from core.errors import ConfigError
 from core.explain import find_voters, randomise_net, resize_heatmap
-from core.phantom import draw
+from core.images.phantom import draw
 
 
 def explain_one(bundle: ModelBundle, method: str, class_index: int = 1) -> dict[str, np.ndarray]:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from core import phantom
 from core.audit import audit, find_repeats, restate
 from core.datasets import read_dataset, read_splits
-from core.phantom import write_dataset
+from core.images import phantom
+from core.images.phantom import write_dataset
 from core.readiness import judge
 
 

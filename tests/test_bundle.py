@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from core import engine, phantom, registry
+from core import engine, registry
 from core.backbones import parts
 from core.bundle import ModelBundle, read_bundle, save_bundle, write_text
 from core.config import Settings
 from core.errors import CheckpointError, ConfigError
+from core.images import phantom
 
 CPU = Settings(device="cpu")
 FILES = {
@@ -75,7 +76,7 @@ def test_a_loaded_bundle_answers_for_itself(tiny_bundle: ModelBundle) -> None:
 def test_the_gallery_is_embedded_as_a_query_would_be(
     tiny_bundle: ModelBundle, phantom_folder: Path
 ) -> None:
-    from core.image_io import load
+    from core.images.decode import load
 
     del phantom_folder
     root = Path(tiny_bundle.config.data_root)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from core import phantom
-from core.burned_in import find_text
 from core.errors import ShapeError
+from core.images import phantom
+from core.images.burned_in_text import find_text
 
 
 def write(pixels: np.ndarray, text: str, *, size: int, at: tuple[int, int]) -> np.ndarray:

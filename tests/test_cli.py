@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from core.cli import terminal
-from core.image_io import decode
+from core.images.decode import decode
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_hold_heatmaps_is_refused_before_the_first_image(
 ) -> None:
     taken = tmp_path / "maps"
     taken.write_text("a file", encoding="utf-8")
-    monkeypatch.setattr("core.image_io.load", lambda _path: pytest.fail("an image was read"))
+    monkeypatch.setattr("core.images.decode.load", lambda _path: pytest.fail("an image was read"))
     assert run("predict", "--model", "demo", str(taken), "--explain", str(taken)) == 2
     assert f"Error: cannot write heatmaps into {taken} (File exists)" in capsys.readouterr().err
 

@@ -8,9 +8,9 @@ import pytest
 from core import __main__ as cli
 from core import jobs
 from core.config import Settings
+from core.images.phantom import write_dataset
 from core.jobs import state
 from core.jobs.state import Job
-from core.phantom import write_dataset
 
 
 @pytest.fixture

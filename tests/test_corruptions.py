@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from core.corruptions import N_LEVELS, STRENGTHS, corrupt
 from core.errors import ShapeError
-from core.phantom import draw
+from core.images.corruptions import N_LEVELS, STRENGTHS, corrupt
+from core.images.phantom import draw
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from core.dicom_export import (
 )
 from core.dicom_export.sheet import _load_font, _spell, _wrap, _write_head
 from core.errors import ImageError
-from core.image_io.quiet import hush
+from core.images.quiet import hush
 
 CASE = Diagnosis(
     file="a.dcm",

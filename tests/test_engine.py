@@ -16,7 +16,7 @@ from core import engine
 from core.backbones import parts
 from core.config import Settings, build_preset
 from core.embedder import build_embedder, embed_together
-from core.phantom import draw
+from core.images.phantom import draw
 
 EITHER = ("f32", "bf16")
 

@@ -18,9 +18,9 @@ from core.diagnosis import Novelty
 from core.embedder import embed_together
 from core.ensemble import Ensemble, build_ensemble, mix_validation
 from core.errors import CheckpointError, ConfigError
-from core.image_io import Image, decode, encode_png, load
+from core.images.decode import Image, decode, encode_png, load
+from core.images.phantom import draw
 from core.inference import diagnose, evaluate
-from core.phantom import draw
 from core.second_look import describe_reliability
 from core.training import train
 

@@ -19,8 +19,8 @@ from core.explain import (
     overlay,
     resize_heatmap,
 )
+from core.images.phantom import draw
 from core.knn import Gallery
-from core.phantom import draw
 
 
 def test_the_target_by_hand_and_its_gradient() -> None:

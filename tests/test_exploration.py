@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import findings, image_io, inference
+from core import findings, inference
 from core.bundle import ModelBundle
 from core.config import Settings
 from core.curation import Change, GalleryState
@@ -15,6 +15,7 @@ from core.curation.store import CurationStore, default_url
 from core.ensemble import Ensemble, Model
 from core.errors import DataError
 from core.exploration import Exploration, curate, explore, prepare, preview, read_manifest
+from core.images import decode
 from core.neighbourhood import NeighbourTable
 from core.registry import load_bundle
 
@@ -43,7 +44,7 @@ def test_the_table_says_what_diagnose_says_of_the_same_image(
 ) -> None:
     root = Path(tiny_ensemble.lead.config.data_root)
     for row in (0, 7, 30):
-        image = image_io.load(root / seen.keys[row])
+        image = decode.load(root / seen.keys[row])
         diagnosis = inference.diagnose(tiny_ensemble, [image], explain=False)[0]
         assert diagnosis.left_out[0].key == seen.keys[row]
         p = diagnosis.probabilities[diagnosis.disease_class]
@@ -75,7 +76,7 @@ def test_a_correction_is_voted_with_at_once_and_shares_the_network(
     for member in curated.members:
         mine = member.bundle.gallery
         assert mine.labels[mine.keys.index(key)] == (member.bundle.class_names.index(other))
-    image = image_io.load(Path(tiny_ensemble.lead.config.data_root) / seen.keys[0])
+    image = decode.load(Path(tiny_ensemble.lead.config.data_root) / seen.keys[0])
     diagnosis = inference.diagnose(curated, [image], explain=True)[0]
     assert seen.keys[5] not in {n.key for n in diagnosis.neighbours}
     assert {n.class_name for n in diagnosis.neighbours if n.key == key} <= {other}
@@ -151,7 +152,7 @@ def test_like_this_one_is_by_distance_in_the_embedding(tiny_ensemble: Ensemble) 
     distances = np.linalg.norm(gallery.embeddings - gallery.embeddings[4], axis=1)
     np.testing.assert_allclose(found.scores, np.sort(distances)[1:7], atol=1e-6)
     root = Path(tiny_ensemble.lead.config.data_root)
-    query = findings.embed_query(tiny_ensemble, image_io.load(root / gallery.keys[4]))
+    query = findings.embed_query(tiny_ensemble, decode.load(root / gallery.keys[4]))
     assert not query.is_novel
     nearest = findings.find_similar(tiny_ensemble, query.embedding, n=1)
     assert nearest.rows.tolist() == [4]
@@ -165,7 +166,7 @@ def test_planted_duplicates_are_found_with_their_labels(
     pixels = tiny_bundle.thumbnail(0).astype(np.float32)
     brighter = np.clip(pixels * 1.15, 0, 255).astype(np.uint8)
     thumbnails = list(contents.thumbnails)
-    thumbnails[1] = image_io.encode_png(brighter)
+    thumbnails[1] = decode.encode_png(brighter)
     thumbnails[3] = thumbnails[2]
     sha = list(contents.gallery.sha256)
     sha[3] = sha[2]

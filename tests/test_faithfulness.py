@@ -20,7 +20,7 @@ from core.faithfulness import (
     measure,
     rank_cells,
 )
-from core.phantom import draw
+from core.images.phantom import draw
 
 
 def peak_map(row: int, column: int, size: int = 12) -> np.ndarray:

@@ -17,9 +17,9 @@ import pytest
 
 from core import jobs, registry
 from core.config import Settings
+from core.images.phantom import write_dataset
 from core.jobs import state
 from core.jobs.state import Job
-from core.phantom import write_dataset
 
 pytestmark = pytest.mark.slow
 

@@ -13,17 +13,9 @@ from pictures import PYDICOM_FILES, build_dicom, encode, ramp
 from PIL import Image as PILImage
 
 from core.errors import ImageError
-from core.image_io import (
-    decode,
-    dicom_grey,
-    encode_jpeg,
-    encode_png,
-    load,
-    quiet,
-    scaling,
-    thumbnail,
-)
-from core.image_io.scaling import scale_to_uint8, stretch, tally
+from core.images import dicom_grey, intensity, quiet
+from core.images.decode import decode, encode_jpeg, encode_png, load, thumbnail
+from core.images.intensity import scale_to_uint8, stretch, tally
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
@@ -291,7 +283,7 @@ def test_a_deep_picture_takes_a_few_bytes_a_pixel() -> None:
 def test_only_the_libraries_work_under_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large image is scaled while others are read."""
     is_free: list[bool] = []
-    real = scaling.tally
+    real = intensity.tally
 
     def try_lock(*arguments: object, **options: object) -> object:
         with ThreadPoolExecutor(1) as pool:
@@ -300,7 +292,7 @@ def test_only_the_libraries_work_under_the_lock(monkeypatch: pytest.MonkeyPatch)
                 pool.submit(quiet._LOCK.release).result()
         return real(*arguments, **options)
 
-    for module in (scaling, dicom_grey):
+    for module in (intensity, dicom_grey):
         monkeypatch.setattr(module, "tally", try_lock)
     decode(build_dicom(ramp(np.uint16, 4000)))
     decode(build_tiff_16(ramp(np.uint16, 4000), 1))

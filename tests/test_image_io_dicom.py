@@ -17,10 +17,10 @@ from pydicom.pixels import apply_modality_lut, apply_windowing
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from core.errors import ImageError
-from core.image_io import decode
-from core.image_io.codestream import find_codestream_size
-from core.image_io.dicom_grey import _apply_window
-from core.image_io.scaling import scale_to_uint8
+from core.images.codestream_size import find_codestream_size
+from core.images.decode import decode
+from core.images.dicom_grey import _apply_window
+from core.images.intensity import scale_to_uint8
 
 
 def test_a_dicom_by_hand() -> None:

@@ -16,9 +16,9 @@ from core.datasets import Dataset, read_dataset
 from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
 from core.ensemble import Ensemble
 from core.errors import DataError, ImageError
-from core.image_io import Image, decode, encode_png, load
+from core.images.decode import Image, decode, encode_png, load
+from core.images.phantom import draw
 from core.inference import diagnose, evaluate, reject
-from core.phantom import draw
 
 
 def eye(seed: int, *, is_diseased: bool = True) -> Image:

@@ -9,8 +9,8 @@ from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import DEFAULT_KEYWORDS, extract_from_file
 from babel.messages.pofile import read_po
 
-from core import image_io
 from core.errors import ImageError
+from core.images import decode
 from pages._text import ERRORS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,7 +229,7 @@ def test_a_choice_in_translated_words_outlives_a_change_of_language(path: Path) 
 
 def test_the_sentence_on_what_is_no_image_names_what_core_reads() -> None:
     with pytest.raises(ImageError) as caught:
-        image_io.decode(b"no image at all", name="x")
+        decode.decode(b"no image at all", name="x")
     wanted = re.search(r"expected (.+?);", str(caught.value))
     assert wanted
     assert wanted[1].replace(" or ", " and ") in ERRORS["image.not_an_image"]

@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from core import inference
 from core.diagnosis import Diagnosis, MemberVote
 from core.ensemble import Ensemble, Model
-from core.image_io import Image
+from core.images.decode import Image
 from pages import _shared as shared
 
 

@@ -26,8 +26,8 @@ from test_page_browser import (  # noqa: F401 - fixtures
     upload,
 )
 
-from core import phantom
-from core.image_io import encode_png
+from core.images import phantom
+from core.images.decode import encode_png
 
 pytestmark = pytest.mark.slow
 SCREENS = [(width, scheme) for scheme in ("light", "dark") for width in (800, 1440)]

@@ -16,11 +16,12 @@ from PIL import ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
 from streamlit.testing.v1 import AppTest
 
-from core import dicom_export, phantom
+from core import dicom_export
 from core.diagnosis import LeftOut, MemberVote, Novelty
 from core.ensemble import Ensemble
 from core.errors import CoreError
-from core.image_io import encode_png
+from core.images import phantom
+from core.images.decode import encode_png
 from pages import _shared as shared
 from pages._diagnose_heatmaps import case_key
 

@@ -14,7 +14,7 @@ from test_readiness import report
 from core import jobs
 from core.audit import Duplicates
 from core.config import OBJECTIVES, RECIPES
-from core.image_io import encode_jpeg
+from core.images.decode import encode_jpeg
 from core.jobs import state
 from core.jobs.state import Job
 from core.jobs.work import build_config

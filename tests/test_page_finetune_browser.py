@@ -15,7 +15,7 @@ from test_page_browser import browser, open_page, serve, settle, snap  # noqa: F
 
 from core import jobs, registry
 from core.activation import read_history
-from core.phantom import write_dataset
+from core.images.phantom import write_dataset
 
 pytestmark = pytest.mark.slow
 

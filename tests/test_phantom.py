@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from core.errors import DataError
-from core.image_io import decode, encode_jpeg
-from core.phantom import draw, find_mark, write_dataset
+from core.images.decode import decode, encode_jpeg
+from core.images.phantom import draw, find_mark, write_dataset
 
 
 def test_same_seed_same_bytes_and_another_seed_another_eye() -> None:

@@ -25,7 +25,7 @@ from core.fitting import (
     find_collapse,
     fit,
 )
-from core.phantom import write_dataset
+from core.images.phantom import write_dataset
 from core.registry import load_bundle
 from core.training import train
 from core.trunk_cache import TrunkCache

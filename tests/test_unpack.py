@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from core.errors import ImageError
-from core.unpack import is_zip, list_entries, read_entry
+from core.images.zip_entries import is_zip, list_entries, read_entry
 
 LIMIT = 2**20
 

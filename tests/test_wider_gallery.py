@@ -17,7 +17,7 @@ from core.curation.store import CurationStore, default_url
 from core.datasets import read_dataset
 from core.ensemble import Ensemble
 from core.exploration import curate, explore, prepare, preview
-from core.image_io import decode
+from core.images.decode import decode
 from core.knn import Gallery
 from core.neighbourhood import NeighbourTable, find_neighbours_of
 from core.registry import load_bundle

@@ -16,7 +16,7 @@ from core.bundle import ModelBundle
 from core.datasets import Dataset, load_record
 from core.embedder import Progress
 from core.ensemble import Model
-from core.image_io import encode_jpeg, thumbnail
+from core.images.decode import encode_jpeg, thumbnail
 from core.inference import SplitReading, describe_reading, read_split
 from core.knn import search_k
 from core.manifest import read_columns

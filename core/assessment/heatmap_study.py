@@ -21,7 +21,7 @@ from core.embedder import Embedded, Progress, embed_together
 from core.ensemble import Model
 from core.errors import DataError, ImageError
 from core.faithfulness import compute_agreement, compute_energy, has_hit, measure
-from core.image_io import Image, load
+from core.images.decode import Image, load
 from core.proportions import Mean, Share, measure_mean, measure_share
 
 _METHODS = ("integrated", "grad-cam", "hirescam", "layercam")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.external import Answers
-from core.image_io import decode
+from core.images.decode import decode
 
 
 def name_evaluation(data_id: str, split: str) -> str:

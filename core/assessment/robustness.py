@@ -1,6 +1,6 @@
 """How right a model stays while its images get worse: graded corruptions of one split.
 
-Owns the study; what a level does is in core.corruptions, the figures are core.evaluation's.
+Owns the study; what a level does is in core.images.corruptions, the figures are core.evaluation's.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from core.corruptions import N_LEVELS, STRENGTHS, corrupt
 from core.datasets import Dataset, Record, load_record
 from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import DataError, ImageError
 from core.evaluation import rank_auroc
+from core.images.corruptions import N_LEVELS, STRENGTHS, corrupt
 from core.inference import read_split
 from core.proportions import measure_share
 

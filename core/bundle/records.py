@@ -19,7 +19,7 @@ from core.curation import GalleryState
 from core.embedder import Embedder
 from core.errors import ConfigError
 from core.evaluation import Calibration
-from core.image_io import decode
+from core.images.decode import decode
 from core.knn import Gallery
 from core.novelty import NoveltyReference
 from core.projection import Projection

@@ -41,7 +41,7 @@ def predict(
 
     So does a path that does not exist, unless none of them does.
     """
-    from core.image_io import load
+    from core.images.decode import load
     from core.inference import diagnose, reject
     from core.registry import load_bundle
 
@@ -115,7 +115,7 @@ def _refuse_folder(folder: Path, err: OSError) -> ConfigError:
 
 def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[str, str]:
     from core.explain import overlay, resize_heatmap
-    from core.image_io import encode_png
+    from core.images.decode import encode_png
 
     if diagnosis.pixels is None:
         return {}

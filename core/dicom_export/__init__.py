@@ -44,8 +44,8 @@ from core.dicom_export.source import (
     read_source,
 )
 from core.errors import CoreError, ImageError, check_shape
-from core.image_io.dicom_grey import find_number
-from core.image_io.quiet import hush
+from core.images.dicom_grey import find_number
+from core.images.quiet import hush
 
 SCHEME = "99NBDX"
 MANUFACTURER = "NeighborDx"

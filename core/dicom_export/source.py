@@ -14,8 +14,8 @@ from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.valuerep import TM
 
-from core.image_io.dicom import is_dicom
-from core.image_io.quiet import hush
+from core.images.dicom import is_dicom
+from core.images.quiet import hush
 
 READ_ERRORS = (
     InvalidDicomError,

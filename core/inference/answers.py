@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from core.burned_in import find_text
 from core.diagnosis import Diagnosis, Heatmap, MemberVote, Novelty
 from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import CoreError
 from core.evidence import compute_close_limit, draw_heatmaps, measure_views
-from core.image_io import Image, thumbnail
+from core.images.burned_in_text import find_text
+from core.images.decode import Image, thumbnail
+from core.images.phantom import find_mark
 from core.inference.ledger import (
     find_nearest_other,
     list_left_out,
@@ -23,7 +24,6 @@ from core.inference.ledger import (
     write_ledger,
 )
 from core.inference.votes import join_novelty, mix_votes, read_batch
-from core.phantom import find_mark
 
 _SHOWN_PX = 1024
 

@@ -16,7 +16,7 @@ from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import DataError, ImageError
 from core.evidence import Vote
-from core.image_io import Image
+from core.images.decode import Image
 from core.inference.votes import join_novelty, mix_votes, read_batch
 
 _BATCH_SIZE = 8

@@ -14,7 +14,7 @@ from core.diagnosis import Novelty
 from core.embedder import Embedded, embed_together
 from core.ensemble import Model
 from core.evidence import Vote
-from core.image_io import Image
+from core.images.decode import Image
 from core.knn import Ballot, cast_votes, read_shares
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from core.datasets import Dataset, load_record
 from core.errors import ImageError
-from core.image_io import encode_jpeg, thumbnail
+from core.images.decode import encode_jpeg, thumbnail
 from core.readiness import Finding
 
 _N_SAMPLES = 6  # of each class

@@ -8,7 +8,7 @@ from core.assessment import readings
 from core.assessment.record import Evaluation, order_pair, say_seen
 from core.curves import compute_coverage, compute_curves, compute_reliability
 from core.errors import CoreError
-from core.image_io import encode_png
+from core.images.decode import encode_png
 from core.intervals import Figure
 from core.report import figures
 from core.report.blocks import Block, Paragraph, Picture, Pictures, Section, TableBlock

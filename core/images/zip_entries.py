@@ -2,7 +2,7 @@
 
 Owns the limits: encrypted entries, archives in archives, entries that unpack to more than a file
 may have, or out of proportion to their size. Says nothing about what an entry holds: that is
-``core.image_io``'s to find out.
+``core.images.decode``'s to find out.
 """
 
 import io

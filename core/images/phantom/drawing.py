@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import DataError
-from core.phantom.mark import MIN_SIZE, burn_in
+from core.images.phantom.mark import MIN_SIZE, burn_in
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from core.errors import ImageError
-from core.image_io.quiet import hush
+from core.images.quiet import hush
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _FORMAT = 258, 259, 262, 284, 339
 _PIECES = ((273, 279), (324, 325))  # where strips or tiles begin, and their bytes

@@ -15,8 +15,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
-from core.image_io.quiet import hush
-from core.image_io.scaling import place_shades, scale_to_uint8, tally
+from core.images.intensity import place_shades, scale_to_uint8, tally
+from core.images.quiet import hush
 
 _TAG_ERRORS = (
     BytesLengthException,

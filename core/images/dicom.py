@@ -3,7 +3,7 @@
 pydicom and its plug-ins decode; this module chooses the frame, applies what the standard says
 about colour (PS3.3 C.7.6.3) and turns every failure into an ImageError. It reads image-related
 tags only, and no message quotes a tag's value that could name a patient. Grey values become shades
-in core.image_io.dicom_grey.
+in core.images.dicom_grey.
 """
 
 import io
@@ -29,16 +29,16 @@ from pydicom.uid import (
 )
 
 from core.errors import ImageError
-from core.image_io.codestream import find_codestream_size
-from core.image_io.dicom_grey import FileDisplay, WindowPreset, show_grey
-from core.image_io.quiet import hush
-from core.image_io.scaling import (
+from core.images.codestream_size import find_codestream_size
+from core.images.dicom_grey import FileDisplay, WindowPreset, show_grey
+from core.images.intensity import (
     check_frame_bytes,
     check_size,
     divide_to_uint8,
     refuse_frame,
     scale_colour_to_uint8,
 )
+from core.images.quiet import hush
 
 _ERRORS = (
     BytesLengthException,
@@ -97,7 +97,7 @@ def is_dicom(data: bytes) -> bool:
 def decode_dicom(
     data: bytes, *, frame: int, window: tuple[float, float] | None, invert: bool = False
 ) -> DecodedDicom:
-    """Decode one frame; see ``core.image_io.decode``."""
+    """Decode one frame; see ``core.images.decode.decode``."""
     try:
         with hush():
             dataset = _read(data)

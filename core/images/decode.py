@@ -2,7 +2,7 @@
 
 Owns decoding to 8-bit RGB. Files are recognised by their bytes, never by their name. Nothing of
 a DICOM file but its pixels and what is needed to show them is looked at: no patient tag is read.
-DICOM lives in core.image_io.dicom.
+DICOM lives in core.images.dicom.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from PIL import ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from core.errors import ImageError, check_shape
-from core.image_io.deep_colour import find_raw_mode, is_deep_colour, read_deep_colour
-from core.image_io.dicom import decode_dicom, is_dicom
-from core.image_io.dicom_grey import FileDisplay, WindowPreset
-from core.image_io.quiet import hush
-from core.image_io.scaling import MAX_PIXELS, check_size, refuse_frame, stretch
-from core.image_io.tiff import Samples, is_whole, mend_samples, read_samples, refuse_kind
+from core.images.deep_colour import find_raw_mode, is_deep_colour, read_deep_colour
+from core.images.dicom import decode_dicom, is_dicom
+from core.images.dicom_grey import FileDisplay, WindowPreset
+from core.images.intensity import MAX_PIXELS, check_size, refuse_frame, stretch
+from core.images.quiet import hush
+from core.images.tiff import Samples, is_whole, mend_samples, read_samples, refuse_kind
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _SIGNATURES = {

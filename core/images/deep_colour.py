@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL.ImageFile import ImageFile
 
-from core.image_io.quiet import hush
-from core.image_io.scaling import scale_colour_to_uint8, stretch
+from core.images.intensity import scale_colour_to_uint8, stretch
+from core.images.quiet import hush
 
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B"}  # N: native, little endian here
 

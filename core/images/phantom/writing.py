@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from core.errors import DataError
-from core.phantom.drawing import Phantom, draw
+from core.images.phantom.drawing import Phantom, draw
 
 _LABELS = ("normal", "disease")
 _RECIPE = 1  # raise it when the drawing changes: older data sets are then drawn anew

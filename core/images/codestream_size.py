@@ -1,7 +1,7 @@
 """The size that a compressed frame states of itself, read without decoding it.
 
 A DICOM header may promise 4 x 4 pixels around a JPEG of 65535 x 65535; the decoders believe the
-JPEG. Owns finding that number; the limit is in core.image_io.scaling.
+JPEG. Owns finding that number; the limit is in core.images.intensity.
 """
 
 import struct

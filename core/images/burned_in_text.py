@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from core.diagnosis import TextRegion
 from core.errors import check_shape
-from core.image_io import thumbnail
+from core.images.decode import thumbnail
 
 _SIDE_PX = 1024  # longer side looked at
 _STROKE_PX = 9  # strokes up to this width stand out
