@@ -44,7 +44,7 @@ from sklearn.preprocessing import normalize
 
 from core.config import build_preset
 from core.datasets import Dataset
-from core.evaluation import rank_auroc
+from core.stats.metrics import rank_auroc
 
 SIZES = {"idrid": (288, 512), "busi": (288,), "kermany_cxr_1639": (288,)}
 K = 30

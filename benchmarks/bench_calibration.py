@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from core import evaluation
 from core.bundle import ModelBundle
 from core.config import Settings
 from core.datasets import read_dataset
 from core.ensemble import Model
-from core.evaluation import Calibration
 from core.inference import SplitReading, read_split
 from core.registry import load_bundle
 from core.second_look import compute_coverage
+from core.stats import metrics
+from core.stats.metrics import Calibration
 
 SETS = {"kermany": "kermany_cxr_1639", "idrid": "idrid", "busi": "busi"}
 SEED = 0
@@ -53,7 +53,7 @@ def _drop(bundle: ModelBundle) -> ModelBundle:
 
 def judge(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
     """Test figures of one set of probabilities."""
-    report = evaluation.evaluate(truth, probs)
+    report = metrics.evaluate(truth, probs)
     return {
         "ece": report.ece,
         "brier": report.brier,
@@ -69,11 +69,11 @@ def measure(model: Model, val: SplitReading, test: SplitReading) -> dict[str, An
     fits = []
     for member, known, seen in zip(model.members, val.member_p, test.member_p, strict=True):
         k = member.bundle.contents.calibration.k
-        fitted = evaluation.fit_calibration(val.truth, known, k=k, groups=val.groups, seed=SEED)
+        fitted = metrics.fit_calibration(val.truth, known, k=k, groups=val.groups, seed=SEED)
         fits.append({"model": member.bundle.model_id, **_describe(fitted)})
         mixed["chosen"].append(fitted.apply(seen))
-        mixed["temperature"].append(evaluation._fit_temperature(val.truth, known, k).apply(seen))
-        mixed["isotonic"].append(evaluation._fit_isotonic(val.truth, known, k).apply(seen))
+        mixed["temperature"].append(metrics._fit_temperature(val.truth, known, k).apply(seen))
+        mixed["isotonic"].append(metrics._fit_isotonic(val.truth, known, k).apply(seen))
     weights = [member.weight for member in model.members]
     judged = {
         name: judge(test.truth, np.average(answers, axis=0, weights=weights))

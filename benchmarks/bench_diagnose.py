@@ -26,13 +26,13 @@ from core.bundle import BundleConfig, Contents, save_bundle
 from core.config import RunConfig, Settings, build_preset
 from core.embedder import build_embedder, embed_together
 from core.ensemble import Model, build_ensemble, read_ensemble
-from core.evaluation import Calibration
 from core.evidence import draw_heatmaps
 from core.images import phantom
 from core.images.decode import decode, encode_jpeg
 from core.inference.votes import vote_batch
 from core.knn import Gallery, split_parts
 from core.registry import load_bundle
+from core.stats.metrics import Calibration
 from core.transforms import build_batch, build_test_views
 
 ROUNDS = {"offline": 9, "paper": 1}

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from core import curves, intervals, report, subgroups
+from core import report
 from core.assessment.readings import list_evaluations, load_evaluation
 from core.bundle import write_text
 from core.config import Settings
 from core.knn import cast_votes, search_k
 from core.registry import load_bundle
+from core.stats import curves, headlines, subgroups
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,7 +50,7 @@ def main() -> None:
 
     kept = clock("load", lambda: load_evaluation(arguments.models, arguments.model, name))
     truth, probs, groups = kept.is_disease, kept.p_disease, kept.groups
-    clock("headlines", lambda: intervals.compute_headlines(truth, probs, groups=groups))
+    clock("headlines", lambda: headlines.compute_headlines(truth, probs, groups=groups))
     clock("curves", lambda: curves.compute_curves(truth, probs))
     clock("reliability", lambda: curves.compute_reliability(truth, probs))
     clock("coverage", lambda: curves.compute_coverage(truth, probs))

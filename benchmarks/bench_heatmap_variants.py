@@ -31,8 +31,8 @@ from core.ensemble import Model
 from core.errors import ImageError
 from core.faithfulness import compute_energy, has_hit
 from core.images.decode import Image
-from core.proportions import measure_mean, measure_share
 from core.registry import load_bundle
+from core.stats.proportions import measure_mean, measure_share
 
 SEED = 0
 SIGMAS = (0.0, 0.03, 0.05, 0.08, 0.12, 0.16)

@@ -23,12 +23,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 
-from core.comparison import compute_interval
 from core.config import Settings, build_preset
 from core.datasets import Dataset, Record, load_record, read_dataset
 from core.embedder import build_embedder
-from core.evaluation import rank_auroc
-from core.proportions import find_clusters
+from core.stats.metrics import rank_auroc
+from core.stats.paired_tests import compute_interval
+from core.stats.proportions import find_clusters
 
 SIZES = {  # up to the images' own
     "idrid": (224, 288, 384, 448, 512),

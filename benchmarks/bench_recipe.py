@@ -33,15 +33,15 @@ import torch
 from numpy.typing import NDArray
 
 from core.bundle import write_text
-from core.comparison import compute_interval
 from core.config import RunConfig, Settings, build_preset
 from core.datasets import Dataset, Record, load_record, read_dataset
 from core.embedder import Embedder, build_embedder
-from core.evaluation import rank_auroc
 from core.fitting import fit
 from core.knn import Gallery, cast_votes, read_shares, search_k
-from core.proportions import find_clusters
 from core.starting_point import average_with_start, begin_with_pca
+from core.stats.metrics import rank_auroc
+from core.stats.paired_tests import compute_interval
+from core.stats.proportions import find_clusters
 from core.training.finishing import _embed_split
 from core.trunk_cache import TrunkCache
 

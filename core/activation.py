@@ -24,9 +24,9 @@ from core.bundle import read_bundle_config, read_json, write_text
 from core.config import build_record
 from core.ensemble import mix_validation
 from core.errors import CheckpointError, ConfigError
-from core.evaluation import rank_auroc
 from core.model_comparison import Comparison, find_comparison
 from core.registry import ModelSummary, find_model
+from core.stats.metrics import rank_auroc
 
 LIMIT = 0.02  # accuracy and AUROC may be lower by this much
 _FILE = "activations.json"

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core import evaluation
 from core.bundle import (
     BundleConfig,
     Member,
@@ -35,6 +34,7 @@ from core.config import SCHEMA_VERSION, Settings, build_record
 from core.errors import CheckpointError, ConfigError
 from core.knn import Gallery
 from core.projection import Projection
+from core.stats import metrics as evaluation
 
 KIND = "ensemble"
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core import evaluation, faithfulness
+from core import faithfulness
 from core.attribution import INTEGRATED, integrate_vote, prepare_views
 from core.diagnosis import Diagnosis, Heatmap
 from core.embedder import Embedder, embed_together
@@ -23,6 +23,7 @@ from core.errors import ConfigError, ImageError, ShapeError
 from core.evidence import draw_heatmaps
 from core.faithfulness import Faithfulness
 from core.images.decode import Image, decode, load, thumbnail
+from core.stats import metrics
 
 GRAD_CAM = "grad-cam"
 # How heatmaps may be drawn -> the name in exports; the first comes with the answer.
@@ -222,7 +223,7 @@ def describe_reliability(model: Model) -> Reliability | None:
     return Reliability(
         n=len(truth),
         ece_before=calibration.ece_before if is_single else None,
-        ece=calibration.ece_after if is_single else evaluation.compute_ece(truth, p_disease),
+        ece=calibration.ece_after if is_single else metrics.compute_ece(truth, p_disease),
         method=calibration.method if is_single else "vote",
         is_held_out=is_single and calibration.n_folds > 0,
         coverage=tuple(compute_coverage(truth, p_disease, share=share) for share in COVERAGES),

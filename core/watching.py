@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.embedder import Embedded, Embedder
-from core.evaluation import rank_auroc
 from core.fitting import Watch, compute_spread
 from core.knn import Gallery, search_k
+from core.stats.metrics import rank_auroc
 from core.trunk_cache import TrunkCache
 
 _N_SAMPLED = 192  # images of train, and of validation

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from core.curves import Bin, Coverage, Curves, OperatingPoint
+from core.stats.curves import Bin, Coverage, Curves, OperatingPoint
 from pages._charts import DISEASE_COLOUR, OTHER_COLOURS, QUERY_COLOUR
 
 Translate = Callable[[str], str]

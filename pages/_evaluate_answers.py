@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from core.assessment.record import Evaluation
 from core.errors import CoreError
-from core.intervals import Figure, compute_headlines
-from core.subgroups import MIN_N, Subgroup, can_split, split_by
+from core.stats.headlines import Figure, compute_headlines
+from core.stats.subgroups import MIN_N, Subgroup, can_split, split_by
 from pages import _shared as shared
 from pages._text import _, class_label, describe, ngettext, percent, plain
 

@@ -4,8 +4,8 @@ import math
 
 import streamlit as st
 
-from core import curves
 from core.assessment.record import Evaluation
+from core.stats import curves
 from pages import _charts_evaluate as charts
 from pages._evaluate_answers import say_answered
 from pages._text import _, class_label, plain

@@ -6,8 +6,8 @@ import streamlit as st
 from core.assessment import readings
 from core.assessment.record import Evaluation
 from core.assessment.saved_ablations import Ablation, list_ablations
-from core.comparison import compare_aurocs, compare_calls, write_p
 from core.config import Settings
+from core.stats.paired_tests import compare_aurocs, compare_calls, write_p
 from pages._text import _, ngettext, plain
 
 

@@ -5,12 +5,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import external
 from core.assessment import heatmap_study, readings
 from core.assessment.record import Evaluation, order_pair
 from core.config import Settings
 from core.errors import CoreError
 from core.images.corruptions import STRENGTHS
+from core.stats import shift as external
 from pages import _charts_evaluate as charts
 from pages._evaluate_answers import figure_label, show_seen
 from pages._evaluate_run import damage_label, split_label

@@ -8,11 +8,11 @@ import pandas as pd
 import streamlit as st
 
 from core import jobs, registry
-from core.comparison import write_p
 from core.config import Settings
 from core.data_zip import find_data
 from core.model_comparison import is_evidence
 from core.registry import ModelSummary
+from core.stats.paired_tests import write_p
 from pages import _shared as shared
 from pages._jobs_view import show_short_job
 from pages._text import N_, _, class_label, describe_error, percent, plain

@@ -15,7 +15,6 @@ from filelock import FileLock
 
 from core import activation, registry
 from core.activation import activate, check_gate, find_previous, read_history, roll_back
-from core.comparison import DeLong, McNemar
 from core.config import Settings
 from core.curation import Change
 from core.curation.store import open_store
@@ -31,6 +30,7 @@ from core.model_comparison import (
     save_comparison,
 )
 from core.registry import find_model, load_bundle
+from core.stats.paired_tests import DeLong, McNemar
 
 SETTINGS = Settings(device="cpu")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from core.comparison import DeLong, compare_aurocs, compare_calls, compute_interval, write_p
 from core.config import build_record
 from core.errors import DataError, ShapeError
+from core.stats.paired_tests import DeLong, compare_aurocs, compare_calls, compute_interval, write_p
 
 
 def test_mcnemar_by_hand() -> None:

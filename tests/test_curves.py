@@ -5,14 +5,14 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import auc, confusion_matrix, roc_auc_score
 
-from core.curves import (
+from core.errors import DataError, ShapeError
+from core.stats.curves import (
     compute_coverage,
     compute_curves,
     compute_operating_point,
     compute_reliability,
     find_threshold,
 )
-from core.errors import DataError, ShapeError
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from core.config import build_record
 from core.errors import DataError, ShapeError
-from core.evaluation import (
+from core.stats.metrics import (
     Calibration,
     _draw_folds,
     compute_ece,
@@ -17,7 +17,7 @@ from core.evaluation import (
     fit_calibration,
     rank_auroc,
 )
-from core.proportions import measure_share
+from core.stats.proportions import measure_share
 
 
 def test_report_by_hand() -> None:

@@ -5,12 +5,7 @@ import pytest
 from scipy.special import expit, logit
 
 from core.errors import DataError
-from core.external import (
-    fit_recalibration,
-    measure_recalibration,
-    measure_shift,
-    recalibrate,
-)
+from core.stats.shift import fit_recalibration, measure_recalibration, measure_shift, recalibrate
 
 
 def draw_overcalling(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +57,7 @@ def test_patients_stay_together(rng: np.random.Generator, monkeypatch: pytest.Mo
     truth, probs = draw_overcalling(rng, 200)
     groups = [f"p{i // 4}" for i in range(200)]
     seen: list[int] = []
-    from core import external
+    from core.stats import shift as external
 
     real = external.fit_recalibration
 

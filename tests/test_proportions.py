@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import ShapeError
-from core.proportions import (
+from core.stats.proportions import (
     bound_figure,
     compute_share,
     count_patients,

@@ -10,10 +10,10 @@ from sklearn.metrics import (
 )
 
 from core.errors import ShapeError
-from core.evaluation import evaluate
-from core.intervals import compute_headlines
-from core.proportions import compute_share
-from core.subgroups import can_split, split_by
+from core.stats.headlines import compute_headlines
+from core.stats.metrics import evaluate
+from core.stats.proportions import compute_share
+from core.stats.subgroups import can_split, split_by
 
 
 def test_rows_by_hand() -> None:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from core import evaluation
 from core.config import RunConfig, Settings
 from core.datasets import SPLITS, Dataset, Record, load_ahead
 from core.embedder import Embedder, build_embedder
 from core.errors import ImageError
 from core.knn import Gallery, cast_votes, read_shares, search_k
+from core.stats import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _describe_floor(
     truth = np.array([record.label == dataset.disease_index for record in records])
     groups = [record.group or "" for record in records]
     return {
-        **dataclasses.asdict(evaluation.evaluate(truth, p_disease, groups=groups)),
+        **dataclasses.asdict(metrics.evaluate(truth, p_disease, groups=groups)),
         "system": key,
         "label": label,
         "predictions": {

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core import evaluation
-from core.comparison import (
+from core.stats import metrics
+from core.stats.paired_tests import (
     Interval,
     compare_aurocs,
     compare_calls,
     compute_interval,
     write_p,
 )
-from core.proportions import find_clusters
+from core.stats.proportions import find_clusters
 
 
 def _gather(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -75,9 +75,7 @@ def _measure_over_seeds(rows: Sequence[dict[str, Any]]) -> tuple[Interval, Inter
         chosen = truth[images]
         if chosen.all() or not chosen.any():
             return float("nan")
-        return float(
-            np.mean([evaluation.rank_auroc(chosen, row) for row in probs[seeds][:, images]])
-        )
+        return float(np.mean([metrics.rank_auroc(chosen, row) for row in probs[seeds][:, images]]))
 
     return (
         compute_interval(accuracy, n_seeds=len(probs), clusters=clusters),

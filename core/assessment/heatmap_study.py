@@ -22,7 +22,7 @@ from core.ensemble import Model
 from core.errors import DataError, ImageError
 from core.faithfulness import compute_agreement, compute_energy, has_hit, measure
 from core.images.decode import Image, load
-from core.proportions import Mean, Share, measure_mean, measure_share
+from core.stats.proportions import Mean, Share, measure_mean, measure_share
 
 _METHODS = ("integrated", "grad-cam", "hirescam", "layercam")
 _BASELINE_PX = 9  # cells of the random maps: as coarse as the heatmaps

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.external import Answers
 from core.images.decode import decode
+from core.stats.shift import Answers
 
 
 def name_evaluation(data_id: str, split: str) -> str:
@@ -85,7 +85,7 @@ class Evaluation:
         return self.is_same_data and self.result["split"] in ("train", "val")
 
     def to_answers(self) -> Answers:
-        """The part that core.external compares."""
+        """The part that core.stats.shift compares."""
         return Answers(self.is_disease, self.p_disease, self.distance, self.is_novel, self.groups)
 
     def find_cell(self, cell: str, *, threshold: float = 0.5) -> NDArray[np.int64]:

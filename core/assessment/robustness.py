@@ -1,6 +1,6 @@
 """How right a model stays while its images get worse: graded corruptions of one split.
 
-Owns the study; what a level does is in core.images.corruptions, the figures are core.evaluation's.
+Owns the study; core.images.corruptions owns what a level does, core.stats.metrics the figures.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from core.datasets import Dataset, Record, load_record
 from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import DataError, ImageError
-from core.evaluation import rank_auroc
 from core.images.corruptions import N_LEVELS, STRENGTHS, corrupt
 from core.inference import read_split
-from core.proportions import measure_share
+from core.stats.metrics import rank_auroc
+from core.stats.proportions import measure_share
 
 _N_IMAGES = 80
 

@@ -29,10 +29,10 @@ from core.curation import GalleryState
 from core.curation.store import CurationStore, default_url
 from core.embedder import Embedder, build_embedder, choose_device, choose_precision
 from core.errors import CheckpointError, ConfigError, CoreError
-from core.evaluation import Calibration
 from core.files.mapped_memory import release_pages
 from core.knn import Gallery
 from core.projection import Projection
+from core.stats.metrics import Calibration
 
 logger = logging.getLogger(__name__)
 

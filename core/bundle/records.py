@@ -18,11 +18,11 @@ from core.config import RunConfig
 from core.curation import GalleryState
 from core.embedder import Embedder
 from core.errors import ConfigError
-from core.evaluation import Calibration
 from core.images.decode import decode
 from core.knn import Gallery
 from core.novelty import NoveltyReference
 from core.projection import Projection
+from core.stats.metrics import Calibration
 
 _N_SHOWN_BY_CLASSIFIER = 15
 _N_SAMPLED = 512  # gallery rows behind the typical distance

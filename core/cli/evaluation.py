@@ -75,7 +75,7 @@ def external(
     An evaluation is named DATA-SPLIT, as in <model>/evaluations/.
     """
     from core.assessment.readings import load_evaluation
-    from core.external import compare
+    from core.stats.shift import compare
 
     directory = read_settings(checkpoints).checkpoints_dir
     other = load_evaluation(directory, model, away)

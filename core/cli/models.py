@@ -47,10 +47,10 @@ def compare(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Put two models side by side, image by image; the gate of `activate` rests on it."""
-    from core.comparison import write_p
     from core.datasets import read_dataset
     from core.model_comparison import compare_models, save_comparison
     from core.registry import find_model, load_bundle
+    from core.stats.paired_tests import write_p
 
     settings = read_settings(checkpoints)
     directory = settings.checkpoints_dir

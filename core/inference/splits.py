@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core import evaluation
 from core.datasets import Dataset, Record, load_ahead
 from core.embedder import Progress
 from core.ensemble import Model
@@ -18,6 +17,7 @@ from core.errors import DataError, ImageError
 from core.evidence import Vote
 from core.images.decode import Image
 from core.inference.votes import join_novelty, mix_votes, read_batch
+from core.stats import metrics as evaluation
 
 _BATCH_SIZE = 8
 

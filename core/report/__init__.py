@@ -1,6 +1,6 @@
 """The evaluation report with model card, in the order of CLAIM 2024: HTML and PDF.
 
-Owns what the report says; every figure comes from a kept evaluation and core.evaluation's
+Owns what the report says; every figure comes from a kept evaluation and core.stats.metrics's
 functions, so that command, page and report agree. Items that no program can know (funding, ethics,
 acquisition) are named as left to the author. English only, as all of core.
 """

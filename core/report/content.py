@@ -6,7 +6,6 @@ from pathlib import Path
 from core.assessment import readings
 from core.assessment.record import Evaluation, say_seen
 from core.bundle import BundleConfig, read_bundle_config
-from core.intervals import Figure, compute_headlines
 from core.registry import find_model
 from core.report import claim
 from core.report.blocks import Paragraph, Report, Section, TableBlock
@@ -33,6 +32,7 @@ from core.report.results import (
     show_robustness,
     show_subgroups,
 )
+from core.stats.headlines import Figure, compute_headlines
 
 
 def build_report(checkpoints_dir: Path, model_id: str, name: str) -> Report:

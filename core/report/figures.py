@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 
-from core.curves import Bin, Coverage, Curves
+from core.stats.curves import Bin, Coverage, Curves
 
 _BLUE, _ORANGE, _GREY = "#3f86d6", "#e07b00", "#8a8f99"
 _MARKS = ("o", "D", "s", "X", "^")

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import external
 from core.assessment import readings
 from core.assessment.record import Evaluation, order_pair, say_seen
-from core.curves import compute_coverage, compute_curves, compute_reliability
 from core.errors import CoreError
 from core.images.decode import encode_png
-from core.intervals import Figure
 from core.report import figures
 from core.report.blocks import Block, Paragraph, Picture, Pictures, Section, TableBlock
-from core.subgroups import can_split, split_by
+from core.stats import shift as external
+from core.stats.curves import compute_coverage, compute_curves, compute_reliability
+from core.stats.headlines import Figure
+from core.stats.subgroups import can_split, split_by
 
 _N_PICTURES = 6
 _N_SAMPLE = 40

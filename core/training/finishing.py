@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from core import evaluation, novelty, projection
+from core import novelty, projection
 from core.bundle import BundleConfig, Contents
 from core.config import RunConfig
 from core.datasets import Dataset
 from core.embedder import Embedded, Embedder
 from core.fitting import Log, compute_separation, compute_spread, find_collapse
 from core.knn import Gallery, KSearch, cast_votes, read_shares, search_k
+from core.stats import metrics
 from core.trunk_cache import TrunkCache
 
 _EMBED_ROWS = 32
@@ -68,9 +69,9 @@ def finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log)
             cache, dataset, gallery, queries, val_rows, labels, config=config
         )
     groups = [cache.records[row].group or "" for row in val_rows]
-    calibration = evaluation.fit_calibration(is_disease, scores, k=found.k, groups=groups)
+    calibration = metrics.fit_calibration(is_disease, scores, k=found.k, groups=groups)
     p_disease = calibration.apply(scores)
-    report = evaluation.evaluate(is_disease, p_disease, groups=groups)
+    report = metrics.evaluate(is_disease, p_disease, groups=groups)
     spread = compute_spread(embeddings)
     separation = compute_separation(queries, labels)
     collapse = find_collapse(spread, separation)

@@ -1,7 +1,7 @@
 """Are two systems different, or is it luck? Paired tests and intervals over seeds and images.
 
 Owns the statistics of a comparison: arrays in, frozen results out. Conventions as in
-core.evaluation: ``is_disease`` (N,) truth, probabilities (N,), a call is disease when p > 0.5.
+core.stats.metrics: ``is_disease`` (N,) truth, probabilities (N,), a call is disease when p > 0.5.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, rankdata
 
 from core.errors import DataError, check_shape
-from core.proportions import find_clusters
+from core.stats.proportions import find_clusters
 
 _N_BOOTSTRAP = 2000
 _NO_VARIANCE = 1e-15  # of an AUROC: rounding

@@ -25,7 +25,7 @@ from sklearn.metrics import (
 from sklearn.model_selection import StratifiedGroupKFold
 
 from core.errors import DataError, check_shape
-from core.proportions import bound_figure, find_clusters, measure_share
+from core.stats.proportions import bound_figure, find_clusters, measure_share
 
 _N_BOOTSTRAP = 2000
 _N_ECE_BINS = 10

@@ -1,7 +1,7 @@
 """Another hospital's images: how far they have shifted, and what a small labelled sample mends.
 
 Owns the comparison of two evaluations of one model and the recalibration. Arrays in, frozen
-records out; conventions as in core.evaluation.
+records out; conventions as in core.stats.metrics.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from scipy.stats import ks_2samp
 from sklearn.linear_model import LogisticRegression
 
 from core.errors import DataError, check_shape
-from core.evaluation import compute_ece, rank_auroc
-from core.intervals import Figure, compute_headlines
-from core.proportions import find_clusters
+from core.stats.headlines import Figure, compute_headlines
+from core.stats.metrics import compute_ece, rank_auroc
+from core.stats.proportions import find_clusters
 
 _N_DRAWS = 100
 _TINY = 1e-6

@@ -1,6 +1,6 @@
 """Curves of a set of answers: ROC, precision-recall, operating point, reliability, coverage.
 
-Arrays in, frozen records out; conventions as in core.evaluation. Knows nothing of models, images
+Arrays in, frozen records out; conventions as in core.stats.metrics. Knows nothing of models, images
 or files.
 """
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from core.errors import DataError, ShapeError, check_shape
-from core.proportions import Share, measure_share
+from core.stats.proportions import Share, measure_share
 
 _N_BINS = 10
 

@@ -1,7 +1,7 @@
 """95 % intervals of every headline figure, by resampling patients.
 
-Owns which figures are headlines. Arrays in, frozen figures out; conventions as in core.evaluation,
-whose own two intervals (accuracy, AUROC) are taken over as they are.
+Owns which figures are headlines. Arrays in, frozen figures out; conventions as in
+core.stats.metrics, whose own two intervals (accuracy, AUROC) are taken over as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from core.evaluation import compute_ece, evaluate
-from core.proportions import bound_figure, find_clusters, measure_share
+from core.stats.metrics import compute_ece, evaluate
+from core.stats.proportions import bound_figure, find_clusters, measure_share
 
 _N_BOOTSTRAP = 1000
 Measure = Callable[[NDArray[np.bool_], NDArray[np.float64]], float]

@@ -1,6 +1,6 @@
 """Figures by subgroup: any column of the data, with intervals and a warning where n is small.
 
-Arrays in, frozen rows out; conventions as in core.evaluation.
+Arrays in, frozen rows out; conventions as in core.stats.metrics.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import ShapeError, check_shape
-from core.evaluation import rank_auroc
-from core.proportions import Share, bound_figure, count_patients, find_clusters, measure_share
+from core.stats.metrics import rank_auroc
+from core.stats.proportions import Share, bound_figure, count_patients, find_clusters, measure_share
 
 MIN_N = 30  # patients (or images) of either class: with fewer a row is marked
 MAX_GROUPS = 12
