@@ -43,7 +43,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
 from core.config import build_preset
-from core.datasets import Dataset
+from core.data.datasets import Dataset
 from core.stats.metrics import rank_auroc
 
 SIZES = {"idrid": (288, 512), "busi": (288,), "kermany_cxr_1639": (288,)}

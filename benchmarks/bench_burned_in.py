@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from core.datasets import load_record, read_dataset
+from core.data.datasets import load_record, read_dataset
 from core.errors import ImageError
 from core.images.burned_in_text import find_text
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from core.bundle import ModelBundle
 from core.config import Settings
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
 from core.ensemble import Model
 from core.inference import SplitReading, read_split
 from core.registry import load_bundle

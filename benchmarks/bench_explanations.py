@@ -21,7 +21,7 @@ from core.assessment.heatmap_study import study_heatmaps
 from core.attribution import SHOWN
 from core.bundle import write_text
 from core.config import Settings
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
 from core.registry import find_model, load_bundle
 
 RESULTS = Path(__file__).parent / "results"

@@ -25,9 +25,9 @@ import numpy as np
 from explore_page import measure_page
 
 from core import findings
-from core.audit import find_repeats
 from core.config import Settings, build_preset
-from core.datasets import read_dataset
+from core.data.audit import find_repeats
+from core.data.datasets import read_dataset
 from core.exploration import Exploration, explore, prepare
 from core.images import phantom
 from core.neighbourhood import LeaveOneOut

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from core.config import RunConfig, Settings, build_preset
-from core.datasets import Dataset, read_dataset
+from core.data.datasets import Dataset, read_dataset
 from core.embedder import Embedder, build_embedder
 from core.fitting import fit
 from core.images import phantom

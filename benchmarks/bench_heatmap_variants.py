@@ -25,7 +25,7 @@ from core.assessment.heatmap_study import read_mask
 from core.attribution import SHOWN, Recipe, draw_shares, integrate_vote
 from core.bundle import write_text
 from core.config import Settings
-from core.datasets import Dataset, Record, load_record, read_dataset
+from core.data.datasets import Dataset, Record, load_record, read_dataset
 from core.embedder import embed_together
 from core.ensemble import Model
 from core.errors import ImageError

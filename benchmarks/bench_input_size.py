@@ -24,7 +24,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 
 from core.config import Settings, build_preset
-from core.datasets import Dataset, Record, load_record, read_dataset
+from core.data.datasets import Dataset, Record, load_record, read_dataset
 from core.embedder import build_embedder
 from core.stats.metrics import rank_auroc
 from core.stats.paired_tests import compute_interval

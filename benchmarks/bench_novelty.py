@@ -38,7 +38,7 @@ from sklearn.datasets import load_sample_images
 
 from core import novelty
 from core.config import KnnConfig, Settings, TrainConfig, build_preset
-from core.datasets import load_record, read_dataset
+from core.data.datasets import load_record, read_dataset
 from core.embedder import Embedder, build_embedder
 from core.ensemble import Model
 from core.errors import ImageError

@@ -14,7 +14,7 @@ import numpy as np
 from core import inference
 from core.bundle import ModelBundle
 from core.config import Settings
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
 from core.embedder import build_embedder
 from core.ensemble import Ensemble, Model
 from core.registry import load_bundle

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from core.bundle import write_text
 from core.config import RunConfig, Settings, build_preset
-from core.datasets import Dataset, Record, load_record, read_dataset
+from core.data.datasets import Dataset, Record, load_record, read_dataset
 from core.embedder import Embedder, build_embedder
 from core.fitting import fit
 from core.knn import Gallery, cast_votes, read_shares, search_k

@@ -6,7 +6,7 @@ Owns its size and its recipe; does nothing when the model exists and goes on whe
 from pathlib import Path
 
 from core.config import RunConfig, Settings, build_preset
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
 from core.embedder import Progress
 from core.ensemble_training import map_progress, train_ensemble
 from core.images import phantom

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.bundle import BundleConfig, check_model_id, read_bundle_config
 from core.config import MEMBERS, RunConfig, Settings
-from core.datasets import Dataset
+from core.data.datasets import Dataset
 from core.embedder import Embedder, Progress
 from core.ensemble import build_ensemble
 from core.errors import CheckpointError, ConfigError, CoreError

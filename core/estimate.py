@@ -19,7 +19,7 @@ import psutil
 from core import projection
 from core.bundle import freeze_trained
 from core.config import RunConfig, Settings
-from core.datasets import Dataset, Record
+from core.data.datasets import Dataset, Record
 from core.embedder import Embedder, Progress, build_embedder, read_gpu_memory
 from core.errors import DataError
 from core.fitting import draw_steps, fit

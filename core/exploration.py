@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from core import manifest
 from core.bundle import Member, ModelBundle
 from core.curation import Change, GalleryState
+from core.data import manifest
 from core.ensemble import Ensemble, Model
 from core.errors import DataError
 from core.maps import load_neighbours

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from core.audit import find_repeats
+from core.data.audit import find_repeats
 from core.embedder import embed_together
 from core.ensemble import Model
 from core.exploration import Exploration

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.datasets import Record, load_ahead, load_record
+from core.data.datasets import Record, load_ahead, load_record
 from core.embedder import Embedder, Progress
 from core.errors import DataError, ImageError
 from core.images.decode import Image, encode_jpeg, thumbnail

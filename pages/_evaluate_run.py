@@ -9,7 +9,7 @@ from core import jobs
 from core.assessment import PARTS, readings
 from core.assessment.readings import Summary
 from core.config import Settings
-from core.datasets import SPLITS, read_dataset
+from core.data.datasets import SPLITS, read_dataset
 from core.errors import CoreError
 from core.jobs import Job
 from core.jobs.state import LANES

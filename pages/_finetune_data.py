@@ -9,10 +9,10 @@ import streamlit as st
 
 from core import jobs
 from core.config import Settings
-from core.data_zip import find_data, store, uploads_dir
+from core.data.readiness import Finding, combine, read_finding
+from core.data.uploads import find_data, store, uploads_dir
 from core.errors import CoreError
 from core.jobs.uploads import delete_upload, list_models_of, list_users
-from core.readiness import Finding, combine, read_finding
 from pages import _shared as shared
 from pages._finetune_findings import SPLITS, show_findings, show_pictures
 from pages._jobs_view import show_short_job

@@ -1,6 +1,6 @@
 """Fine-tune page: what the check of the data found, in the session's language, with pictures.
 
-The English sentences are those of ``core.readiness``; a test compares them.
+The English sentences are those of ``core.data.readiness``; a test compares them.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from core.readiness import FEW, Finding
+from core.data.readiness import FEW, Finding
 from pages._text import N_, _, class_label, ngettext, plain
 
 SPLITS = {"train": N_("training"), "val": N_("validation"), "test": N_("test")}

@@ -9,7 +9,7 @@ import streamlit as st
 
 from core import jobs, registry
 from core.config import Settings
-from core.data_zip import find_data
+from core.data.uploads import find_data
 from core.model_comparison import is_evidence
 from core.registry import ModelSummary
 from core.stats.paired_tests import write_p

@@ -12,7 +12,7 @@ import pytest
 from core import __main__ as cli
 from core.bundle import ModelBundle
 from core.config import RunConfig, Settings, build_preset
-from core.datasets import Dataset, read_dataset
+from core.data.datasets import Dataset, read_dataset
 from core.demo import build_demo
 from core.ensemble import Ensemble
 from core.images import phantom

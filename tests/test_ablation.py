@@ -14,7 +14,7 @@ from core.ablation import SYSTEMS, run_ablation, write_table
 from core.ablation.floors import Frozen, _embed_records, measure_floors
 from core.ablation.runs import _Bench, _run_system
 from core.config import RunConfig, Settings, build_preset
-from core.datasets import Dataset, Record, load_record
+from core.data.datasets import Dataset, Record, load_record
 from core.embedder import Embedded, Embedder
 from core.errors import ConfigError, ImageError
 from core.images.decode import Image

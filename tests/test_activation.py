@@ -18,7 +18,7 @@ from core.activation import activate, check_gate, find_previous, read_history, r
 from core.config import Settings
 from core.curation import Change
 from core.curation.store import open_store
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
 from core.errors import CheckpointError, ConfigError
 from core.model_comparison import (
     Comparison,

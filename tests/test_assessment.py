@@ -12,7 +12,7 @@ from core.assessment.heatmap_study import find_checked_method, study_heatmaps
 from core.assessment.readings import load_study
 from core.assessment.saved_ablations import list_ablations
 from core.config import Settings
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
 from core.ensemble import Ensemble
 from core.errors import ConfigError
 from core.registry import load_bundle

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from core.audit import audit, find_repeats, restate
-from core.datasets import read_dataset, read_splits
+from core.data.audit import audit, find_repeats, restate
+from core.data.datasets import read_dataset, read_splits
+from core.data.readiness import judge
 from core.images import phantom
 from core.images.phantom import write_dataset
-from core.readiness import judge
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from core import data_zip
-from core.data_zip import ZipLimits, extract, store, uploads_dir
+from core.data import uploads
+from core.data.uploads import ZipLimits, extract, store, uploads_dir
 from core.errors import DataError
 
 LIMITS = ZipLimits(n_files=20, total_bytes=3_000_000, file_bytes=2_000_000, ratio=200)
@@ -95,7 +95,7 @@ def test_two_sessions_may_upload_the_same_zip_at_once(
             roots.append(tmp_path)
             roots.append(store(pack(files), name="a.zip", checkpoints_dir=tmp_path))
 
-    monkeypatch.setattr(data_zip, "extract", extract_late)
+    monkeypatch.setattr(uploads, "extract", extract_late)
     root = store(pack(files), name="a.zip", checkpoints_dir=tmp_path)
     assert root == roots[1]
     assert {p.relative_to(root).as_posix() for p in root.rglob("*.png")} == set(files)

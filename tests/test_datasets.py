@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from core import datasets
-from core.datasets import load_ahead, load_record, read_dataset, read_splits
+from core.data import datasets
+from core.data.datasets import load_ahead, load_record, read_dataset, read_splits
 from core.errors import DataError, ImageError
 from core.files import untrusted_npz
 

@@ -13,7 +13,7 @@ from core import registry
 from core.activation import check_gate
 from core.bundle import ModelBundle
 from core.config import Settings
-from core.datasets import Dataset
+from core.data.datasets import Dataset
 from core.diagnosis import Novelty
 from core.embedder import embed_together
 from core.ensemble import Ensemble, build_ensemble, mix_validation

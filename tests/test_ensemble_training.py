@@ -9,7 +9,7 @@ import pytest
 from core import registry
 from core.bundle import read_bundle_config
 from core.config import RunConfig, Settings
-from core.datasets import Dataset
+from core.data.datasets import Dataset
 from core.ensemble_training import train_ensemble
 from core.errors import CheckpointError, ConfigError
 from core.training import train

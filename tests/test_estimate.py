@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from core.config import RunConfig, Settings
-from core.datasets import Dataset
+from core.data.datasets import Dataset
 from core.embedder import build_embedder, read_gpu_memory
 from core.estimate import run_trial
 from core.fitting import fit

@@ -12,7 +12,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from core.bundle import ModelBundle
-from core.datasets import Dataset, read_dataset
+from core.data.datasets import Dataset, read_dataset
 from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
 from core.ensemble import Ensemble
 from core.errors import DataError, ImageError

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from core import jobs
 from core.config import RunConfig, Settings
-from core.datasets import Dataset
+from core.data.datasets import Dataset
 from core.errors import DataError, JobError
 from core.jobs import ending, state
 from core.jobs.metrics import MetricsWriter, read_log, read_metrics

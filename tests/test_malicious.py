@@ -27,8 +27,8 @@ from test_data_zip import LIMITS, pack
 
 from core import archives
 from core.archives import export_model, import_model
-from core.data_zip import store, uploads_dir
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
+from core.data.uploads import store, uploads_dir
 from core.errors import CheckpointError, ConfigError, DataError
 from core.registry import load_bundle
 

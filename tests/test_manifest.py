@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
+from core.data.manifest import read_columns
 from core.errors import DataError
 from core.exploration import read_manifest
-from core.manifest import read_columns
 from core.model_comparison import read_subgroups
 
 

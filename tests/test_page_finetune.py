@@ -12,13 +12,13 @@ from streamlit.testing.v1 import AppTest
 from test_readiness import report
 
 from core import jobs
-from core.audit import Duplicates
 from core.config import OBJECTIVES, RECIPES
+from core.data.audit import Duplicates
+from core.data.readiness import judge
 from core.images.decode import encode_jpeg
 from core.jobs import state
 from core.jobs.state import Job
 from core.jobs.work import build_config
-from core.readiness import judge
 from pages import _shared as shared
 from pages._charts_jobs import build_growing_map, build_k_curve, build_lines, build_validation
 from pages._finetune_data import SEEDS, audit_params

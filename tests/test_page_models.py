@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from core import jobs, registry
 from core.activation import read_history
 from core.config import Settings
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
 from core.model_comparison import compare_models
 from core.registry import load_bundle
 from pages import _shared as shared

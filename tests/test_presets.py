@@ -9,7 +9,7 @@ import torch
 
 from core import backbones
 from core.config import PRESETS, RunConfig, Settings, build_preset
-from core.datasets import Dataset
+from core.data.datasets import Dataset
 from core.embedder import build_embedder
 from core.explain import compute_heatmaps
 from core.fitting import FittingModule

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from core.audit import AuditReport, Duplicates
+from core.data.audit import AuditReport, Duplicates
+from core.data.readiness import combine, judge, read_finding, require_ready
 from core.errors import DataError
-from core.readiness import combine, judge, read_finding, require_ready
 
 
 def report(**changes: object) -> AuditReport:

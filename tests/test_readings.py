@@ -24,7 +24,7 @@ from core.assessment.robustness import measure_robustness
 from core.config import Settings
 from core.curation import Change
 from core.curation.store import CurationStore, default_url
-from core.datasets import Dataset, read_dataset
+from core.data.datasets import Dataset, read_dataset
 from core.ensemble import Ensemble
 from core.errors import CheckpointError
 from core.inference import SplitReading, evaluate, read_split

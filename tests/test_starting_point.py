@@ -8,7 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from core.config import RunConfig, Settings
-from core.datasets import Dataset
+from core.data.datasets import Dataset
 from core.embedder import Embedder, build_embedder
 from core.starting_point import average_with_start, begin_with_pca
 from core.trunk_cache import TrunkCache

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from core.config import RunConfig, Settings, build_preset
-from core.datasets import Dataset, read_dataset
+from core.data.datasets import Dataset, read_dataset
 from core.embedder import build_embedder
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.fitting import (

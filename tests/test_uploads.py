@@ -12,7 +12,7 @@ import pytest
 
 from core import jobs
 from core.config import Settings
-from core.data_zip import clean_uploads, find_data, uploads_dir
+from core.data.uploads import clean_uploads, find_data, uploads_dir
 from core.errors import DataError, JobError
 from core.jobs import state
 from core.jobs.state import Job

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core.config import RunConfig, Settings
-from core.datasets import Dataset
+from core.data.datasets import Dataset
 from core.embedder import build_embedder
 from core.fitting import compute_active, fit
 from core.trunk_cache import TrunkCache

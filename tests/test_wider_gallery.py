@@ -14,7 +14,7 @@ from core.assessment.record import Evaluation
 from core.config import Settings
 from core.curation import Change, GalleryState
 from core.curation.store import CurationStore, default_url
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
 from core.ensemble import Ensemble
 from core.exploration import curate, explore, prepare, preview
 from core.images.decode import decode

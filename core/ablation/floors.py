@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from core.config import RunConfig, Settings
-from core.datasets import SPLITS, Dataset, Record, load_ahead
+from core.data.datasets import SPLITS, Dataset, Record, load_ahead
 from core.embedder import Embedder, build_embedder
 from core.errors import ImageError
 from core.knn import Gallery, cast_votes, read_shares, search_k

@@ -20,7 +20,7 @@ from core.ablation.floors import Frozen, measure_floors
 from core.ablation.summary import compare_pairs, summarise
 from core.bundle import read_bundle_config, write_text
 from core.config import RunConfig, Settings, build_preset
-from core.datasets import Dataset, read_dataset
+from core.data.datasets import Dataset, read_dataset
 from core.embedder import Progress
 from core.ensemble import Model, build_ensemble
 from core.errors import ConfigError

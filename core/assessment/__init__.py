@@ -13,7 +13,7 @@ from core.assessment.readings import save_evaluation, save_study
 from core.assessment.record import Evaluation
 from core.assessment.robustness import measure_robustness
 from core.config import Settings
-from core.datasets import read_dataset
+from core.data.datasets import read_dataset
 from core.embedder import Progress
 from core.errors import ConfigError
 from core.registry import load_bundle

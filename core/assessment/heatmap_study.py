@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from core import explain
 from core.attribution import explain_vote
 from core.bundle import Member
-from core.datasets import Dataset, Record, load_record
+from core.data.datasets import Dataset, Record, load_record
 from core.embedder import Embedded, Progress, embed_together
 from core.ensemble import Model
 from core.errors import DataError, ImageError

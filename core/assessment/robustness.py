@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from core.datasets import Dataset, Record, load_record
+from core.data.datasets import Dataset, Record, load_record
 from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import DataError, ImageError

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from core.cli.terminal import CONSOLE, show_progress
-from core.datasets import Dataset
-from core.readiness import Finding, judge, judge_counts, require_ready
+from core.data.datasets import Dataset
+from core.data.readiness import Finding, judge, judge_counts, require_ready
 
 Check = Annotated[
     bool,
@@ -30,7 +30,7 @@ def check_data(dataset: Dataset, *, has_look: bool) -> None:
         DataError: something stops training.
     """
     if has_look:
-        from core.audit import audit
+        from core.data.audit import audit
 
         with show_progress("check") as report:
             findings = judge(audit(dataset, progress=report))

@@ -50,7 +50,7 @@ def train(
 ) -> None:
     """Check the data and queue a fine-tuning run; it goes on when this terminal is closed."""
     from core.bundle import check_model_id
-    from core.datasets import read_dataset
+    from core.data.datasets import read_dataset
     from core.ensemble_training import name_members
     from core.jobs.work import build_config
 

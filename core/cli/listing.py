@@ -28,10 +28,10 @@ def audit(
     disease_class: DiseaseClass = None,
 ) -> None:
     """Check a data folder: unreadable files, duplicates, leaks between splits, counts, sizes."""
-    from core.audit import audit as run_audit
-    from core.audit import restate
-    from core.datasets import read_splits
-    from core.readiness import combine, judge
+    from core.data.audit import audit as run_audit
+    from core.data.audit import restate
+    from core.data.datasets import read_splits
+    from core.data.readiness import combine, judge
 
     splits = read_splits(data, seeds=seeds or [0], disease_class=disease_class)
     dataset = next(iter(splits.values()))

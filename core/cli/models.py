@@ -47,7 +47,7 @@ def compare(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Put two models side by side, image by image; the gate of `activate` rests on it."""
-    from core.datasets import read_dataset
+    from core.data.datasets import read_dataset
     from core.model_comparison import compare_models, save_comparison
     from core.registry import find_model, load_bundle
     from core.stats.paired_tests import write_p
@@ -172,7 +172,7 @@ def unpack(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Unpack a zip of images safely; prints the folder for `--data`."""
-    from core.data_zip import store
+    from core.data.uploads import store
 
     settings = read_settings(checkpoints)
     try:
@@ -189,7 +189,7 @@ def delete_data(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Delete an uploaded data set, with what was measured on it; refused while a job needs it."""
-    from core.data_zip import find_upload
+    from core.data.uploads import find_upload
     from core.jobs.uploads import delete_upload
 
     directory = read_settings(checkpoints).checkpoints_dir
@@ -215,7 +215,7 @@ def estimate(
 ) -> None:
     """Measure a few steps here and say what time, memory and disk a run will take."""
     from core.cli.terminal import quiet_lightning
-    from core.datasets import read_dataset
+    from core.data.datasets import read_dataset
     from core.estimate import run_trial
     from core.jobs.work import build_config
 

@@ -53,7 +53,7 @@ def train(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Fine-tune a model on a data folder, after checking the data."""
-    from core.datasets import read_dataset
+    from core.data.datasets import read_dataset
     from core.ensemble_training import train_ensemble
     from core.training import train as run_training
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.datasets import Dataset, Record, load_ahead
+from core.data.datasets import Dataset, Record, load_ahead
 from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import DataError, ImageError

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core.datasets import Dataset, load_record
+from core.data.datasets import Dataset, load_record
+from core.data.readiness import Finding
 from core.errors import ImageError
 from core.images.decode import encode_jpeg, thumbnail
-from core.readiness import Finding
 
 _N_SAMPLES = 6  # of each class
 _N_GROUPS = 6  # of each finding

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core.assessment.readings import delete_evaluations
 from core.bundle import read_bundle_config
-from core.data_zip import find_upload
+from core.data.uploads import find_upload
 from core.ensemble import is_ensemble
 from core.errors import JobError
 from core.jobs import delete, settle, state

@@ -47,7 +47,7 @@ class Work:
 
     def read_data(self, config: RunConfig, *, model_disease: str | None = None) -> Any:
         """The data set of ``data``, with the run's validation split; see ``read_dataset``."""
-        from core.datasets import read_dataset
+        from core.data.datasets import read_dataset
 
         return read_dataset(
             Path(self.params["data"]),
@@ -168,10 +168,10 @@ def _evaluate(work: Work) -> dict[str, Any]:
 def _audit(work: Work) -> dict[str, Any]:
     """Look at data before training. Takes data, disease_class, val_fraction, seeds (of the
     validation split: each is judged, the images are read once)."""
-    from core.audit import audit, restate
-    from core.datasets import read_splits
+    from core.data.audit import audit, restate
+    from core.data.datasets import read_splits
+    from core.data.readiness import combine, judge
     from core.jobs.pictures import save_pictures
-    from core.readiness import combine, judge
 
     default = TrainConfig()
     splits = read_splits(

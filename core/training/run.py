@@ -22,7 +22,7 @@ from core.bundle import (
     write_text,
 )
 from core.config import RunConfig, Settings
-from core.datasets import Dataset
+from core.data.datasets import Dataset
 from core.embedder import Embedder, Progress, build_embedder
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.files.locks import hold_run

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from gettext import ngettext
 from typing import Any, Literal
 
-from core.audit import AuditReport, Duplicates, count
-from core.datasets import Dataset
+from core.data.audit import AuditReport, Duplicates, count
+from core.data.datasets import Dataset
 from core.errors import DataError
 
 _MIN_TRAIN = 8  # per class: fewer cannot fill a batch of both classes with different images

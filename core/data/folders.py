@@ -1,7 +1,7 @@
 """Class folders on disk: which image lies in which split, class and patient folder.
 
 Owns what the names of folders mean and which links are followed. Reads no pixels; whether the
-classes make a data set is for ``core.datasets``.
+classes make a data set is for ``core.data.datasets``.
 """
 
 from collections.abc import Iterator, Sequence

@@ -2,7 +2,7 @@
 
 Owns what may be in it: plain files with names inside their folder, no links, no passwords, no more
 than the stated number and size. Names are cleaned, wrapping folders are looked through. Whether the
-files are images is for ``core.datasets`` and ``core.audit`` to say.
+files are images is for ``core.data.datasets`` and ``core.data.audit`` to say.
 """
 
 import hashlib

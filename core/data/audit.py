@@ -17,7 +17,7 @@ from scipy import fft, ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from core.datasets import Dataset, Record, load_ahead
+from core.data.datasets import Dataset, Record, load_ahead
 from core.errors import ImageError
 
 _MAX_HAMMING = 8  # of 64 bits: candidates
@@ -41,7 +41,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What was found; ``core.readiness`` weighs it and says it in sentences."""
+    """What was found; ``core.data.readiness`` weighs it and says it in sentences."""
 
     data_id: str
     n_images: int

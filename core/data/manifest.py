@@ -1,7 +1,7 @@
 """A data folder's manifest.csv: its rows, and what it says beside what makes a data set.
 
 Owns the reading and the further columns (age, device, ...). What split, label, patient and mask
-mean is core.datasets's.
+mean is core.data.datasets's.
 """
 
 import csv

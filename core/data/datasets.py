@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from core import manifest
-from core.class_names import order_classes
+from core.data import manifest
+from core.data.class_names import order_classes
+from core.data.folders import read_folders
 from core.errors import DataError, ImageError
 from core.files import untrusted_npz
-from core.folders import read_folders
 from core.images.decode import Image, decode, encode_png, load
 
 SPLITS = ("train", "val", "test")

@@ -1,0 +1,1 @@
+"""Labelled images: folders, tables, npz, uploads, splits, audit, readiness to train."""
