@@ -24,16 +24,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from core import inference, novelty
 from core.bundle import BundleConfig, Contents, save_bundle
 from core.config import RunConfig, Settings, build_preset
-from core.embedder import build_embedder, embed_together
 from core.ensemble import Model, build_ensemble, read_ensemble
 from core.evidence import draw_heatmaps
 from core.images import phantom
 from core.images.decode import decode, encode_jpeg
 from core.inference.votes import vote_batch
 from core.knn import Gallery, split_parts
+from core.network.build import build_embedder
+from core.network.embedder import embed_together
+from core.network.transforms import build_batch, build_test_views
 from core.registry import load_bundle
 from core.stats.metrics import Calibration
-from core.transforms import build_batch, build_test_views
 
 ROUNDS = {"offline": 9, "paper": 1}
 N_GALLERY = 2_000  # rows of the random gallery of `paper`

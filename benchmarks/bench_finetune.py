@@ -22,9 +22,10 @@ import torch
 
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset
-from core.embedder import Embedder, build_embedder
 from core.fitting import fit
 from core.images import phantom
+from core.network.build import build_embedder
+from core.network.embedder import Embedder
 from core.starting_point import begin_with_pca
 from core.training.finishing import _embed_split
 from core.trunk_cache import TrunkCache

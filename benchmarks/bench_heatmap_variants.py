@@ -26,11 +26,11 @@ from core.attribution import SHOWN, Recipe, draw_shares, integrate_vote
 from core.bundle import write_text
 from core.config import Settings
 from core.data.datasets import Dataset, Record, load_record, read_dataset
-from core.embedder import embed_together
 from core.ensemble import Model
 from core.errors import ImageError
 from core.faithfulness import compute_energy, has_hit
 from core.images.decode import Image
+from core.network.embedder import embed_together
 from core.registry import load_bundle
 from core.stats.proportions import measure_mean, measure_share
 

@@ -25,7 +25,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from core.config import Settings, build_preset
 from core.data.datasets import Dataset, Record, load_record, read_dataset
-from core.embedder import build_embedder
+from core.network.build import build_embedder
 from core.stats.metrics import rank_auroc
 from core.stats.paired_tests import compute_interval
 from core.stats.proportions import find_clusters

@@ -39,12 +39,13 @@ from sklearn.datasets import load_sample_images
 from core import novelty
 from core.config import KnnConfig, Settings, TrainConfig, build_preset
 from core.data.datasets import load_record, read_dataset
-from core.embedder import Embedder, build_embedder
 from core.ensemble import Model
 from core.errors import ImageError
 from core.images import phantom
 from core.images.decode import decode, encode_png
 from core.inference import diagnose
+from core.network.build import build_embedder
+from core.network.embedder import Embedder
 from core.registry import load_bundle
 
 SEED = 0

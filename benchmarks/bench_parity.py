@@ -15,8 +15,8 @@ from core import inference
 from core.bundle import ModelBundle
 from core.config import Settings
 from core.data.datasets import read_dataset
-from core.embedder import build_embedder
 from core.ensemble import Ensemble, Model
+from core.network.build import build_embedder
 from core.registry import load_bundle
 
 

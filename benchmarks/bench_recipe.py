@@ -35,9 +35,10 @@ from numpy.typing import NDArray
 from core.bundle import write_text
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, Record, load_record, read_dataset
-from core.embedder import Embedder, build_embedder
 from core.fitting import fit
 from core.knn import Gallery, cast_votes, read_shares, search_k
+from core.network.build import build_embedder
+from core.network.embedder import Embedder
 from core.starting_point import average_with_start, begin_with_pca
 from core.stats.metrics import rank_auroc
 from core.stats.paired_tests import compute_interval

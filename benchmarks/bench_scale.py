@@ -14,8 +14,8 @@ import torch
 from bench_knn import build_gallery, draw_rows
 
 from core.config import Settings
-from core.embedder import embed_together
 from core.images import phantom
+from core.network.embedder import embed_together
 from core.registry import load_bundle
 
 ROUNDS = 3

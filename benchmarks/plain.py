@@ -18,11 +18,12 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own idiom
 
-from core import backbones
-from core.backbones import parts
 from core.bundle import Member
 from core.config import Settings
 from core.explain import compute_vote_log_odds
+from core.network import backbone as parts
+from core.network.backbone import Tail
+from core.network.weight_sources import load_pretrained
 
 
 class VoteNet(nn.Module):
@@ -164,13 +165,13 @@ def diagnose(models: list[PlainModel], data: bytes, *, with_maps: bool = True) -
 def load_whole(name: str, size: int, *, random_weights: bool) -> nn.Module:
     """The uncut timm model with the weights that our trunk has."""
     settings = Settings.from_env()
-    model, _ = backbones.load_pretrained(
+    model, _ = load_pretrained(
         name, input_size=size, weights_dir=settings.weights_dir, random_weights=random_weights
     )
     return model
 
 
-def fill_tail(model: nn.Module, tail: backbones.Tail, *, tail_depth: int) -> list[nn.Module]:
+def fill_tail(model: nn.Module, tail: Tail, *, tail_depth: int) -> list[nn.Module]:
     """Copy a trained tail into the whole model; return the modules that were trained."""
     stages_name, norm_names, per_depth = parts._CUTS[type(model).__name__]
     stages = list(getattr(model, stages_name).children())[-tail_depth * per_depth :]

@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.backbones import Tail
-from core.embedder import Embedder, EmbeddingNet
 from core.explain import METHODS, compute_feature_log_odds, compute_heatmaps, keep_positive
-from core.transforms import undo_views
+from core.network.backbone import Tail
+from core.network.embedder import Embedder
+from core.network.net import EmbeddingNet
+from core.network.transforms import undo_views
 
 INTEGRATED = "integrated"
 ALL_METHODS = (INTEGRATED, *METHODS)

@@ -20,9 +20,11 @@ from core import projection
 from core.bundle import freeze_trained
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset, Record
-from core.embedder import Embedder, Progress, build_embedder, read_gpu_memory
 from core.errors import DataError
 from core.fitting import draw_steps, fit
+from core.network.build import build_embedder
+from core.network.devices import read_gpu_memory
+from core.network.embedder import Embedder, Progress
 from core.trunk_cache import TrunkCache
 
 _N_IMAGES = 16  # of each class at most

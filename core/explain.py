@@ -21,11 +21,12 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGrad
 from pytorch_grad_cam.base_cam import BaseCAM
 from torch import Tensor
 
-from core.backbones import Tail
-from core.embedder import Embedder, EmbeddingNet
 from core.errors import ConfigError, ShapeError, check_shape
 from core.knn import Gallery, split_parts
-from core.transforms import merge_views, undo_views
+from core.network.backbone import Tail
+from core.network.embedder import Embedder
+from core.network.net import EmbeddingNet
+from core.network.transforms import merge_views, undo_views
 
 _MIN_DISTANCE = 1e-6
 _MIN_PROBABILITY = 1e-7

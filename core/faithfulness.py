@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from core.bundle import Member, ModelBundle
-from core.embedder import Embedded, Embedder, embed_together
 from core.errors import ShapeError, check_shape
 from core.explain import resize_heatmap
 from core.knn import split_parts
+from core.network.embedder import Embedded, Embedder, embed_together
 
 _GRID = 12  # cells per side: about the resolution of the heatmaps
 _N_STEPS = 8

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from core.config import RunConfig
-from core.embedder import N_CLASSES, Embedder, EmbeddingNet, Progress
+from core.network.embedder import Embedder, Progress
+from core.network.net import N_CLASSES, EmbeddingNet
 from core.trunk_cache import TrunkCache
 
 _STEPS_PER_GROUP = 20  # steps between two checkpoints: what a kill can lose

@@ -18,11 +18,11 @@ from core.bundle import write_text
 from core.config import build_record
 from core.data.datasets import Dataset, load_record
 from core.data.manifest import read_columns
-from core.embedder import Progress
 from core.ensemble import Model
 from core.errors import CheckpointError, ConfigError, DataError, ImageError
 from core.images.decode import encode_jpeg, thumbnail
 from core.inference import SplitReading, find_copies, find_validated, read_split
+from core.network.embedder import Progress
 from core.stats.paired_tests import DeLong, McNemar, compare_aurocs, compare_calls
 
 _MAX_VALUES = 12  # of a column that makes subgroups

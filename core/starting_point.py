@@ -9,7 +9,8 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from core.embedder import Embedder, EmbeddingNet
+from core.network.embedder import Embedder
+from core.network.net import EmbeddingNet
 from core.trunk_cache import TrunkCache
 
 _ROWS = 64

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.data.datasets import Record, load_ahead, load_record
-from core.embedder import Embedder, Progress
 from core.errors import DataError, ImageError
 from core.images.decode import Image, encode_jpeg, thumbnail
-from core.transforms import augment, build_batch, build_test_views
+from core.network.embedder import Embedder, Progress
+from core.network.transforms import augment, build_batch, build_test_views
 
 logger = logging.getLogger(__name__)
 

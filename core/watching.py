@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.embedder import Embedded, Embedder
 from core.fitting import Watch, compute_spread
 from core.knn import Gallery, search_k
+from core.network.embedder import Embedded, Embedder
 from core.stats.metrics import rank_auroc
 from core.trunk_cache import TrunkCache
 

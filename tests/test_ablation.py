@@ -15,9 +15,9 @@ from core.ablation.floors import Frozen, _embed_records, measure_floors
 from core.ablation.runs import _Bench, _run_system
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, Record, load_record
-from core.embedder import Embedded, Embedder
 from core.errors import ConfigError, ImageError
 from core.images.decode import Image
+from core.network.embedder import Embedded, Embedder
 
 SETTINGS = Settings(device="cpu")
 

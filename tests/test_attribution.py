@@ -14,10 +14,10 @@ from core.attribution import (
 )
 from core.bundle import ModelBundle
 from core.config import Settings, build_preset
-from core.embedder import build_embedder
 from core.errors import ConfigError
 from core.explain import find_voters, randomise_net, resize_heatmap
 from core.images.phantom import draw
+from core.network.build import build_embedder
 
 
 def explain_one(bundle: ModelBundle, method: str, class_index: int = 1) -> dict[str, np.ndarray]:

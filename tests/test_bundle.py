@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from core import engine, registry
-from core.backbones import parts
+from core import registry
 from core.bundle import ModelBundle, read_bundle, save_bundle, write_text
 from core.config import Settings
 from core.errors import CheckpointError, ConfigError
 from core.images import phantom
+from core.network import backbone, openvino
 
 CPU = Settings(device="cpu")
 FILES = {
@@ -206,13 +206,13 @@ def test_a_trunk_compiled_here_before_needs_no_pretrained_weights(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEIGHBORDX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(parts, "_MIN_COMPILED_SIZE", 32)
+    monkeypatch.setattr(backbone, "_MIN_COMPILED_SIZE", 32)
     monkeypatch.setattr(
-        engine, "_time", lambda run, _: 2.0 if isinstance(run, torch.nn.Module) else 1.0
+        openvino, "_time", lambda run, _: 2.0 if isinstance(run, torch.nn.Module) else 1.0
     )
     picture = phantom.draw(900_001, is_diseased=True, size=96).pixels
     first = registry.load_bundle(models, "demo", settings=CPU).members[0].bundle.embedder
-    monkeypatch.setattr(parts, "load_pretrained", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(backbone, "load_pretrained", lambda *_, **__: pytest.fail("read"))
     again = registry.load_bundle(models, "demo", settings=CPU).members[0].bundle.embedder
     assert [b.trunk_hash for b in again.backbones] == [b.trunk_hash for b in first.backbones]
     assert all(p.is_meta for b in again.backbones for p in b.trunk.parameters())

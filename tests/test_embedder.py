@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from core.config import RunConfig, Settings, build_preset
-from core.embedder import Embedder, build_embedder, choose_device, choose_precision
 from core.errors import ConfigError, ShapeError
-from core.transforms import build_batch, build_views
+from core.network.build import build_embedder
+from core.network.devices import choose_device, choose_precision
+from core.network.embedder import Embedder
+from core.network.transforms import build_batch, build_views
 
 CPU = Settings(device="cpu")
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from core import engine
-from core.backbones import parts
 from core.config import Settings, build_preset
-from core.embedder import build_embedder, embed_together
 from core.images.phantom import draw
+from core.network import backbone as parts
+from core.network import openvino
+from core.network.build import build_embedder
+from core.network.embedder import embed_together
 
 EITHER = ("f32", "bf16")
 
@@ -35,7 +36,7 @@ def build_part() -> nn.Module:
 def force(monkeypatch: pytest.MonkeyPatch, *, openvino_ms: float) -> None:
     """The trial's outcome must not depend on what else the machine does."""
     monkeypatch.setattr(
-        engine, "_time", lambda run, _: 1.0 if isinstance(run, nn.Module) else openvino_ms
+        openvino, "_time", lambda run, _: 1.0 if isinstance(run, nn.Module) else openvino_ms
     )
 
 
@@ -44,17 +45,17 @@ def test_a_compiled_part_says_what_torch_says_and_is_kept(
 ) -> None:
     force(monkeypatch, openvino_ms=0.1)
     part, batch = build_part(), torch.rand(5, 3, 16, 16)
-    first = engine.compile_part(part, batch[:1], name="p")
+    first = openvino.compile_part(part, batch[:1], name="p")
     assert first is not None
     with torch.inference_mode():
         torch.testing.assert_close(first(batch), part(batch), atol=1e-4, rtol=1e-4)
-    monkeypatch.setattr(engine, "_convert", lambda *_: pytest.fail("converted again"))
-    again = engine.compile_part(part, batch[:1], name="p")
+    monkeypatch.setattr(openvino, "_convert", lambda *_: pytest.fail("converted again"))
+    again = openvino.compile_part(part, batch[:1], name="p")
     assert again is not None
     torch.testing.assert_close(again(batch), first(batch))
     (trial,) = [json.loads(path.read_text()) for path in cache.glob("*.json")]
     assert trial["route"] == "f32"
-    assert trial["agreement"]["f32"] > engine.MIN_AGREEMENT["f32"]
+    assert trial["agreement"]["f32"] > openvino.MIN_AGREEMENT["f32"]
     assert sys.modules["openvino_telemetry"] is None  # nothing is reported to anyone
 
 
@@ -65,19 +66,19 @@ def test_half_precision_is_taken_only_when_asked_for_faster_and_in_agreement(
     def clock(run: object, _: torch.Tensor) -> float:
         return {"f32": 0.5, "bf16": 0.1}.get(getattr(run, "precision", ""), 1.0)
 
-    monkeypatch.setattr(engine, "_time", clock)
+    monkeypatch.setattr(openvino, "_time", clock)
     part, example = build_part(), torch.rand(1, 3, 16, 16)
-    exact = engine.compile_part(part, example, name="p")
-    half = engine.compile_part(part, example, name="p", precisions=EITHER)
+    exact = openvino.compile_part(part, example, name="p")
+    half = openvino.compile_part(part, example, name="p", precisions=EITHER)
     assert exact is not None
     assert half is not None
     assert (getattr(exact, "precision", ""), getattr(half, "precision", "")) == ("f32", "bf16")
     with torch.inference_mode():
         torch.testing.assert_close(half(example), part(example), atol=0.05, rtol=0.05)
-    again = engine.compile_part(part, example, name="p", precisions=EITHER)
+    again = openvino.compile_part(part, example, name="p", precisions=EITHER)
     assert getattr(again, "precision", "") == "bf16"  # remembered
-    monkeypatch.setitem(engine.MIN_AGREEMENT, "bf16", 1.1)
-    strict = engine.compile_part(part, example, name="other", precisions=EITHER)
+    monkeypatch.setitem(openvino.MIN_AGREEMENT, "bf16", 1.1)
+    strict = openvino.compile_part(part, example, name="other", precisions=EITHER)
     assert getattr(strict, "precision", "") == "f32"
 
 
@@ -86,13 +87,13 @@ def test_a_slower_or_wrong_part_is_left_to_torch(
 ) -> None:
     force(monkeypatch, openvino_ms=2.0)
     example = torch.rand(1, 3, 16, 16)
-    assert engine.compile_part(build_part(), example, name="slow") is None
+    assert openvino.compile_part(build_part(), example, name="slow") is None
     force(monkeypatch, openvino_ms=0.1)
-    assert engine.compile_part(build_part(), example, name="slow") is None  # remembered
+    assert openvino.compile_part(build_part(), example, name="slow") is None  # remembered
     other = nn.Sequential(build_part(), nn.Conv2d(8, 8, 1)).eval()
-    right = engine._convert
-    monkeypatch.setattr(engine, "_convert", lambda _, x: right(other, x))
-    assert engine.compile_part(build_part(), example, name="wrong") is None
+    right = openvino._convert
+    monkeypatch.setattr(openvino, "_convert", lambda _, x: right(other, x))
+    assert openvino.compile_part(build_part(), example, name="wrong") is None
     assert not list(cache.glob("*.xml"))
 
 
@@ -160,15 +161,15 @@ def test_a_transformer_compiled_in_half_precision_answers_as_in_float32(
 def test_a_damaged_compiled_file_is_made_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, openvino_ms=0.1)
     part, example = build_part(), torch.rand(1, 3, 16, 16)
-    first = engine.compile_part(part, example, name="p")
+    first = openvino.compile_part(part, example, name="p")
     (model,) = cache.glob("*.xml")
     model.write_text("<net")
-    assert engine.find_compiled((1, 3, 16, 16), name="p") is None
-    again = engine.compile_part(part, example, name="p")
+    assert openvino.find_compiled((1, 3, 16, 16), name="p") is None
+    again = openvino.compile_part(part, example, name="p")
     assert first is not None
     assert again is not None
     torch.testing.assert_close(again(example), first(example))
-    assert engine.find_compiled((1, 3, 16, 16), name="p") is not None
+    assert openvino.find_compiled((1, 3, 16, 16), name="p") is not None
 
 
 def test_a_cache_that_cannot_be_written_costs_no_speed(
@@ -177,7 +178,7 @@ def test_a_cache_that_cannot_be_written_costs_no_speed(
     force(monkeypatch, openvino_ms=0.1)
     (cache / "file").write_text("not a folder")
     monkeypatch.setenv("NEIGHBORDX_CACHE", str(cache / "file"))
-    run = engine.compile_part(build_part(), torch.rand(1, 3, 16, 16), name="p")
+    run = openvino.compile_part(build_part(), torch.rand(1, 3, 16, 16), name="p")
     assert run is not None
     assert run(torch.rand(3, 3, 16, 16)).shape == (3, 8, 16, 16)
 
@@ -187,19 +188,19 @@ def test_parts_that_nothing_read_for_long_are_dropped(
 ) -> None:
     force(monkeypatch, openvino_ms=0.1)
     part, example = build_part(), torch.rand(1, 3, 16, 16)
-    old = time.time() - engine._KEEP_S - 60.0
+    old = time.time() - openvino._KEEP_S - 60.0
     for name in ("used", "forgotten"):
-        assert engine.compile_part(part, example, name=name) is not None
+        assert openvino.compile_part(part, example, name=name) is not None
     force(monkeypatch, openvino_ms=2.0)
-    assert engine.compile_part(part, example, name="slow") is None
+    assert openvino.compile_part(part, example, name="slow") is None
     force(monkeypatch, openvino_ms=0.1)
     (cache / "notes.json").write_text("a file of somebody's")
     for path in cache.iterdir():
         os.utime(path, (old, old))
-    assert engine.find_compiled((1, 3, 16, 16), name="used") is not None
-    assert engine.compile_part(part, example, name="slow") is None  # in use too
-    assert engine.compile_part(part, example, name="new") is not None
+    assert openvino.find_compiled((1, 3, 16, 16), name="used") is not None
+    assert openvino.compile_part(part, example, name="slow") is None  # in use too
+    assert openvino.compile_part(part, example, name="new") is not None
     assert len(list(cache.glob("*.json"))) == 4  # used, slow, new and notes
     assert (cache / "notes.json").is_file()
-    assert engine.find_compiled((1, 3, 16, 16), name="used") is not None
-    assert engine.find_compiled((1, 3, 16, 16), name="forgotten") is None
+    assert openvino.find_compiled((1, 3, 16, 16), name="used") is not None
+    assert openvino.find_compiled((1, 3, 16, 16), name="forgotten") is None

@@ -6,9 +6,10 @@ import pytest
 
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
-from core.embedder import build_embedder, read_gpu_memory
 from core.estimate import run_trial
 from core.fitting import fit
+from core.network.build import build_embedder
+from core.network.devices import read_gpu_memory
 from core.trunk_cache import TrunkCache
 
 

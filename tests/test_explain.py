@@ -8,7 +8,6 @@ import torch
 
 from core.bundle import ModelBundle
 from core.config import Settings, build_preset
-from core.embedder import build_embedder
 from core.errors import ShapeError
 from core.explain import (
     compute_heatmaps,
@@ -21,6 +20,7 @@ from core.explain import (
 )
 from core.images.phantom import draw
 from core.knn import Gallery
+from core.network.build import build_embedder
 
 
 def test_the_target_by_hand_and_its_gradient() -> None:

@@ -20,12 +20,10 @@ LAYERS = {
         "selection",
         "stats",
     },
-    2: {"curation", "data", "dicom_export", "engine", "neighbourhood", "projection", "transforms"},
-    3: {"backbones"},
-    4: {"embedder"},
-    5: {"bundle", "explain", "trunk_cache"},
-    6: {"attribution", "ensemble", "evidence", "faithfulness", "fitting", "maps", "starting_point"},
-    7: {
+    2: {"curation", "data", "dicom_export", "neighbourhood", "network", "projection"},
+    3: {"bundle", "explain", "trunk_cache"},
+    4: {"attribution", "ensemble", "evidence", "faithfulness", "fitting", "maps", "starting_point"},
+    5: {
         "album",
         "estimate",
         "exploration",
@@ -35,7 +33,7 @@ LAYERS = {
         "training",
         "watching",
     },
-    8: {
+    6: {
         "ablation",
         "archives",
         "assessment",
@@ -44,21 +42,18 @@ LAYERS = {
         "model_comparison",
         "pdf_report",
     },
-    9: {"activation", "demo", "jobs", "report", "wider_gallery"},
-    10: {"cli"},
-    11: {"__main__"},
+    7: {"activation", "demo", "jobs", "report", "wider_gallery"},
+    8: {"cli"},
+    9: {"__main__"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 MAY_IMPORT_TORCH = {
     "attribution",
-    "backbones",
     "bundle",
-    "embedder",
-    "engine",
     "explain",
     "fitting",
+    "network",
     "starting_point",
-    "transforms",
     "trunk_cache",
 }
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from core import backbones
 from core.config import PRESETS, RunConfig, Settings, build_preset
 from core.data.datasets import Dataset
-from core.embedder import build_embedder
 from core.explain import compute_heatmaps
 from core.fitting import FittingModule
+from core.network.build import build_embedder
 from core.trunk_cache import TrunkCache
 
 FEATURES = {
@@ -58,7 +57,7 @@ def test_a_preset_trains_its_tails_alone_and_explains(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(backbones.parts, "compile_part", lambda *_, **__: None)  # minutes each
+    monkeypatch.setattr("core.network.backbone.compile_part", lambda *_, **__: None)  # minutes each
     config = build_random(preset, f"preprocess.input_size={size}")
     embedder = build_embedder(config, Settings(device="cpu"))
     assert tuple(b.n_features for b in embedder.backbones) == FEATURES[preset]

@@ -9,7 +9,8 @@ from sklearn.decomposition import PCA
 
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
-from core.embedder import Embedder, build_embedder
+from core.network.build import build_embedder
+from core.network.embedder import Embedder
 from core.starting_point import average_with_start, begin_with_pca
 from core.trunk_cache import TrunkCache
 

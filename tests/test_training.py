@@ -15,7 +15,6 @@ import torch
 
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset
-from core.embedder import build_embedder
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.fitting import (
     FittingModule,
@@ -26,6 +25,7 @@ from core.fitting import (
     fit,
 )
 from core.images.phantom import write_dataset
+from core.network.build import build_embedder
 from core.registry import load_bundle
 from core.training import train
 from core.trunk_cache import TrunkCache

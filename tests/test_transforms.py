@@ -8,7 +8,7 @@ import torch
 
 from core.config import PreprocessConfig, build_preset
 from core.errors import ShapeError
-from core.transforms import (
+from core.network.transforms import (
     augment,
     build_batch,
     build_test_views,

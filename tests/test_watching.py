@@ -9,8 +9,8 @@ import torch
 
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
-from core.embedder import build_embedder
 from core.fitting import compute_active, fit
+from core.network.build import build_embedder
 from core.trunk_cache import TrunkCache
 from core.watching import build_watcher
 

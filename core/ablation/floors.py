@@ -15,9 +15,10 @@ from sklearn.linear_model import LogisticRegression
 
 from core.config import RunConfig, Settings
 from core.data.datasets import SPLITS, Dataset, Record, load_ahead
-from core.embedder import Embedder, build_embedder
 from core.errors import ImageError
 from core.knn import Gallery, cast_votes, read_shares, search_k
+from core.network.build import build_embedder
+from core.network.embedder import Embedder
 from core.stats import metrics
 
 logger = logging.getLogger(__name__)

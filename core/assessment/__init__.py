@@ -14,8 +14,8 @@ from core.assessment.record import Evaluation
 from core.assessment.robustness import measure_robustness
 from core.config import Settings
 from core.data.datasets import read_dataset
-from core.embedder import Progress
 from core.errors import ConfigError
+from core.network.embedder import Progress
 from core.registry import load_bundle
 
 PARTS = ("robustness", "explanations")

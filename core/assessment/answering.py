@@ -15,11 +15,11 @@ from core.assessment.record import Evaluation
 from core.bundle import ModelBundle
 from core.data.datasets import Dataset, load_record
 from core.data.manifest import read_columns
-from core.embedder import Progress
 from core.ensemble import Model
 from core.images.decode import encode_jpeg, thumbnail
 from core.inference import SplitReading, describe_reading, read_split
 from core.knn import search_k
+from core.network.embedder import Progress
 
 _THUMBNAIL_PX = 192
 _N_NEAREST = 5

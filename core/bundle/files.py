@@ -22,15 +22,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from core import novelty
-from core.backbones import Backbone
 from core.bundle.records import BundleConfig, Contents, ModelBundle, check_model_id
 from core.config import Settings, build_record
 from core.curation import GalleryState
 from core.curation.store import CurationStore, default_url
-from core.embedder import Embedder, build_embedder, choose_device, choose_precision
 from core.errors import CheckpointError, ConfigError, CoreError
 from core.files.mapped_memory import release_pages
 from core.knn import Gallery
+from core.network.backbone import Backbone
+from core.network.build import build_embedder
+from core.network.devices import choose_device, choose_precision
+from core.network.embedder import Embedder
 from core.projection import Projection
 from core.stats.metrics import Calibration
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.backbones import BackboneInfo
 from core.config import RunConfig
 from core.curation import GalleryState
-from core.embedder import Embedder
 from core.errors import ConfigError
 from core.images.decode import decode
 from core.knn import Gallery
+from core.network.backbone import BackboneInfo
+from core.network.embedder import Embedder
 from core.novelty import NoveltyReference
 from core.projection import Projection
 from core.stats.metrics import Calibration

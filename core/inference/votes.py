@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from core.bundle import Member, ModelBundle
 from core.diagnosis import Novelty
-from core.embedder import Embedded, embed_together
 from core.ensemble import Model
 from core.evidence import Vote
 from core.images.decode import Image
 from core.knn import Ballot, cast_votes, read_shares
+from core.network.embedder import Embedded, embed_together
 
 
 def read_batch(

@@ -13,9 +13,9 @@ from core import novelty, projection
 from core.bundle import BundleConfig, Contents
 from core.config import RunConfig
 from core.data.datasets import Dataset
-from core.embedder import Embedded, Embedder
 from core.fitting import Log, compute_separation, compute_spread, find_collapse
 from core.knn import Gallery, KSearch, cast_votes, read_shares, search_k
+from core.network.embedder import Embedded, Embedder
 from core.stats import metrics
 from core.trunk_cache import TrunkCache
 

@@ -23,10 +23,11 @@ from core.bundle import (
 )
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
-from core.embedder import Embedder, Progress, build_embedder
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.files.locks import hold_run
 from core.fitting import Log, Watch, fit
+from core.network.build import build_embedder
+from core.network.embedder import Embedder, Progress
 from core.starting_point import average_with_start, begin_with_pca
 from core.training.finishing import describe, finish, write_card
 from core.trunk_cache import TrunkCache

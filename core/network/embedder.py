@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from core.backbones import Backbone, Tail
 from core.config import RunConfig
-from core.embedder.devices import choose_precision
-from core.embedder.net import N_CLASSES, EmbeddingNet
-from core.engine import Run, compile_part
-from core.transforms import build_test_views, merge_views
+from core.network.backbone import Backbone, Tail
+from core.network.devices import choose_precision
+from core.network.net import N_CLASSES, EmbeddingNet
+from core.network.openvino import Run, compile_part
+from core.network.transforms import build_test_views, merge_views
 
 Progress = Callable[[float, str], None]
 _BATCH_SIZE = 8

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from core.backbones import Backbone, BackboneInfo, build_backbone, sketch_backbone
 from core.config import RunConfig, Settings
-from core.embedder.devices import choose_device, choose_precision
-from core.embedder.embedding import Embedder
-from core.embedder.net import EmbeddingNet
+from core.network.backbone import Backbone, BackboneInfo, build_backbone, sketch_backbone
+from core.network.devices import choose_device, choose_precision
+from core.network.embedder import Embedder
+from core.network.net import EmbeddingNet
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from core.backbones import Tail
 from core.config import EmbedderConfig, RunConfig
+from core.network.backbone import Tail
 
 N_CLASSES = 2  # normal and disease
 

@@ -14,14 +14,14 @@ import torch
 from timm.layers import global_pool_nlc
 from torch import Tensor, nn
 
-from core.backbones.sources import (
+from core.errors import BackboneError
+from core.network.openvino import Run, compile_part, find_compiled
+from core.network.weight_sources import (
     WeightSource,
     create_model,
     find_normalisation,
     load_pretrained,
 )
-from core.engine import Run, compile_part, find_compiled
-from core.errors import BackboneError
 
 _CPU_ROWS = 4  # images at a time through a torch trunk on a CPU: more is slower (cache)
 _MIN_COMPILED_SIZE = 128  # below it a trunk takes no time worth a compilation
