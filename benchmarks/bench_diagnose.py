@@ -21,15 +21,16 @@ import plain
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from core import inference, novelty
+from core import inference
 from core.bundle import BundleConfig, Contents, save_bundle
 from core.config import RunConfig, Settings, build_preset
 from core.ensemble import Model, build_ensemble, read_ensemble
 from core.evidence import draw_heatmaps
+from core.gallery import novelty
+from core.gallery.search import Gallery, split_parts
 from core.images import phantom
 from core.images.decode import decode, encode_jpeg
 from core.inference.votes import vote_batch
-from core.knn import Gallery, split_parts
 from core.network.build import build_embedder
 from core.network.embedder import embed_together
 from core.network.transforms import build_batch, build_test_views

@@ -23,7 +23,8 @@ from core import report
 from core.assessment.readings import list_evaluations, load_evaluation
 from core.bundle import write_text
 from core.config import Settings
-from core.knn import cast_votes, search_k
+from core.gallery.k_search import search_k
+from core.gallery.voting import cast_votes
 from core.registry import load_bundle
 from core.stats import curves, headlines, subgroups
 

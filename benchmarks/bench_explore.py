@@ -29,10 +29,10 @@ from core.config import Settings, build_preset
 from core.data.audit import find_repeats
 from core.data.datasets import read_dataset
 from core.exploration import Exploration, explore, prepare
+from core.gallery.leave_one_out import LeaveOneOut
+from core.gallery.selection import count_values, find_in_polygon
 from core.images import phantom
-from core.neighbourhood import LeaveOneOut
 from core.registry import load_bundle
-from core.selection import count_values, find_in_polygon
 from core.training import train
 from pages import _charts_explore as charts
 

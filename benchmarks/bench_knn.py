@@ -15,7 +15,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from core.config import Settings
-from core.knn import Gallery
+from core.gallery.search import Gallery
 
 K = 15
 ROUNDS = 5

@@ -36,11 +36,11 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from sklearn.datasets import load_sample_images
 
-from core import novelty
 from core.config import KnnConfig, Settings, TrainConfig, build_preset
 from core.data.datasets import load_record, read_dataset
 from core.ensemble import Model
 from core.errors import ImageError
+from core.gallery import novelty
 from core.images import phantom
 from core.images.decode import decode, encode_png
 from core.inference import diagnose

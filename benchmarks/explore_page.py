@@ -16,14 +16,15 @@ import numpy as np
 import psutil
 from playwright.sync_api import Page, sync_playwright
 
-from core import maps, novelty
+from core import maps
 from core.bundle import ModelBundle, save_bundle
 from core.config import Settings, build_preset
 from core.demo import build_demo
+from core.gallery import novelty
+from core.gallery.projection import MapSettings, compute_cache_key, fit_map
+from core.gallery.search import Gallery
 from core.images import phantom
 from core.images.decode import encode_jpeg, thumbnail
-from core.knn import Gallery
-from core.projection import MapSettings, compute_cache_key, fit_map
 from core.registry import load_bundle
 from tests.test_page_browser import ARGUMENTS, CHROMIUM, serve, settle
 

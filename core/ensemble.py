@@ -32,8 +32,8 @@ from core.bundle import (
 )
 from core.config import SCHEMA_VERSION, Settings, build_record
 from core.errors import CheckpointError, ConfigError
-from core.knn import Gallery
-from core.projection import Projection
+from core.gallery.projection import Projection
+from core.gallery.search import Gallery
 from core.stats import metrics as evaluation
 
 KIND = "ensemble"

@@ -22,7 +22,7 @@ from pytorch_grad_cam.base_cam import BaseCAM
 from torch import Tensor
 
 from core.errors import ConfigError, ShapeError, check_shape
-from core.knn import Gallery, split_parts
+from core.gallery.search import Gallery, split_parts
 from core.network.backbone import Tail
 from core.network.embedder import Embedder
 from core.network.net import EmbeddingNet

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.fitting import Watch, compute_spread
-from core.knn import Gallery, search_k
+from core.gallery.k_search import search_k
+from core.gallery.search import Gallery
 from core.network.embedder import Embedded, Embedder
 from core.stats.metrics import rank_auroc
 from core.trunk_cache import TrunkCache

@@ -16,9 +16,9 @@ from core.assessment.readings import Summary, list_evaluations, load_evaluation
 from core.assessment.record import Evaluation
 from core.bundle import Member, ModelBundle
 from core.ensemble import Ensemble, Model
-from core.knn import Gallery
-from core.neighbourhood import NeighbourTable, find_neighbours_of
-from core.projection import Projection
+from core.gallery.leave_one_out import NeighbourTable, find_neighbours_of
+from core.gallery.projection import Projection
+from core.gallery.search import Gallery
 
 
 def list_guests(checkpoints: Path, model: Model) -> list[Summary]:

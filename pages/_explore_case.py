@@ -4,12 +4,12 @@ import numpy as np
 import streamlit as st
 
 from core import exploration, inference, second_look
-from core.curation import Change
 from core.ensemble import Model
 from core.errors import CoreError
 from core.explain import overlay, resize_heatmap
 from core.exploration import Exploration
-from core.neighbourhood import NeighbourTable
+from core.gallery.corrections import Change
+from core.gallery.leave_one_out import NeighbourTable
 from pages import _explore_data as data
 from pages import _shared as shared
 from pages._explore_words import value_label

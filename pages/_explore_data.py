@@ -15,9 +15,9 @@ from core.config import Settings
 from core.ensemble import Model
 from core.exploration import Exploration, ManifestStatus
 from core.findings import Finding
+from core.gallery.leave_one_out import NeighbourTable
+from core.gallery.projection import MapSettings
 from core.maps import FittedMap
-from core.neighbourhood import NeighbourTable
-from core.projection import MapSettings
 from pages import _shared as shared
 from pages._text import _
 

@@ -4,14 +4,14 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from core.curation import Change
 from core.ensemble import Model
 from core.errors import CoreError
 from core.exploration import Exploration
 from core.findings import N_OUTLIERS, Finding, embed_query, find_similar
+from core.gallery.corrections import Change
+from core.gallery.leave_one_out import NeighbourTable
+from core.gallery.selection import count_values, export_csv, export_listing
 from core.images import decode
-from core.neighbourhood import NeighbourTable
-from core.selection import count_values, export_csv, export_listing
 from pages import _explore_data as data
 from pages import _shared as shared
 from pages._explore_case import mark, offer_changes

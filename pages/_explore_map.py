@@ -10,9 +10,9 @@ from core import maps
 from core.config import Settings
 from core.ensemble import Model
 from core.exploration import Exploration
+from core.gallery.projection import MapSettings, turn
+from core.gallery.selection import find_in_box, find_in_polygon
 from core.maps import FittedMap
-from core.projection import MapSettings, turn
-from core.selection import find_in_box, find_in_polygon
 from pages import _charts_explore as charts
 from pages import _explore_data as data
 from pages import _shared as shared

@@ -8,10 +8,10 @@ import streamlit as st
 
 from core import registry
 from core.config import Settings
-from core.curation.store import CurationStore, default_url
 from core.ensemble import Model
 from core.errors import CoreError
 from core.exploration import curate
+from core.gallery.corrections_db import CurationStore, default_url
 from pages._text import _, describe, language
 
 logger = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from filelock import FileLock
 from core import activation, registry
 from core.activation import activate, check_gate, find_previous, read_history, roll_back
 from core.config import Settings
-from core.curation import Change
-from core.curation.store import open_store
 from core.data.datasets import read_dataset
 from core.errors import CheckpointError, ConfigError
+from core.gallery.corrections import Change
+from core.gallery.corrections_db import open_store
 from core.model_comparison import (
     Comparison,
     ImageRow,

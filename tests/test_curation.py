@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from core.config import Settings
-from core.curation import Change, GalleryState
-from core.curation.store import CurationStore, default_url, open_store
 from core.errors import ConfigError, CurationError, DataError
-from core.knn import Gallery
-from core.selection import Filter
+from core.gallery.corrections import Change, GalleryState
+from core.gallery.corrections_db import CurationStore, default_url, open_store
+from core.gallery.search import Gallery
+from core.gallery.selection import Filter
 
 ROOT = Path(__file__).resolve().parents[1]
 GIVEN = {"a": "normal", "b": "disease", "c": "normal"}
@@ -170,8 +170,8 @@ def test_bad_addresses_say_what_is_expected(tmp_path: Path) -> None:
 KILLED = """
     import sys, time
     import sqlalchemy as sa
-    from core.curation import Change
-    from core.curation.store import CurationStore
+    from core.gallery.corrections import Change
+    from core.gallery.corrections_db import CurationStore
 
     url, stage, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
     store = CurationStore(url)

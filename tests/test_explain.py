@@ -18,8 +18,8 @@ from core.explain import (
     overlay,
     resize_heatmap,
 )
+from core.gallery.search import Gallery
 from core.images.phantom import draw
-from core.knn import Gallery
 from core.network.build import build_embedder
 
 

@@ -7,8 +7,10 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from core.errors import DataError, ShapeError
-from core.knn import Ballot, Gallery, cast_votes, compute_shares, search_k, split_parts, vote
-from core.knn import gallery as gallery_module
+from core.gallery import search as gallery_module
+from core.gallery.k_search import search_k
+from core.gallery.search import Gallery, split_parts
+from core.gallery.voting import Ballot, cast_votes, compute_shares, vote
 
 
 def build_gallery(embeddings: np.ndarray, labels: list[int], **columns: tuple[str, ...]) -> Gallery:

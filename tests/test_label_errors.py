@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import ShapeError
-from core.label_errors import judge_held_out, score_labels
+from core.gallery.label_errors import judge_held_out, score_labels
 
 
 def plant(rng: np.random.Generator, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

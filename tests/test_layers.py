@@ -9,18 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
     0: {"diagnosis", "errors", "pdf_text"},
-    1: {
-        "config",
-        "files",
-        "images",
-        "knn",
-        "label_errors",
-        "map_quality",
-        "novelty",
-        "selection",
-        "stats",
-    },
-    2: {"curation", "data", "dicom_export", "neighbourhood", "network", "projection"},
+    1: {"config", "files", "images", "stats"},
+    2: {"data", "dicom_export", "gallery", "network"},
     3: {"bundle", "explain", "trunk_cache"},
     4: {"attribution", "ensemble", "evidence", "faithfulness", "fitting", "maps", "starting_point"},
     5: {

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness
 
-from core import map_quality
 from core.errors import ShapeError
-from core.map_quality import measure_map
+from core.gallery import projection_quality
+from core.gallery.projection_quality import measure_map
 
 
 def test_a_map_that_is_the_space_itself_is_perfect(rng: np.random.Generator) -> None:
@@ -40,7 +40,7 @@ def test_a_sample_stands_for_the_whole(
 ) -> None:
     points = rng.normal(size=(600, 6)).astype(np.float32)
     whole = measure_map(points, points[:, :2], k=10)
-    monkeypatch.setattr(map_quality, "_MAX_SAMPLED", 300)
+    monkeypatch.setattr(projection_quality, "_MAX_SAMPLED", 300)
     part = measure_map(points, points[:, :2], k=10)
     assert (whole.n_sampled, part.n_sampled) == (600, 300)
     assert part.trustworthiness == pytest.approx(whole.trustworthiness, abs=0.03)

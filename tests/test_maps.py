@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from core import maps, projection
+from core import maps
 from core.bundle import ModelBundle
 from core.config import Settings
 from core.errors import ConfigError, JobError
-from core.projection import MapSettings, compute_cache_key, fit_map
+from core.gallery import projection
+from core.gallery.projection import MapSettings, compute_cache_key, fit_map
 from core.registry import load_bundle
 
 PCA3 = MapSettings("pca", 3)

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from core.errors import ShapeError
-from core.knn import Gallery, cast_votes
-from core.neighbourhood import (
+from core.gallery.leave_one_out import (
     NeighbourTable,
     compute_leave_one_out,
     find_mixed_regions,
     find_neighbours,
     rank_rows,
 )
+from core.gallery.search import Gallery
+from core.gallery.voting import cast_votes
 
 
 def make_gallery(points: np.ndarray, labels: list[int], **fields: object) -> Gallery:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from core import novelty
 from core.errors import DataError, ShapeError
+from core.gallery import novelty
 
 
 def unit(rng: np.random.Generator, n: int, centre: np.ndarray) -> np.ndarray:

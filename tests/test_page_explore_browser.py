@@ -26,7 +26,7 @@ from test_page_diagnose_browser import click, flip
 from core.assessment import assess
 from core.bundle import read_bundle_config
 from core.config import Settings
-from core.curation.store import FILE_NAME, CurationStore, default_url
+from core.gallery.corrections_db import FILE_NAME, CurationStore, default_url
 
 pytestmark = pytest.mark.slow
 MAP = ".st-key-explore_map"

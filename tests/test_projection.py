@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from core import projection
-from core.knn import Gallery
+from core.gallery import projection
+from core.gallery.search import Gallery
 
 
 @pytest.fixture(scope="module")

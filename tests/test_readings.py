@@ -22,11 +22,11 @@ from core.assessment.readings import (
 from core.assessment.record import Evaluation, order_pair, say_seen, to_json
 from core.assessment.robustness import measure_robustness
 from core.config import Settings
-from core.curation import Change
-from core.curation.store import CurationStore, default_url
 from core.data.datasets import Dataset, read_dataset
 from core.ensemble import Ensemble
 from core.errors import CheckpointError
+from core.gallery.corrections import Change
+from core.gallery.corrections_db import CurationStore, default_url
 from core.inference import SplitReading, evaluate, read_split
 from core.registry import load_bundle
 

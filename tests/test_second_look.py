@@ -16,10 +16,10 @@ from core.ensemble import Ensemble
 from core.errors import ConfigError, ShapeError
 from core.evidence import Vote, compute_close_limit
 from core.explain import find_voters
+from core.gallery.voting import cast_votes
 from core.images.decode import decode, encode_png
 from core.images.phantom import draw
 from core.inference import diagnose
-from core.knn import cast_votes
 from core.second_look import (
     HEATMAP_METHODS,
     compute_coverage,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError, ShapeError
-from core.selection import (
+from core.gallery.selection import (
     Filter,
     apply_filter,
     count_values,

@@ -19,8 +19,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from core import ensemble_training, jobs, projection, registry, training, watching
+from core import ensemble_training, jobs, registry, training, watching
 from core.config import Settings
+from core.gallery import projection
 from core.jobs import __main__ as jobs_main
 from core.jobs import metrics, work
 

@@ -16,7 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from core.config import RunConfig, Settings
 from core.data.datasets import SPLITS, Dataset, Record, load_ahead
 from core.errors import ImageError
-from core.knn import Gallery, cast_votes, read_shares, search_k
+from core.gallery.k_search import search_k
+from core.gallery.search import Gallery
+from core.gallery.voting import cast_votes, read_shares
 from core.network.build import build_embedder
 from core.network.embedder import Embedder
 from core.stats import metrics

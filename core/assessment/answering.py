@@ -16,9 +16,9 @@ from core.bundle import ModelBundle
 from core.data.datasets import Dataset, load_record
 from core.data.manifest import read_columns
 from core.ensemble import Model
+from core.gallery.k_search import search_k
 from core.images.decode import encode_jpeg, thumbnail
 from core.inference import SplitReading, describe_reading, read_split
-from core.knn import search_k
 from core.network.embedder import Progress
 
 _THUMBNAIL_PX = 192

@@ -24,9 +24,9 @@ import numpy as np
 from core.assessment.record import Evaluation
 from core.bundle import check_model_id, read_bundle_config, read_json, write_text
 from core.config import Settings
-from core.curation.store import open_store
 from core.errors import CheckpointError, CoreError
 from core.files import abandoned
+from core.gallery.corrections_db import open_store
 from core.registry import ModelSummary, find_model, list_models
 
 SCHEMA_VERSION = 1

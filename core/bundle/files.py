@@ -21,19 +21,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from core import novelty
 from core.bundle.records import BundleConfig, Contents, ModelBundle, check_model_id
 from core.config import Settings, build_record
-from core.curation import GalleryState
-from core.curation.store import CurationStore, default_url
 from core.errors import CheckpointError, ConfigError, CoreError
 from core.files.mapped_memory import release_pages
-from core.knn import Gallery
+from core.gallery import novelty
+from core.gallery.corrections import GalleryState
+from core.gallery.corrections_db import CurationStore, default_url
+from core.gallery.projection import Projection
+from core.gallery.search import Gallery
 from core.network.backbone import Backbone
 from core.network.build import build_embedder
 from core.network.devices import choose_device, choose_precision
 from core.network.embedder import Embedder
-from core.projection import Projection
 from core.stats.metrics import Calibration
 
 logger = logging.getLogger(__name__)

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.config import RunConfig
-from core.curation import GalleryState
 from core.errors import ConfigError
+from core.gallery.corrections import GalleryState
+from core.gallery.novelty import NoveltyReference
+from core.gallery.projection import Projection
+from core.gallery.search import Gallery
 from core.images.decode import decode
-from core.knn import Gallery
 from core.network.backbone import BackboneInfo
 from core.network.embedder import Embedder
-from core.novelty import NoveltyReference
-from core.projection import Projection
 from core.stats.metrics import Calibration
 
 _N_SHOWN_BY_CLASSIFIER = 15

@@ -18,8 +18,8 @@ from core.cli.terminal import (
     write_json,
     write_text,
 )
-from core.curation import Change
 from core.errors import ConfigError
+from core.gallery.corrections import Change
 
 
 def fit_map(
@@ -33,8 +33,8 @@ def fit_map(
 ) -> None:
     """Fit a map of a model's gallery and its neighbour table, and keep both with the model."""
     from core.exploration import prepare
+    from core.gallery.projection import MapSettings
     from core.maps import fit_and_save
-    from core.projection import MapSettings
     from core.registry import load_bundle
 
     settings = MapSettings(method, dimensions, neighbours, min_dist, seed)  # type: ignore[arg-type]
@@ -60,8 +60,8 @@ def findings(
     """What deserves a look in a gallery: wrong answers, suspect labels, repeats, outliers."""
     from core import findings as finding
     from core.exploration import explore, prepare, read_manifest
+    from core.gallery.selection import export_csv
     from core.registry import load_bundle
-    from core.selection import export_csv
 
     machine = read_settings(checkpoints)
     bundle = load_bundle(machine.checkpoints_dir, model, settings=machine)
@@ -125,8 +125,8 @@ def gallery(
     checkpoints: Checkpoints = None,
 ) -> None:
     """The gallery's history; relabel or set images aside, undo, roll back."""
-    from core.curation.store import open_store
     from core.exploration import prepare, preview
+    from core.gallery.corrections_db import open_store
     from core.registry import load_bundle
 
     machine = read_settings(checkpoints)

@@ -13,8 +13,8 @@ from core.bundle import Member, ModelBundle
 from core.diagnosis import Novelty
 from core.ensemble import Model
 from core.evidence import Vote
+from core.gallery.voting import Ballot, cast_votes, read_shares
 from core.images.decode import Image
-from core.knn import Ballot, cast_votes, read_shares
 from core.network.embedder import Embedded, embed_together
 
 

@@ -14,7 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from core.errors import check_shape
-from core.knn import Gallery, split_parts, vote
+from core.gallery.search import Gallery, split_parts
+from core.gallery.voting import vote
 
 Progress = Callable[[float, str], None]
 _BLOCK = 2000  # rows searched at once: progress, and bounded memory

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from core.errors import DataError
-from core.knn.gallery import Gallery, split_parts
-from core.knn.voting import vote
+from core.gallery.search import Gallery, split_parts
+from core.gallery.voting import vote
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import ShapeError, check_shape
-from core.knn.gallery import Gallery, split_parts
+from core.gallery.search import Gallery, split_parts
 
 _Float = TypeVar("_Float", np.float32, np.float64)
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import ConfigError, check_shape
-from core.knn import Gallery, compute_shares
+from core.gallery.search import Gallery
+from core.gallery.voting import compute_shares
 
 _N_ANCHORS = 5  # nearest gallery images that fix a new image's place
 _MIN_FOR_UMAP = 10

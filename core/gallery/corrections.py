@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import CurationError, DataError
-from core.knn import Gallery
+from core.gallery.search import Gallery
 
 Field = Literal["label", "excluded", "note"]
 Action = Literal["change", "undo", "rollback"]

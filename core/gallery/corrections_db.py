@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from core.config import Settings
-from core.curation import (
+from core.errors import ConfigError, CurationError
+from core.gallery.corrections import (
     FIELDS,
     Action,
     Change,
@@ -25,8 +26,7 @@ from core.curation import (
     list_edits,
     replay,
 )
-from core.errors import ConfigError, CurationError
-from core.selection import Filter
+from core.gallery.selection import Filter
 
 FILE_NAME = "curation.sqlite"
 
