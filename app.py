@@ -53,7 +53,7 @@ def add_headers(app: ASGIApp) -> ASGIApp:
 
 def ready(_request: Request) -> JSONResponse:
     """200 when a model can be loaded and the disk has room, else 503 with the reason."""
-    from core import registry  # torch: seconds (see import_and_tidy)
+    from core.models import registry  # torch: seconds (see import_and_tidy)
 
     directory = Settings.from_env().checkpoints_dir
     reason = None if registry.active_model_id(directory) else "no model can be loaded"
@@ -69,7 +69,7 @@ def import_and_tidy(directory: Path) -> None:
     import is the same module: a page that comes early waits for this one.
     """
     try:
-        from core import registry
+        from core.models import registry
 
         registry.clean_leftovers(directory)
     except Exception:

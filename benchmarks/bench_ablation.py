@@ -16,8 +16,8 @@ from typing import Any
 import harness
 
 from core.ablation import run_ablation, write_table
-from core.bundle import write_text
 from core.config import Settings
+from core.models.bundle_files import write_text
 
 
 @dataclass(frozen=True)

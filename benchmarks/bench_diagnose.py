@@ -22,19 +22,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import inference
-from core.bundle import BundleConfig, Contents, save_bundle
 from core.config import RunConfig, Settings, build_preset
-from core.ensemble import Model, build_ensemble, read_ensemble
 from core.evidence import draw_heatmaps
 from core.gallery import novelty
 from core.gallery.search import Gallery, split_parts
 from core.images import phantom
 from core.images.decode import decode, encode_jpeg
 from core.inference.votes import vote_batch
+from core.models.bundle import BundleConfig, Contents
+from core.models.bundle_files import save_bundle
+from core.models.ensemble import Model, build_ensemble, read_ensemble
+from core.models.registry import load_bundle
 from core.network.build import build_embedder
 from core.network.embedder import embed_together
 from core.network.transforms import build_batch, build_test_views
-from core.registry import load_bundle
 from core.stats.metrics import Calibration
 
 ROUNDS = {"offline": 9, "paper": 1}

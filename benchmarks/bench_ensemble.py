@@ -18,7 +18,7 @@ from core.config import Settings
 from core.images.decode import decode, encode_png
 from core.images.phantom import draw
 from core.inference import diagnose
-from core.registry import load_bundle
+from core.models.registry import load_bundle
 
 SEED = 1000
 

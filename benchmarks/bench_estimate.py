@@ -26,10 +26,10 @@ from typing import Any
 import psutil
 
 from core import jobs
-from core.bundle import read_json, write_text
 from core.config import Settings
 from core.images.phantom import write_dataset
 from core.jobs.state import Job
+from core.models.bundle_files import read_json, write_text
 
 SMALL = ["preprocess.input_size=96"]  # the packaged backbones at a size that a shared core bears
 RUNS: dict[str, dict[str, Any]] = {

@@ -21,11 +21,11 @@ import numpy as np
 
 from core import report
 from core.assessment.readings import list_evaluations, load_evaluation
-from core.bundle import write_text
 from core.config import Settings
 from core.gallery.k_search import search_k
 from core.gallery.voting import cast_votes
-from core.registry import load_bundle
+from core.models.bundle_files import write_text
+from core.models.registry import load_bundle
 from core.stats import curves, headlines, subgroups
 
 RESULTS = Path(__file__).parent / "results"

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from core.assessment.heatmap_study import study_heatmaps
 from core.attribution import SHOWN
-from core.bundle import write_text
 from core.config import Settings
 from core.data.datasets import read_dataset
-from core.registry import find_model, load_bundle
+from core.models.bundle_files import write_text
+from core.models.registry import find_model, load_bundle
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "timm", "grad-cam", "numpy")

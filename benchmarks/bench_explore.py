@@ -32,7 +32,7 @@ from core.exploration import Exploration, explore, prepare
 from core.gallery.leave_one_out import LeaveOneOut
 from core.gallery.selection import count_values, find_in_polygon
 from core.images import phantom
-from core.registry import load_bundle
+from core.models.registry import load_bundle
 from core.training import train
 from pages import _charts_explore as charts
 

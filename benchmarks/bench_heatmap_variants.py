@@ -23,15 +23,15 @@ from bench_explanations import RESULTS, describe_machine
 from core import explain
 from core.assessment.heatmap_study import read_mask
 from core.attribution import SHOWN, Recipe, draw_shares, integrate_vote
-from core.bundle import write_text
 from core.config import Settings
 from core.data.datasets import Dataset, Record, load_record, read_dataset
-from core.ensemble import Model
 from core.errors import ImageError
 from core.faithfulness import compute_energy, has_hit
 from core.images.decode import Image
+from core.models.bundle_files import write_text
+from core.models.ensemble import Model
+from core.models.registry import load_bundle
 from core.network.embedder import embed_together
-from core.registry import load_bundle
 from core.stats.proportions import measure_mean, measure_share
 
 SEED = 0

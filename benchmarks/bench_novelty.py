@@ -38,15 +38,15 @@ from sklearn.datasets import load_sample_images
 
 from core.config import KnnConfig, Settings, TrainConfig, build_preset
 from core.data.datasets import load_record, read_dataset
-from core.ensemble import Model
 from core.errors import ImageError
 from core.gallery import novelty
 from core.images import phantom
 from core.images.decode import decode, encode_png
 from core.inference import diagnose
+from core.models.ensemble import Model
+from core.models.registry import load_bundle
 from core.network.build import build_embedder
 from core.network.embedder import Embedder
-from core.registry import load_bundle
 
 SEED = 0
 N_PER_FAMILY = 50

@@ -12,12 +12,12 @@ import harness
 import numpy as np
 
 from core import inference
-from core.bundle import ModelBundle
 from core.config import Settings
 from core.data.datasets import read_dataset
-from core.ensemble import Ensemble, Model
+from core.models.bundle import ModelBundle
+from core.models.ensemble import Ensemble, Model
+from core.models.registry import load_bundle
 from core.network.build import build_embedder
-from core.registry import load_bundle
 
 
 def measure_parity(directory: Path, names: list[str], data_root: Path) -> dict[str, object]:

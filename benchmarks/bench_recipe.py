@@ -32,13 +32,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from core.bundle import write_text
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, Record, load_record, read_dataset
 from core.fitting import fit
 from core.gallery.k_search import search_k
 from core.gallery.search import Gallery
 from core.gallery.voting import cast_votes, read_shares
+from core.models.bundle_files import write_text
 from core.network.build import build_embedder
 from core.network.embedder import Embedder
 from core.starting_point import average_with_start, begin_with_pca

@@ -15,8 +15,8 @@ from bench_knn import build_gallery, draw_rows
 
 from core.config import Settings
 from core.images import phantom
+from core.models.registry import load_bundle
 from core.network.embedder import embed_together
-from core.registry import load_bundle
 
 ROUNDS = 3
 

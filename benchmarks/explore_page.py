@@ -17,7 +17,6 @@ import psutil
 from playwright.sync_api import Page, sync_playwright
 
 from core import maps
-from core.bundle import ModelBundle, save_bundle
 from core.config import Settings, build_preset
 from core.demo import build_demo
 from core.gallery import novelty
@@ -25,7 +24,9 @@ from core.gallery.projection import MapSettings, compute_cache_key, fit_map
 from core.gallery.search import Gallery
 from core.images import phantom
 from core.images.decode import encode_jpeg, thumbnail
-from core.registry import load_bundle
+from core.models.bundle import ModelBundle
+from core.models.bundle_files import save_bundle
+from core.models.registry import load_bundle
 from tests.test_page_browser import ARGUMENTS, CHROMIUM, serve, settle
 
 SEED = 0

@@ -18,9 +18,9 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own idiom
 
-from core.bundle import Member
 from core.config import Settings
 from core.explain import compute_vote_log_odds
+from core.models.bundle import Member
 from core.network import backbone as parts
 from core.network.backbone import Tail
 from core.network.weight_sources import load_pretrained

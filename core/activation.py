@@ -18,14 +18,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from core import registry
 from core.assessment.readings import find_gallery_id
-from core.bundle import read_bundle_config, read_json, write_text
 from core.config import build_record
-from core.ensemble import mix_validation
 from core.errors import CheckpointError, ConfigError
 from core.model_comparison import Comparison, find_comparison
-from core.registry import ModelSummary, find_model
+from core.models import registry
+from core.models.bundle_files import read_bundle_config, read_json, write_text
+from core.models.ensemble import mix_validation
+from core.models.registry import ModelSummary, find_model
 from core.stats.metrics import rank_auroc
 
 LIMIT = 0.02  # accuracy and AUROC may be lower by this much

@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from core.bundle import BundleConfig, check_model_id, read_bundle_config
 from core.config import MEMBERS, RunConfig, Settings
 from core.data.datasets import Dataset
-from core.ensemble import build_ensemble
 from core.errors import CheckpointError, ConfigError, CoreError
 from core.fitting import Watch
+from core.models.bundle import BundleConfig, check_model_id
+from core.models.bundle_files import read_bundle_config
+from core.models.ensemble import build_ensemble
 from core.network.embedder import Embedder, Progress
 from core.training import train
 from core.trunk_cache import TrunkCache

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from core.bundle import freeze_trained
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset, Record
 from core.errors import DataError
 from core.fitting import draw_steps, fit
 from core.gallery import projection
+from core.models.bundle_files import freeze_trained
 from core.network.build import build_embedder
 from core.network.devices import read_gpu_memory
 from core.network.embedder import Embedder, Progress

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core import explain
-from core.bundle import Member, ModelBundle
 from core.diagnosis import Heatmap, Novelty
 from core.gallery.voting import Ballot, cast_votes, read_shares
+from core.models.bundle import Member, ModelBundle
 from core.network.embedder import Embedded
 
 # As explain.compute_view_heatmaps: backbone name -> (V, h, w) float32, signed or not, upright.

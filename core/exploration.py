@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from core.bundle import Member, ModelBundle
 from core.data import manifest
-from core.ensemble import Ensemble, Model
 from core.errors import DataError
 from core.gallery.corrections import Change, GalleryState
 from core.gallery.leave_one_out import LeaveOneOut, NeighbourTable, compute_leave_one_out
 from core.maps import load_neighbours
+from core.models.bundle import Member, ModelBundle
+from core.models.ensemble import Ensemble, Model
 
 Progress = Callable[[float, str], None]
 _MAX_VALUES = 12  # a numeric column with more different values is shown as a scale

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from core.bundle import Member, ModelBundle
 from core.errors import ShapeError, check_shape
 from core.explain import resize_heatmap
 from core.gallery.search import split_parts
+from core.models.bundle import Member, ModelBundle
 from core.network.embedder import Embedded, Embedder, embed_together
 
 _GRID = 12  # cells per side: about the resolution of the heatmaps

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data.audit import find_repeats
-from core.ensemble import Model
 from core.exploration import Exploration
 from core.gallery.label_errors import judge_held_out, score_labels
 from core.gallery.leave_one_out import NeighbourTable, find_mixed_regions, rank_rows
 from core.gallery.search import Gallery
 from core.images.decode import Image
+from core.models.ensemble import Model
 from core.network.embedder import embed_together
 
 N_OUTLIERS = 100  # there is no line between outliers and others: so many are listed

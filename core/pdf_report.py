@@ -21,10 +21,10 @@ from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Spacer, Table
 
 from core.diagnosis import RESEARCH_USE, Diagnosis, Novelty, write_percent
-from core.ensemble import Model
 from core.errors import ImageError
 from core.explain import overlay, resize_heatmap
 from core.images.decode import encode_jpeg, thumbnail
+from core.models.ensemble import Model
 from core.pdf_text import spell
 from core.second_look import HEATMAP_METHODS, Scrutiny, describe_reliability
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from core.assessment.readings import Summary, list_evaluations, load_evaluation
 from core.assessment.record import Evaluation
-from core.bundle import Member, ModelBundle
-from core.ensemble import Ensemble, Model
 from core.gallery.leave_one_out import NeighbourTable, find_neighbours_of
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
+from core.models.bundle import Member, ModelBundle
+from core.models.ensemble import Ensemble, Model
 
 
 def list_guests(checkpoints: Path, model: Model) -> list[Summary]:

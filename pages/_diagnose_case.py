@@ -8,7 +8,7 @@ import streamlit as st
 
 from core import second_look
 from core.diagnosis import Diagnosis
-from core.ensemble import Model
+from core.models.ensemble import Model
 from pages import _charts as charts
 from pages._diagnose_display import show_controls, show_patient_tags, warn_of_text
 from pages._diagnose_evidence import show_map, show_neighbours

@@ -7,8 +7,8 @@ import streamlit as st
 
 from core import second_look
 from core.diagnosis import Diagnosis, Neighbour
-from core.ensemble import Model
 from core.images.decode import fit_square
+from core.models.ensemble import Model
 from pages import _charts as charts
 from pages import _shared as shared
 from pages._text import _, class_label, ngettext, percent, plain

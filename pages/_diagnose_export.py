@@ -12,9 +12,9 @@ import streamlit as st
 
 from core import dicom_export, pdf_report
 from core.diagnosis import Diagnosis, dump_json, to_csv
-from core.ensemble import Model
 from core.errors import CoreError
 from core.explain import outline, overlay, resize_heatmap
+from core.models.ensemble import Model
 from core.second_look import HEATMAP_METHODS, Scrutiny
 from pages import _shared as shared
 from pages._diagnose_sources import Source

@@ -9,8 +9,8 @@ import streamlit as st
 
 from core import second_look
 from core.diagnosis import Diagnosis, Heatmap
-from core.ensemble import Model
 from core.explain import outline, overlay, resize_heatmap
+from core.models.ensemble import Model
 from core.second_look import MapScrutiny, Scrutiny
 from pages import _shared as shared
 from pages._text import _, class_label, percent, plain

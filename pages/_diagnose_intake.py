@@ -15,10 +15,10 @@ import streamlit as st
 from core import inference
 from core.config import Settings
 from core.diagnosis import Diagnosis, ReaderRead
-from core.ensemble import Model
 from core.errors import CoreError
 from core.images import decode
 from core.images.decode import Image
+from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._diagnose_sources import SAMPLES, Source, list_sources
 from pages._text import _, ngettext, plain

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import streamlit as st
 
 from core.diagnosis import Diagnosis, ReaderRead
-from core.ensemble import Model
+from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._diagnose_intake import commit_read, was_seen
 from pages._text import _, class_label, percent, plain

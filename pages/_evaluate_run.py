@@ -13,7 +13,7 @@ from core.data.datasets import SPLITS, read_dataset
 from core.errors import CoreError
 from core.jobs import Job
 from core.jobs.state import LANES
-from core.registry import ModelSummary
+from core.models.registry import ModelSummary
 from pages import _shared as shared
 from pages._jobs_view import describe_message, show_cancel
 from pages._text import _, describe, describe_error, moment, ngettext, percent, plain

@@ -4,12 +4,12 @@ import numpy as np
 import streamlit as st
 
 from core import exploration, inference, second_look
-from core.ensemble import Model
 from core.errors import CoreError
 from core.explain import overlay, resize_heatmap
 from core.exploration import Exploration
 from core.gallery.corrections import Change
 from core.gallery.leave_one_out import NeighbourTable
+from core.models.ensemble import Model
 from pages import _explore_data as data
 from pages import _shared as shared
 from pages._explore_words import value_label

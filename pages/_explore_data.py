@@ -12,12 +12,12 @@ import streamlit as st
 from core import exploration, findings, maps, wider_gallery
 from core.assessment.readings import Summary
 from core.config import Settings
-from core.ensemble import Model
 from core.exploration import Exploration, ManifestStatus
 from core.findings import Finding
 from core.gallery.leave_one_out import NeighbourTable
 from core.gallery.projection import MapSettings
 from core.maps import FittedMap
+from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._text import _
 

@@ -5,10 +5,10 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from core.assessment.readings import Summary
-from core.ensemble import Model
 from core.exploration import Exploration
 from core.gallery.corrections_db import CurationStore
 from core.gallery.selection import Filter, apply_filter
+from core.models.ensemble import Model
 from pages import _explore_data as data
 from pages import _shared as shared
 from pages._explore_words import column_label, value_label

@@ -4,7 +4,6 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from core.ensemble import Model
 from core.errors import CoreError
 from core.exploration import Exploration
 from core.findings import N_OUTLIERS, Finding, embed_query, find_similar
@@ -12,6 +11,7 @@ from core.gallery.corrections import Change
 from core.gallery.leave_one_out import NeighbourTable
 from core.gallery.selection import count_values, export_csv, export_listing
 from core.images import decode
+from core.models.ensemble import Model
 from pages import _explore_data as data
 from pages import _shared as shared
 from pages._explore_case import mark, offer_changes

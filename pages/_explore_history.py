@@ -3,9 +3,9 @@
 import pandas as pd
 import streamlit as st
 
-from core.ensemble import Model
 from core.errors import CoreError
 from core.gallery.corrections import Edit, Version
+from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._text import _, class_label, describe, moment, plain
 

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from core import maps
 from core.config import Settings
-from core.ensemble import Model
 from core.exploration import Exploration
 from core.gallery.projection import MapSettings, turn
 from core.gallery.selection import find_in_box, find_in_polygon
 from core.maps import FittedMap
+from core.models.ensemble import Model
 from pages import _charts_explore as charts
 from pages import _explore_data as data
 from pages import _shared as shared

@@ -6,11 +6,11 @@ from typing import Any
 import streamlit as st
 
 from core import jobs
-from core.bundle import check_model_id
 from core.config import OBJECTIVES, PRESETS, RECIPES, Settings, build_preset
 from core.ensemble_training import name_members
 from core.errors import ConfigError, CoreError
 from core.jobs.work import build_config
+from core.models.bundle import check_model_id
 from pages import _shared as shared
 from pages._finetune_data import SEEDS, read_findings
 from pages._jobs_view import show_short_job

@@ -7,11 +7,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs, registry
+from core import jobs
 from core.config import Settings
 from core.data.uploads import find_data
 from core.model_comparison import is_evidence
-from core.registry import ModelSummary
+from core.models import registry
+from core.models.registry import ModelSummary
 from core.stats.paired_tests import write_p
 from pages import _shared as shared
 from pages._jobs_view import show_short_job

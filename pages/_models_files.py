@@ -6,11 +6,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from core import archives
 from core.config import EnsembleConfig, Settings
-from core.ensemble import build_ensemble
 from core.errors import CoreError
-from core.registry import ModelSummary
+from core.models import exchange
+from core.models.ensemble import build_ensemble
+from core.models.registry import ModelSummary
 from pages import _shared as shared
 from pages._text import _, describe, percent, plain
 
@@ -78,7 +78,7 @@ def _show_export(ids: list[str]) -> None:
 
     def write() -> bytes:
         with tempfile.TemporaryDirectory() as folder:
-            path = archives.export_model(
+            path = exchange.export_model(
                 Settings.from_env().checkpoints_dir, chosen, Path(folder) / "model"
             )
             return path.read_bytes()
@@ -86,7 +86,7 @@ def _show_export(ids: list[str]) -> None:
     st.download_button(
         _("Download"),
         write,
-        f"{chosen}{archives.SUFFIX}",
+        f"{chosen}{exchange.SUFFIX}",
         _MIME,
         on_click="ignore",
         icon=":material/download:",
@@ -114,7 +114,7 @@ def _show_import() -> None:
         path = Path(folder) / "upload"
         path.write_bytes(upload.getvalue())
         try:
-            added = archives.import_model(
+            added = exchange.import_model(
                 settings.checkpoints_dir, path, settings=settings, name=name.strip()
             )
         except CoreError as error:

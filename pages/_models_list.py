@@ -6,11 +6,12 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from core import activation, registry
+from core import activation
 from core.activation import Verdict
 from core.config import Settings
 from core.errors import CoreError
-from core.registry import ModelSummary
+from core.models import registry
+from core.models.registry import ModelSummary
 from pages import _shared as shared
 from pages._text import N_, _, class_label, describe, language, moment, ngettext, plain
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import streamlit as st
 from PIL import Image
 
-from core import registry
 from core.config import Settings
+from core.models import registry
 from pages._shared import MODEL_KEY, show_errors
 from pages._text import LANGUAGE_KEY, LANGUAGES, _, class_label, default_language, percent, plain
 

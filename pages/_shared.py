@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 import streamlit as st
 
-from core import registry
 from core.config import Settings
-from core.ensemble import Model
 from core.errors import CoreError
 from core.exploration import curate
 from core.gallery.corrections_db import CurationStore, default_url
+from core.models import registry
+from core.models.ensemble import Model
 from pages._text import _, describe, language
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ import streamlit as st
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.album import Albums
+from core.models.thumbnail_links import Albums
 
 if TYPE_CHECKING:  # app.py imports this module before torch
-    from core.ensemble import Model
+    from core.models.ensemble import Model
 
 ADDRESS = "thumbnails"
 _SCRIPT = Path(__file__).parents[1] / "assets" / "thumbnails.js"

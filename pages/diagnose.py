@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from core.ensemble import Model
+from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._diagnose_case import show_case
 from pages._diagnose_export import show_downloads

@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from core import registry
 from core.config import Settings
+from core.models import registry
 from pages import _shared as shared
 from pages._models_compare import show_compare
 from pages._models_files import show_ensemble, show_files

@@ -10,9 +10,9 @@ from streamlit.testing.v1 import AppTest
 
 from core import inference
 from core.diagnosis import Diagnosis
-from core.ensemble import Model
 from core.images import phantom
 from core.images.decode import Image, encode_png
+from core.models.ensemble import Model
 from pages import _shared as shared
 
 ROOT = Path(__file__).resolve().parents[1]

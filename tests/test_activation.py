@@ -13,7 +13,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from core import activation, registry
+from core import activation
 from core.activation import activate, check_gate, find_previous, read_history, roll_back
 from core.config import Settings
 from core.data.datasets import read_dataset
@@ -29,7 +29,8 @@ from core.model_comparison import (
     read_subgroups,
     save_comparison,
 )
-from core.registry import find_model, load_bundle
+from core.models import registry
+from core.models.registry import find_model, load_bundle
 from core.stats.paired_tests import DeLong, McNemar
 
 SETTINGS = Settings(device="cpu")

@@ -8,8 +8,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from core.album import Albums
-from core.ensemble import Ensemble
+from core.models.ensemble import Ensemble
+from core.models.thumbnail_links import Albums
 from pages import _thumbnails as thumbnails
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import app
-from core import registry
+from core.models import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,11 +11,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from core import archives
-from core.archives import export_model, import_model
 from core.config import Settings
 from core.errors import CheckpointError
-from core.registry import list_models, load_bundle
+from core.models import exchange
+from core.models.exchange import export_model, import_model
+from core.models.registry import list_models, load_bundle
 
 SETTINGS = Settings(device="cpu")
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
@@ -60,7 +60,7 @@ def test_there_and_back_is_the_same_model(
 
 def test_an_ensemble_travels_with_its_members(tiny_checkpoints: Path, empty: Path) -> None:
     path = export_model(tiny_checkpoints, "demo", empty.parent / "all.neighbordx")
-    assert archives.describe_file(path)["folders"] == ["demo-triplet", "demo-metric", "demo"]
+    assert exchange.describe_file(path)["folders"] == ["demo-triplet", "demo-metric", "demo"]
     assert import_model(empty, path, settings=SETTINGS) == "demo"
     assert [m.problem for m in list_models(empty)] == [None, None, None]
     assert import_model(empty, path, settings=SETTINGS) == "demo"  # the same again: nothing to do
@@ -90,7 +90,7 @@ def test_texts_that_would_fill_the_memory_are_refused(
 ) -> None:
     manifest, tensors = read(exported)
     manifest["folders"][0]["strings"]["gallery.npz"]["more"] = texts
-    manifest["sha256"] = archives._compute_digest(manifest, tensors)
+    manifest["sha256"] = exchange._compute_digest(manifest, tensors)
     path = empty.parent / "forged.neighbordx"
     save_file(tensors, path, metadata={"neighbordx": json.dumps(manifest)})
     with pytest.raises(CheckpointError, match=words) as caught:
@@ -102,7 +102,7 @@ def test_texts_that_would_fill_the_memory_are_refused(
 def test_two_sessions_may_import_the_same_file_at_once(
     exported: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prove, done = archives._prove, []
+    prove, done = exchange._prove, []
 
     def prove_late(folder: Path, settings: Settings) -> None:
         prove(folder, settings)
@@ -110,7 +110,7 @@ def test_two_sessions_may_import_the_same_file_at_once(
             done.append(folder)
             assert import_model(empty, exported, settings=settings) == "demo-triplet"
 
-    monkeypatch.setattr(archives, "_prove", prove_late)
+    monkeypatch.setattr(exchange, "_prove", prove_late)
     assert import_model(empty, exported, settings=SETTINGS) == "demo-triplet"
     assert [model.problem for model in list_models(empty)] == [None]
     assert not list(empty.glob(".*"))

@@ -13,9 +13,9 @@ from core.assessment.readings import load_study
 from core.assessment.saved_ablations import list_ablations
 from core.config import Settings
 from core.data.datasets import read_dataset
-from core.ensemble import Ensemble
 from core.errors import ConfigError
-from core.registry import load_bundle
+from core.models.ensemble import Ensemble
+from core.models.registry import load_bundle
 from core.wider_gallery import list_guests
 
 

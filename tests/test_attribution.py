@@ -12,11 +12,11 @@ from core.attribution import (
     explain_vote,
     integrate_vote,
 )
-from core.bundle import ModelBundle
 from core.config import Settings, build_preset
 from core.errors import ConfigError
 from core.explain import find_voters, randomise_net, resize_heatmap
 from core.images.phantom import draw
+from core.models.bundle import ModelBundle
 from core.network.build import build_embedder
 
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from core import registry
-from core.bundle import ModelBundle, read_bundle, save_bundle, write_text
 from core.config import Settings
 from core.errors import CheckpointError, ConfigError
 from core.images import phantom
+from core.models import registry
+from core.models.bundle import ModelBundle
+from core.models.bundle_files import read_bundle, save_bundle, write_text
 from core.network import backbone, openvino
 
 CPU = Settings(device="cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core import registry
+from core.models import registry
 
 
 @pytest.fixture

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from core import registry
 from core.activation import check_gate
-from core.bundle import ModelBundle
 from core.config import Settings
 from core.data.datasets import Dataset
 from core.diagnosis import Novelty
-from core.ensemble import Ensemble, build_ensemble, mix_validation
 from core.errors import CheckpointError, ConfigError
 from core.images.decode import Image, decode, encode_png, load
 from core.images.phantom import draw
 from core.inference import diagnose, evaluate
+from core.models import registry
+from core.models.bundle import ModelBundle
+from core.models.ensemble import Ensemble, build_ensemble, mix_validation
 from core.network.embedder import embed_together
 from core.second_look import describe_reliability
 from core.training import train

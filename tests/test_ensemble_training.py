@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from core import registry
-from core.bundle import read_bundle_config
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
 from core.ensemble_training import train_ensemble
 from core.errors import CheckpointError, ConfigError
+from core.models import registry
+from core.models.bundle_files import read_bundle_config
 from core.training import train
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.bundle import ModelBundle
 from core.config import Settings, build_preset
 from core.errors import ShapeError
 from core.explain import (
@@ -20,6 +19,7 @@ from core.explain import (
 )
 from core.gallery.search import Gallery
 from core.images.phantom import draw
+from core.models.bundle import ModelBundle
 from core.network.build import build_embedder
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from core import findings, inference
-from core.bundle import ModelBundle
 from core.config import Settings
-from core.ensemble import Ensemble, Model
 from core.errors import DataError
 from core.exploration import Exploration, curate, explore, prepare, preview, read_manifest
 from core.gallery.corrections import Change, GalleryState
 from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.leave_one_out import NeighbourTable
 from core.images import decode
-from core.registry import load_bundle
+from core.models.bundle import ModelBundle
+from core.models.ensemble import Ensemble, Model
+from core.models.registry import load_bundle
 
 Tables = Sequence[NeighbourTable]
 

@@ -8,8 +8,6 @@ import pytest
 from scipy.stats import rankdata
 
 from core import faithfulness
-from core.bundle import Member, ModelBundle
-from core.ensemble import Ensemble
 from core.errors import ShapeError
 from core.faithfulness import (
     Faithfulness,
@@ -21,6 +19,8 @@ from core.faithfulness import (
     rank_cells,
 )
 from core.images.phantom import draw
+from core.models.bundle import Member, ModelBundle
+from core.models.ensemble import Ensemble
 
 
 def peak_map(row: int, column: int, size: int = 12) -> np.ndarray:

@@ -15,11 +15,12 @@ import numpy as np
 import psutil
 import pytest
 
-from core import jobs, registry
+from core import jobs
 from core.config import Settings
 from core.images.phantom import write_dataset
 from core.jobs import state
 from core.jobs.state import Job
+from core.models import registry
 
 pytestmark = pytest.mark.slow
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
-from core.bundle import ModelBundle
 from core.data.datasets import Dataset, read_dataset
 from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
-from core.ensemble import Ensemble
 from core.errors import DataError, ImageError
 from core.images.decode import Image, decode, encode_png, load
 from core.images.phantom import draw
 from core.inference import diagnose, evaluate, reject
+from core.models.bundle import ModelBundle
+from core.models.ensemble import Ensemble
 
 
 def eye(seed: int, *, is_diseased: bool = True) -> Image:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from core import jobs, registry
-from core.bundle import read_bundle_config
+from core import jobs
 from core.config import Settings
 from core.errors import JobError
 from core.jobs.metrics import read_metrics
+from core.models import registry
+from core.models.bundle_files import read_bundle_config
 
 pytestmark = pytest.mark.slow
 

@@ -25,12 +25,12 @@ from safetensors.torch import load, save
 from test_archives import SETTINGS, read
 from test_data_zip import LIMITS, pack
 
-from core import archives
-from core.archives import export_model, import_model
 from core.data.datasets import read_dataset
 from core.data.uploads import store, uploads_dir
 from core.errors import CheckpointError, ConfigError, DataError
-from core.registry import load_bundle
+from core.models import exchange
+from core.models.exchange import export_model, import_model
+from core.models.registry import load_bundle
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
 MARKER = "NEIGHBORDX_TEST_MARKER"  # names a file that a pickle would make if it were read
@@ -149,7 +149,7 @@ def forge(path: Path, into: Path, change: Change) -> Path:
     """Change a file and give it a hash that fits: what somebody who knows the format can do."""
     manifest, tensors = read(path)
     change(manifest, tensors)
-    manifest["sha256"] = archives._compute_digest(manifest, tensors)
+    manifest["sha256"] = exchange._compute_digest(manifest, tensors)
     save_file(tensors, into, metadata={"neighbordx": json.dumps(manifest)})
     return into
 

@@ -11,12 +11,12 @@ import pytest
 from filelock import FileLock
 
 from core import maps
-from core.bundle import ModelBundle
 from core.config import Settings
 from core.errors import ConfigError, JobError
 from core.gallery import projection
 from core.gallery.projection import MapSettings, compute_cache_key, fit_map
-from core.registry import load_bundle
+from core.models.bundle import ModelBundle
+from core.models.registry import load_bundle
 
 PCA3 = MapSettings("pca", 3)
 UMAP3 = MapSettings("umap", 3, n_neighbors=5, min_dist=0.3, seed=2)

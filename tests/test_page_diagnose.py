@@ -13,8 +13,8 @@ from streamlit.testing.v1 import AppTest
 
 from core import inference
 from core.diagnosis import Diagnosis, MemberVote
-from core.ensemble import Ensemble, Model
 from core.images.decode import Image
+from core.models.ensemble import Ensemble, Model
 from pages import _shared as shared
 
 

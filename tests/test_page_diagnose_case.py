@@ -18,10 +18,10 @@ from streamlit.testing.v1 import AppTest
 
 from core import dicom_export
 from core.diagnosis import LeftOut, MemberVote, Novelty
-from core.ensemble import Ensemble
 from core.errors import CoreError
 from core.images import phantom
 from core.images.decode import encode_png
+from core.models.ensemble import Ensemble
 from pages import _shared as shared
 from pages._diagnose_heatmaps import case_key
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core.bundle import ModelBundle
 from core.exploration import Exploration, explore, prepare
 from core.findings import N_OUTLIERS
 from core.gallery.corrections import Change
 from core.gallery.corrections_db import CurationStore, default_url
+from core.models.bundle import ModelBundle
 from pages import _charts_explore as charts
 from pages import _shared as shared
 from pages._explore_words import EXPLANATIONS, short_name

@@ -24,9 +24,9 @@ from test_page_browser import (  # noqa: F401 - fixtures
 from test_page_diagnose_browser import click, flip
 
 from core.assessment import assess
-from core.bundle import read_bundle_config
 from core.config import Settings
 from core.gallery.corrections_db import FILE_NAME, CurationStore, default_url
+from core.models.bundle_files import read_bundle_config
 
 pytestmark = pytest.mark.slow
 MAP = ".st-key-explore_map"

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import jobs, registry
+from core import jobs
 from core.activation import read_history
 from core.config import Settings
 from core.data.datasets import read_dataset
 from core.model_comparison import compare_models
-from core.registry import load_bundle
+from core.models import registry
+from core.models.registry import load_bundle
 from pages import _shared as shared
 from pages._text import LANGUAGE_KEY
 

@@ -7,12 +7,12 @@ import pytest
 from pypdf import PdfReader
 
 from core.diagnosis import Diagnosis, Novelty, ReaderRead
-from core.ensemble import Ensemble
 from core.errors import ImageError
 from core.faithfulness import Faithfulness
 from core.images.decode import decode, encode_png
 from core.images.phantom import draw
 from core.inference import diagnose, reject
+from core.models.ensemble import Ensemble
 from core.pdf_report import build_pdf
 from core.pdf_text import spell
 from core.second_look import MapScrutiny, Reliability, Scrutiny, draw_maps, scrutinise

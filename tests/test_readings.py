@@ -23,12 +23,12 @@ from core.assessment.record import Evaluation, order_pair, say_seen, to_json
 from core.assessment.robustness import measure_robustness
 from core.config import Settings
 from core.data.datasets import Dataset, read_dataset
-from core.ensemble import Ensemble
 from core.errors import CheckpointError
 from core.gallery.corrections import Change
 from core.gallery.corrections_db import CurationStore, default_url
 from core.inference import SplitReading, evaluate, read_split
-from core.registry import load_bundle
+from core.models.ensemble import Ensemble
+from core.models.registry import load_bundle
 
 
 @pytest.fixture(scope="module")

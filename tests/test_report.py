@@ -12,9 +12,9 @@ from pypdf import PdfReader
 
 from core.assessment import assess
 from core.assessment.readings import load_evaluation, save_study
-from core.bundle import ModelBundle
 from core.config import Settings, build_preset
 from core.errors import CheckpointError, ConfigError
+from core.models.bundle import ModelBundle
 from core.report import build_report, figures, to_html, to_pdf, write_report
 from core.report.blocks import Paragraph, Report, Section, TableBlock
 from core.report.claim import IN_PART, ITEMS

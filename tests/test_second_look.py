@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from core.attribution import INTEGRATED, explain_vote
-from core.bundle import ModelBundle
 from core.diagnosis import Diagnosis, Heatmap, Novelty
-from core.ensemble import Ensemble
 from core.errors import ConfigError, ShapeError
 from core.evidence import Vote, compute_close_limit
 from core.explain import find_voters
@@ -20,6 +18,8 @@ from core.gallery.voting import cast_votes
 from core.images.decode import decode, encode_png
 from core.images.phantom import draw
 from core.inference import diagnose
+from core.models.bundle import ModelBundle
+from core.models.ensemble import Ensemble
 from core.second_look import (
     HEATMAP_METHODS,
     compute_coverage,

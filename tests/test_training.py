@@ -25,8 +25,8 @@ from core.fitting import (
     fit,
 )
 from core.images.phantom import write_dataset
+from core.models.registry import load_bundle
 from core.network.build import build_embedder
-from core.registry import load_bundle
 from core.training import train
 from core.trunk_cache import TrunkCache
 

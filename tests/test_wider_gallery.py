@@ -13,14 +13,14 @@ from core.assessment.readings import save_evaluation
 from core.assessment.record import Evaluation
 from core.config import Settings
 from core.data.datasets import read_dataset
-from core.ensemble import Ensemble
 from core.exploration import curate, explore, prepare, preview
 from core.gallery.corrections import Change, GalleryState
 from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.leave_one_out import NeighbourTable, find_neighbours_of
 from core.gallery.search import Gallery
 from core.images.decode import decode
-from core.registry import load_bundle
+from core.models.ensemble import Ensemble
+from core.models.registry import load_bundle
 from core.wider_gallery import list_guests, load_guests, widen, widen_map, widen_tables
 
 Tables = tuple[NeighbourTable, ...]

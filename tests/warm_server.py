@@ -19,11 +19,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from core import ensemble_training, jobs, registry, training, watching
+from core import ensemble_training, jobs, training, watching
 from core.config import Settings
 from core.gallery import projection
 from core.jobs import __main__ as jobs_main
 from core.jobs import metrics, work
+from core.models import registry
 
 WARM = (ensemble_training, training, watching, metrics)
 POLL_S = 0.1

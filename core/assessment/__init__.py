@@ -15,8 +15,8 @@ from core.assessment.robustness import measure_robustness
 from core.config import Settings
 from core.data.datasets import read_dataset
 from core.errors import ConfigError
+from core.models.registry import load_bundle
 from core.network.embedder import Progress
-from core.registry import load_bundle
 
 PARTS = ("robustness", "explanations")
 

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.assessment.record import Evaluation
-from core.bundle import ModelBundle
 from core.data.datasets import Dataset, load_record
 from core.data.manifest import read_columns
-from core.ensemble import Model
 from core.gallery.k_search import search_k
 from core.images.decode import encode_jpeg, thumbnail
 from core.inference import SplitReading, describe_reading, read_split
+from core.models.bundle import ModelBundle
+from core.models.ensemble import Model
 from core.network.embedder import Progress
 
 _THUMBNAIL_PX = 192

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from core import explain
 from core.attribution import explain_vote
-from core.bundle import Member
 from core.data.datasets import Dataset, Record, load_record
-from core.ensemble import Model
 from core.errors import DataError, ImageError
 from core.faithfulness import compute_agreement, compute_energy, has_hit, measure
 from core.images.decode import Image, load
+from core.models.bundle import Member
+from core.models.ensemble import Model
 from core.network.embedder import Embedded, Progress, embed_together
 from core.stats.proportions import Mean, Share, measure_mean, measure_share
 

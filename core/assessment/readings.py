@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from core.assessment.record import Evaluation
-from core.bundle import check_model_id, read_bundle_config, read_json, write_text
 from core.config import Settings
 from core.errors import CheckpointError, CoreError
 from core.files import abandoned
 from core.gallery.corrections_db import open_store
-from core.registry import ModelSummary, find_model, list_models
+from core.models.bundle import check_model_id
+from core.models.bundle_files import read_bundle_config, read_json, write_text
+from core.models.registry import ModelSummary, find_model, list_models
 
 SCHEMA_VERSION = 1
 FOLDER = "evaluations"

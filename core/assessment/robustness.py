@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from core.data.datasets import Dataset, Record, load_record
-from core.ensemble import Model
 from core.errors import DataError, ImageError
 from core.images.corruptions import N_LEVELS, STRENGTHS, corrupt
 from core.inference import read_split
+from core.models.ensemble import Model
 from core.network.embedder import Progress
 from core.stats.metrics import rank_auroc
 from core.stats.proportions import measure_share

@@ -43,7 +43,7 @@ def predict(
     """
     from core.images.decode import load
     from core.inference import diagnose, reject
-    from core.registry import load_bundle
+    from core.models.registry import load_bundle
 
     settings = read_settings(checkpoints)
     bundle = load_bundle(settings.checkpoints_dir, model, settings=settings)

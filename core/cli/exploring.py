@@ -35,7 +35,7 @@ def fit_map(
     from core.exploration import prepare
     from core.gallery.projection import MapSettings
     from core.maps import fit_and_save
-    from core.registry import load_bundle
+    from core.models.registry import load_bundle
 
     settings = MapSettings(method, dimensions, neighbours, min_dist, seed)  # type: ignore[arg-type]
     machine = read_settings(checkpoints)
@@ -61,7 +61,7 @@ def findings(
     from core import findings as finding
     from core.exploration import explore, prepare, read_manifest
     from core.gallery.selection import export_csv
-    from core.registry import load_bundle
+    from core.models.registry import load_bundle
 
     machine = read_settings(checkpoints)
     bundle = load_bundle(machine.checkpoints_dir, model, settings=machine)
@@ -127,7 +127,7 @@ def gallery(
     """The gallery's history; relabel or set images aside, undo, roll back."""
     from core.exploration import prepare, preview
     from core.gallery.corrections_db import open_store
-    from core.registry import load_bundle
+    from core.models.registry import load_bundle
 
     machine = read_settings(checkpoints)
     bundle = load_bundle(machine.checkpoints_dir, model, settings=machine)

@@ -52,7 +52,7 @@ def audit(
 
 def models(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
     """List the models, with the active one marked."""
-    from core.registry import active_model_id, list_models
+    from core.models.registry import active_model_id, list_models
 
     directory = read_settings(checkpoints).checkpoints_dir
     found, active = list_models(directory), active_model_id(directory)

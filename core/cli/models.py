@@ -30,7 +30,7 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; it is written down."
 
 def card(model: Model, checkpoints: Checkpoints = None) -> None:
     """Print a model's card."""
-    from core.registry import find_model
+    from core.models.registry import find_model
 
     directory = read_settings(checkpoints).checkpoints_dir
     folder = directory / find_model(directory, model).model_id
@@ -49,7 +49,7 @@ def compare(
     """Put two models side by side, image by image; the gate of `activate` rests on it."""
     from core.data.datasets import read_dataset
     from core.model_comparison import compare_models, save_comparison
-    from core.registry import find_model, load_bundle
+    from core.models.registry import find_model, load_bundle
     from core.stats.paired_tests import write_p
 
     settings = read_settings(checkpoints)
@@ -131,7 +131,7 @@ def export(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Write a model as one file: safetensors and JSON, nothing that can run."""
-    from core.archives import export_model
+    from core.models.exchange import export_model
 
     path = export_model(read_settings(checkpoints).checkpoints_dir, model, file)
     typer.echo(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
@@ -143,7 +143,7 @@ def import_file(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Add a model from a file, after checking all of it."""
-    from core.archives import import_model
+    from core.models.exchange import import_model
 
     settings = read_settings(checkpoints)
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def delete(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Delete a model for good."""
-    from core.registry import delete_model, find_model
+    from core.models.registry import delete_model, find_model
 
     directory = read_settings(checkpoints).checkpoints_dir
     find_model(directory, model)

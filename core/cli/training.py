@@ -96,7 +96,7 @@ def ensemble(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Put finished models to a soft vote, weighted by validation accuracy."""
-    from core.ensemble import build_ensemble
+    from core.models.ensemble import build_ensemble
 
     folder = build_ensemble(
         read_settings(checkpoints).checkpoints_dir,

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from core.diagnosis import Diagnosis, Heatmap, MemberVote, Novelty
-from core.ensemble import Model
 from core.errors import CoreError
 from core.evidence import compute_close_limit, draw_heatmaps, measure_views
 from core.images.burned_in_text import find_text
@@ -23,6 +22,7 @@ from core.inference.ledger import (
     write_ledger,
 )
 from core.inference.votes import join_novelty, mix_votes, read_batch
+from core.models.ensemble import Model
 from core.network.embedder import Progress
 
 _SHOWN_PX = 1024

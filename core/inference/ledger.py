@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.diagnosis import LeftOut, Neighbour
-from core.ensemble import Model
 from core.evidence import Vote
+from core.models.ensemble import Model
 
 
 def list_left_out(votes: Sequence[Vote]) -> tuple[LeftOut, ...]:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data.datasets import Dataset, Record, load_ahead
-from core.ensemble import Model
 from core.errors import DataError, ImageError
 from core.evidence import Vote
 from core.images.decode import Image
 from core.inference.votes import join_novelty, mix_votes, read_batch
+from core.models.ensemble import Model
 from core.network.embedder import Progress
 from core.stats import metrics as evaluation
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from core.bundle import Member, ModelBundle
 from core.diagnosis import Novelty
-from core.ensemble import Model
 from core.evidence import Vote
 from core.gallery.voting import Ballot, cast_votes, read_shares
 from core.images.decode import Image
+from core.models.bundle import Member, ModelBundle
+from core.models.ensemble import Model
 from core.network.embedder import Embedded, embed_together
 
 

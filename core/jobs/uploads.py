@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 
 from core.assessment.readings import delete_evaluations
-from core.bundle import read_bundle_config
 from core.data.uploads import find_upload
-from core.ensemble import is_ensemble
 from core.errors import JobError
 from core.jobs import delete, settle, state
 from core.jobs.state import Job
 from core.model_comparison import delete_comparisons
-from core.registry import list_models
+from core.models.bundle_files import read_bundle_config
+from core.models.ensemble import is_ensemble
+from core.models.registry import list_models
 
 
 def list_users(checkpoints_dir: Path, name: str) -> list[Job]:

@@ -129,8 +129,8 @@ def _is_made(work: Work, config: RunConfig) -> bool:
 
 def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
     """Whether a model is of this job's recipe and data folder; of members training asks more."""
-    from core.ensemble import read_record
     from core.ensemble_training import read_if_of_recipe
+    from core.models.ensemble import read_record
 
     if folder.name not in recipes:
         try:
@@ -227,7 +227,7 @@ def _trial(work: Work) -> dict[str, Any]:
 def _compare(work: Work) -> dict[str, Any]:
     """Put two models side by side. Takes first, second, data, split, disease_class."""
     from core.model_comparison import compare_models, save_comparison
-    from core.registry import find_model, load_bundle
+    from core.models.registry import find_model, load_bundle
 
     directory = work.settings.checkpoints_dir
     names = [str(work.params[key]) for key in ("first", "second")]

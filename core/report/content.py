@@ -5,8 +5,9 @@ from pathlib import Path
 
 from core.assessment import readings
 from core.assessment.record import Evaluation, say_seen
-from core.bundle import BundleConfig, read_bundle_config
-from core.registry import find_model
+from core.models.bundle import BundleConfig
+from core.models.bundle_files import read_bundle_config
+from core.models.registry import find_model
 from core.report import claim
 from core.report.blocks import Paragraph, Report, Section, TableBlock
 from core.report.heatmaps import build_explanations

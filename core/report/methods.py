@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.assessment.record import Evaluation, say_seen
-from core.bundle import BundleConfig, read_json
+from core.models.bundle import BundleConfig
+from core.models.bundle_files import read_json
 from core.report.blocks import Block, Paragraph, Section, TableBlock
 from core.report.recipe import say_choice, say_fitting, say_network, say_validation
 

@@ -6,8 +6,8 @@ Owns the words only; what a setting does is told beside it in core.config.
 from collections.abc import Mapping
 from typing import Any
 
-from core.bundle import BundleConfig
 from core.config import RunConfig
+from core.models.bundle import BundleConfig
 
 
 def say_way(run: RunConfig) -> str:

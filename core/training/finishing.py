@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from core.bundle import BundleConfig, Contents
 from core.config import RunConfig
 from core.data.datasets import Dataset
 from core.fitting import Log, compute_separation, compute_spread, find_collapse
@@ -17,6 +16,7 @@ from core.gallery import novelty, projection
 from core.gallery.k_search import KSearch, search_k
 from core.gallery.search import Gallery
 from core.gallery.voting import cast_votes, read_shares
+from core.models.bundle import BundleConfig, Contents
 from core.network.embedder import Embedded, Embedder
 from core.stats import metrics
 from core.trunk_cache import TrunkCache

@@ -15,17 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core.bundle import (
-    check_model_id,
-    freeze_trained,
-    save_bundle,
-    write_text,
-)
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.files.locks import hold_run
 from core.fitting import Log, Watch, fit
+from core.models.bundle import check_model_id
+from core.models.bundle_files import freeze_trained, save_bundle, write_text
 from core.network.build import build_embedder
 from core.network.embedder import Embedder, Progress
 from core.starting_point import average_with_start, begin_with_pca

@@ -10,17 +10,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.bundle import (
-    MODEL_ID,
-    read_bundle,
-    read_bundle_config,
-    read_json,
-    write_text,
-)
 from core.config import Settings
-from core.ensemble import Model, is_ensemble, read_ensemble, read_record
 from core.errors import CheckpointError, CoreError
 from core.files import abandoned
+from core.models.bundle import MODEL_ID
+from core.models.bundle_files import read_bundle, read_bundle_config, read_json, write_text
+from core.models.ensemble import Model, is_ensemble, read_ensemble, read_record
 
 _ACTIVE_FILE = "active"
 _DEMO_ID = "demo"

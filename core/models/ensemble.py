@@ -20,20 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.bundle import (
-    BundleConfig,
-    Member,
-    ModelBundle,
-    check_model_id,
-    read_bundle,
-    read_bundle_config,
-    read_json,
-    write_text,
-)
 from core.config import SCHEMA_VERSION, Settings, build_record
 from core.errors import CheckpointError, ConfigError
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
+from core.models.bundle import BundleConfig, Member, ModelBundle, check_model_id
+from core.models.bundle_files import read_bundle, read_bundle_config, read_json, write_text
 from core.stats import metrics as evaluation
 
 KIND = "ensemble"

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the server routes to this module before torch is imported
-    from core.ensemble import Model
+    from core.models.ensemble import Model
 
 _MAX_MODELS = 8  # addresses remembered; the one used longest ago is forgotten first
 

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from core.bundle import check_model_id, read_bundle, read_bundle_config
-from core.bundle.files import WEIGHTS_FILE
 from core.config import Settings
-from core.ensemble import is_ensemble, read_record
 from core.errors import BackboneError, CheckpointError, CoreError
-from core.registry import find_model
+from core.models.bundle import check_model_id
+from core.models.bundle_files import WEIGHTS_FILE, read_bundle, read_bundle_config
+from core.models.ensemble import is_ensemble, read_record
+from core.models.registry import find_model
 
 _FORMAT = "neighbordx-model-1"
 _MAX_BYTES = 4 << 30

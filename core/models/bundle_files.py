@@ -21,7 +21,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from core.bundle.records import BundleConfig, Contents, ModelBundle, check_model_id
 from core.config import Settings, build_record
 from core.errors import CheckpointError, ConfigError, CoreError
 from core.files.mapped_memory import release_pages
@@ -30,6 +29,7 @@ from core.gallery.corrections import GalleryState
 from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
+from core.models.bundle import BundleConfig, Contents, ModelBundle, check_model_id
 from core.network.backbone import Backbone
 from core.network.build import build_embedder
 from core.network.devices import choose_device, choose_precision

@@ -1,0 +1,1 @@
+"""Finished models on disk: bundle, ensemble, registry, exchange files."""
