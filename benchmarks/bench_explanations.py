@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 from core.assessment.heatmap_study import study_heatmaps
-from core.attribution import SHOWN
 from core.config import Settings
 from core.data.datasets import read_dataset
+from core.explanations.integrated_gradients import SHOWN
 from core.models.bundle_files import write_text
 from core.models.registry import find_model, load_bundle
 

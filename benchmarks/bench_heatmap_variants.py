@@ -4,9 +4,10 @@
         --data ../shared/data
 
 Draws lesions of the validation images and of some training images (which never vote on
-themselves), explains them once, and measures every recipe of ``core.attribution``. The one that
-hits most often becomes ``attribution.SHOWN``; equal ones are settled by the energy on the lesion,
-then by less smoothing. Test images are never read. Writes results/heatmap_variants.json.
+themselves), explains them once, and measures every recipe of
+``core.explanations.integrated_gradients``. The one that hits most often becomes
+``integrated_gradients.SHOWN``; equal ones are settled by the energy on the lesion, then by less smoothing.
+Test images are never read. Writes results/heatmap_variants.json.
 """
 
 import argparse
@@ -20,13 +21,13 @@ import cv2
 import numpy as np
 from bench_explanations import RESULTS, describe_machine
 
-from core import explain
 from core.assessment.heatmap_study import read_mask
-from core.attribution import SHOWN, Recipe, draw_shares, integrate_vote
 from core.config import Settings
 from core.data.datasets import Dataset, Record, load_record, read_dataset
 from core.errors import ImageError
-from core.faithfulness import compute_energy, has_hit
+from core.explanations import grad_cam
+from core.explanations.faithfulness import compute_energy, has_hit
+from core.explanations.integrated_gradients import SHOWN, Recipe, draw_shares, integrate_vote
 from core.images.decode import Image
 from core.models.bundle_files import write_text
 from core.models.ensemble import Model
@@ -50,7 +51,7 @@ def integrate(model: Model, image: Image, group: str) -> Shares:
     for member, outcome in zip(model.members, embedded, strict=True):
         bundle = member.bundle
         barred = bundle.gallery.find_related(sha256=image.sha256, group=group)
-        voters = explain.find_voters(
+        voters = grad_cam.find_voters(
             bundle.gallery, outcome.embeddings[0], k=bundle.n_shown, excluded=sorted(barred)
         )
         found = integrate_vote(
@@ -68,10 +69,10 @@ def draw(shares: Shares, recipe: Recipe) -> dict[str, np.ndarray]:
     maps = {}
     for name in dict.fromkeys(name for _, found in shares for name in found):
         drawn = [(w, draw_shares(found[name], recipe)) for w, found in shares if name in found]
-        maps[name] = explain.merge_heatmaps(drawn)
+        maps[name] = grad_cam.merge_heatmaps(drawn)
     return {
         **maps,
-        "mean": explain.merge_heatmaps([(1.0, heatmap) for heatmap in maps.values()]),
+        "mean": grad_cam.merge_heatmaps([(1.0, heatmap) for heatmap in maps.values()]),
         "sum": draw_shares(add_up(shares), recipe),
     }
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own idiom
 
 from core.config import Settings
-from core.explain import compute_vote_log_odds
+from core.explanations.grad_cam import compute_vote_log_odds
 from core.models.bundle import Member
 from core.network import backbone as parts
 from core.network.backbone import Tail

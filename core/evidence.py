@@ -3,7 +3,7 @@
 Owns how the members' heatmaps become one per backbone, what the test-time views say one by one,
 and from which distance on no training image counts as close. Maps stay at the network's own
 resolution: a few hundred numbers, brought to the picture where they are shown
-(``core.explain.resize_heatmap``).
+(``core.explanations.grad_cam.resize_heatmap``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core import explain
 from core.diagnosis import Heatmap, Novelty
+from core.explanations import grad_cam
 from core.gallery.voting import Ballot, cast_votes, read_shares
 from core.models.bundle import Member, ModelBundle
 from core.network.embedder import Embedded
@@ -64,7 +64,7 @@ def draw_heatmaps(
         bundle = member.bundle
         neighbours: Sequence[Sequence[NDArray[np.float32]]] = ()
         if bundle.has_vote:
-            neighbours = explain.find_voters(
+            neighbours = grad_cam.find_voters(
                 bundle.gallery, outcome.embeddings[0], k=bundle.n_shown, excluded=rows
             )
         asked = [bundle.class_names.index(name) for name in class_names]
@@ -89,7 +89,7 @@ def _compute_maps(
     """One member's maps of every view, for each class asked for."""
     if compute is None:
         late = [activation[:, 0] for activation in outcome.late]
-        both = explain.compute_class_heatmaps(bundle.embedder, late, neighbours=neighbours)
+        both = grad_cam.compute_class_heatmaps(bundle.embedder, late, neighbours=neighbours)
         return [both[index] for index in asked]
     activations = [a[:, 0] for a in outcome.activations]
     return [
@@ -106,16 +106,16 @@ def _merge(
     method: str,
 ) -> Heatmap:
     """Members' (V, h, w) maps -> one record. Members may differ in views and in resolution."""
-    whole = [(weight, explain.keep_positive(views.mean(axis=0))) for weight, views in maps]
+    whole = [(weight, grad_cam.keep_positive(views.mean(axis=0))) for weight, views in maps]
     n_views = min(len(views) for _, views in maps)
     by_view = [
-        explain.merge_heatmaps([(w, explain.keep_positive(views[index])) for w, views in maps])
+        grad_cam.merge_heatmaps([(w, grad_cam.keep_positive(views[index])) for w, views in maps])
         for index in range(n_views)
     ]
     return Heatmap(
         backbone=backbone,
         class_name=class_name,
-        values=explain.merge_heatmaps(whole),
+        values=grad_cam.merge_heatmaps(whole),
         views=np.stack(by_view).astype(np.float32),
         method=method,
     )

@@ -22,7 +22,7 @@ from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Sp
 
 from core.diagnosis import RESEARCH_USE, Diagnosis, Novelty, write_percent
 from core.errors import ImageError
-from core.explain import overlay, resize_heatmap
+from core.explanations.grad_cam import overlay, resize_heatmap
 from core.images.decode import encode_jpeg, thumbnail
 from core.models.ensemble import Model
 from core.pdf_text import spell

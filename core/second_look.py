@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core import faithfulness
-from core.attribution import INTEGRATED, integrate_vote, prepare_views
 from core.diagnosis import Diagnosis, Heatmap
 from core.errors import ConfigError, ImageError, ShapeError
 from core.evidence import draw_heatmaps
-from core.faithfulness import Faithfulness
+from core.explanations import faithfulness
+from core.explanations.faithfulness import Faithfulness
+from core.explanations.integrated_gradients import INTEGRATED, integrate_vote, prepare_views
 from core.images.decode import Image, decode, load, thumbnail
 from core.models.ensemble import Model, mix_validation
 from core.network.embedder import Embedder, embed_together

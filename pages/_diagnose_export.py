@@ -13,7 +13,7 @@ import streamlit as st
 from core import dicom_export, pdf_report
 from core.diagnosis import Diagnosis, dump_json, to_csv
 from core.errors import CoreError
-from core.explain import outline, overlay, resize_heatmap
+from core.explanations.grad_cam import outline, overlay, resize_heatmap
 from core.models.ensemble import Model
 from core.second_look import HEATMAP_METHODS, Scrutiny
 from pages import _shared as shared

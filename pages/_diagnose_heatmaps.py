@@ -9,7 +9,7 @@ import streamlit as st
 
 from core import second_look
 from core.diagnosis import Diagnosis, Heatmap
-from core.explain import outline, overlay, resize_heatmap
+from core.explanations.grad_cam import outline, overlay, resize_heatmap
 from core.models.ensemble import Model
 from core.second_look import MapScrutiny, Scrutiny
 from pages import _shared as shared

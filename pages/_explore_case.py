@@ -5,7 +5,7 @@ import streamlit as st
 
 from core import exploration, inference, second_look
 from core.errors import CoreError
-from core.explain import overlay, resize_heatmap
+from core.explanations.grad_cam import overlay, resize_heatmap
 from core.exploration import Exploration
 from core.gallery.corrections import Change
 from core.gallery.leave_one_out import NeighbourTable

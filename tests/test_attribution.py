@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from core.attribution import (
+from core.config import Settings, build_preset
+from core.errors import ConfigError
+from core.explanations.grad_cam import find_voters, randomise_net, resize_heatmap
+from core.explanations.integrated_gradients import (
     ALL_METHODS,
     Recipe,
     compute_log_odds,
@@ -12,9 +15,6 @@ from core.attribution import (
     explain_vote,
     integrate_vote,
 )
-from core.config import Settings, build_preset
-from core.errors import ConfigError
-from core.explain import find_voters, randomise_net, resize_heatmap
 from core.images.phantom import draw
 from core.models.bundle import ModelBundle
 from core.network.build import build_embedder

@@ -8,7 +8,7 @@ import torch
 
 from core.config import Settings, build_preset
 from core.errors import ShapeError
-from core.explain import (
+from core.explanations.grad_cam import (
     compute_heatmaps,
     compute_vote_log_odds,
     find_class_neighbours,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from core import faithfulness
 from core.errors import ShapeError
-from core.faithfulness import (
+from core.explanations import faithfulness
+from core.explanations.faithfulness import (
     Faithfulness,
     compute_agreement,
     compute_energy,

@@ -11,31 +11,17 @@ LAYERS = {
     0: {"diagnosis", "errors", "pdf_text"},
     1: {"config", "files", "images", "stats"},
     2: {"data", "dicom_export", "gallery", "network"},
-    3: {"explain", "models", "trunk_cache"},
-    4: {"attribution", "evidence", "faithfulness", "fitting", "maps", "starting_point"},
-    5: {"estimate", "exploration", "inference", "second_look", "training", "watching"},
-    6: {
-        "ablation",
-        "assessment",
-        "ensemble_training",
-        "findings",
-        "model_comparison",
-        "pdf_report",
-    },
-    7: {"activation", "demo", "jobs", "report", "wider_gallery"},
-    8: {"cli"},
-    9: {"__main__"},
+    3: {"models", "trunk_cache"},
+    4: {"explanations", "fitting", "maps", "starting_point"},
+    5: {"estimate", "evidence", "exploration", "training", "watching"},
+    6: {"ensemble_training", "findings", "inference", "second_look"},
+    7: {"ablation", "assessment", "demo", "model_comparison", "pdf_report"},
+    8: {"activation", "jobs", "report", "wider_gallery"},
+    9: {"cli"},
+    10: {"__main__"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
-MAY_IMPORT_TORCH = {
-    "attribution",
-    "explain",
-    "fitting",
-    "models",
-    "network",
-    "starting_point",
-    "trunk_cache",
-}
+MAY_IMPORT_TORCH = {"explanations", "fitting", "models", "network", "starting_point", "trunk_cache"}
 
 
 def find_imports(source: str) -> set[str]:

@@ -8,7 +8,7 @@ from pypdf import PdfReader
 
 from core.diagnosis import Diagnosis, Novelty, ReaderRead
 from core.errors import ImageError
-from core.faithfulness import Faithfulness
+from core.explanations.faithfulness import Faithfulness
 from core.images.decode import decode, encode_png
 from core.images.phantom import draw
 from core.inference import diagnose, reject

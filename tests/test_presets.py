@@ -9,7 +9,7 @@ import torch
 
 from core.config import PRESETS, RunConfig, Settings, build_preset
 from core.data.datasets import Dataset
-from core.explain import compute_heatmaps
+from core.explanations.grad_cam import compute_heatmaps
 from core.fitting import FittingModule
 from core.network.build import build_embedder
 from core.trunk_cache import TrunkCache

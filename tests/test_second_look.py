@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.attribution import INTEGRATED, explain_vote
 from core.diagnosis import Diagnosis, Heatmap, Novelty
 from core.errors import ConfigError, ShapeError
 from core.evidence import Vote, compute_close_limit
-from core.explain import find_voters
+from core.explanations.grad_cam import find_voters
+from core.explanations.integrated_gradients import INTEGRATED, explain_vote
 from core.gallery.voting import cast_votes
 from core.images.decode import decode, encode_png
 from core.images.phantom import draw

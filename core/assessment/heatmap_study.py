@@ -1,7 +1,8 @@
 """Are a model's heatmaps true? Measured over a split: per backbone and method, against baselines.
 
 Owns the study: pointing game and energy on lesion masks, deletion and insertion of the vote, the
-weight-randomisation check, agreement of the backbones. The single figures are core.faithfulness's.
+weight-randomisation check, agreement of the backbones. The single figures are
+core.explanations.faithfulness's.
 """
 
 import dataclasses
@@ -13,11 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from core import explain
-from core.attribution import explain_vote
 from core.data.datasets import Dataset, Record, load_record
 from core.errors import DataError, ImageError
-from core.faithfulness import compute_agreement, compute_energy, has_hit, measure
+from core.explanations import grad_cam
+from core.explanations.faithfulness import compute_agreement, compute_energy, has_hit, measure
+from core.explanations.integrated_gradients import explain_vote
 from core.images.decode import Image, load
 from core.models.bundle import Member
 from core.models.ensemble import Model
@@ -78,7 +79,7 @@ def study_heatmaps(
         model: a model or an ensemble.
         dataset: with the model's classes.
         split: of the images: those with a mask where there are masks, else all diseased ones.
-        methods: of ``attribution.ALL_METHODS``; the first is the one that ``randomisation`` and
+        methods: of ``integrated_gradients.ALL_METHODS``; the first is the one that ``randomisation`` and
             ``agreement`` are of.
         n_images: at most so many, drawn; None for all.
         n_faithful: deletion and insertion on the first so many of them.
@@ -253,7 +254,7 @@ def _study_one(
         drawn = _draw(model.members, embedded, model.disease_class, barred, method=method)
         maps |= {(backbone, method): heatmap for backbone, heatmap in drawn.items()}
         if len(drawn) > 1:
-            maps["mean", method] = explain.merge_heatmaps([(1.0, h) for h in drawn.values()])
+            maps["mean", method] = grad_cam.merge_heatmaps([(1.0, h) for h in drawn.values()])
     backbones = [name for name, method in maps if method == methods[0] and name != "mean"]
     pairs = [(a, b) for i, a in enumerate(backbones) for b in backbones[i + 1 :]]
     tally.agreement += [
@@ -297,7 +298,7 @@ def _draw(
             bundle.embedder,
             [a[:, 0] for a in outcome.activations],
             class_index=bundle.class_names.index(class_name),
-            neighbours=explain.find_voters(
+            neighbours=grad_cam.find_voters(
                 bundle.gallery, outcome.embeddings[0], k=bundle.n_shown, excluded=rows
             )
             if bundle.has_vote
@@ -306,7 +307,7 @@ def _draw(
         )
         for name, heatmap in heatmaps.items():
             drawn.setdefault(name, []).append((member.weight, heatmap))
-    return {name: explain.merge_heatmaps(maps) for name, maps in drawn.items()}
+    return {name: grad_cam.merge_heatmaps(maps) for name, maps in drawn.items()}
 
 
 def _check_randomised(
@@ -322,7 +323,9 @@ def _check_randomised(
     members = [
         dataclasses.replace(
             m,
-            bundle=dataclasses.replace(m.bundle, embedder=explain.randomise_net(m.bundle.embedder)),
+            bundle=dataclasses.replace(
+                m.bundle, embedder=grad_cam.randomise_net(m.bundle.embedder)
+            ),
         )
         for m in model.members
     ]

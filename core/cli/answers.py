@@ -114,7 +114,7 @@ def _refuse_folder(folder: Path, err: OSError) -> ConfigError:
 
 
 def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[str, str]:
-    from core.explain import overlay, resize_heatmap
+    from core.explanations.grad_cam import overlay, resize_heatmap
     from core.images.decode import encode_png
 
     if diagnosis.pixels is None:

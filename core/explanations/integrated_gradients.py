@@ -19,7 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.explain import METHODS, compute_feature_log_odds, compute_heatmaps, keep_positive
+from core.explanations.grad_cam import (
+    METHODS,
+    compute_feature_log_odds,
+    compute_heatmaps,
+    keep_positive,
+)
 from core.network.backbone import Tail
 from core.network.embedder import Embedder
 from core.network.net import EmbeddingNet

@@ -2,8 +2,9 @@
 
 Owns deletion and insertion against a random order, the pointing game, the energy inside a mask and
 the agreement of two maps. The score followed is the soft vote that Grad-CAM explains
-(core.explain): the share of 1/distance over the k nearest gallery images of every class. Models
-run on one view per masked image: the order of the cells is in question, not the last digit.
+(core.explanations.grad_cam): the share of 1/distance over the k nearest gallery images of every
+class. Models run on one view per masked image: the order of the cells is in question, not the last
+digit.
 
 Reference: Petsiuk et al. 2018, arXiv:1806.07421 (deletion, insertion); Zhang et al. 2018,
 arXiv:1608.00507 (pointing game); Wang et al. 2020, arXiv:1910.01279 (energy).
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from core.errors import ShapeError, check_shape
-from core.explain import resize_heatmap
+from core.explanations.grad_cam import resize_heatmap
 from core.gallery.search import split_parts
 from core.models.bundle import Member, ModelBundle
 from core.network.embedder import Embedded, Embedder, embed_together

@@ -1,0 +1,1 @@
+"""Heatmaps of the vote, and whether they are true."""
