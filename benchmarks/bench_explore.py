@@ -33,7 +33,7 @@ from core.gallery.leave_one_out import LeaveOneOut
 from core.gallery.selection import count_values, find_in_polygon
 from core.images import phantom
 from core.models.registry import load_bundle
-from core.training import train
+from core.training.run import train
 from pages import _charts_explore as charts
 
 RESULT = Path(__file__).parent / "results" / "explore.json"

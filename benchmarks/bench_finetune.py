@@ -22,14 +22,14 @@ import torch
 
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset
-from core.fitting import fit
 from core.images import phantom
 from core.network.build import build_embedder
 from core.network.embedder import Embedder
-from core.starting_point import begin_with_pca
-from core.training.finishing import _embed_split
-from core.trunk_cache import TrunkCache
-from core.watching import _Watcher
+from core.training.finalise import _embed_split
+from core.training.fitting import fit
+from core.training.initialisation import begin_with_pca
+from core.training.live_metrics import _Watcher
+from core.training.trunk_cache import TrunkCache
 
 
 def build(config: RunConfig, *, is_plain: bool) -> Embedder:

@@ -6,8 +6,8 @@
 Draws lesions of the validation images and of some training images (which never vote on
 themselves), explains them once, and measures every recipe of
 ``core.explanations.integrated_gradients``. The one that hits most often becomes
-``integrated_gradients.SHOWN``; equal ones are settled by the energy on the lesion, then by less smoothing.
-Test images are never read. Writes results/heatmap_variants.json.
+``integrated_gradients.SHOWN``; equal ones are settled by the energy on the lesion, then by less
+smoothing. Test images are never read. Writes results/heatmap_variants.json.
 """
 
 import argparse

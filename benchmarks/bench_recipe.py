@@ -34,19 +34,19 @@ from numpy.typing import NDArray
 
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, Record, load_record, read_dataset
-from core.fitting import fit
 from core.gallery.k_search import search_k
 from core.gallery.search import Gallery
 from core.gallery.voting import cast_votes, read_shares
 from core.models.bundle_files import write_text
 from core.network.build import build_embedder
 from core.network.embedder import Embedder
-from core.starting_point import average_with_start, begin_with_pca
 from core.stats.metrics import rank_auroc
 from core.stats.paired_tests import compute_interval
 from core.stats.proportions import find_clusters
-from core.training.finishing import _embed_split
-from core.trunk_cache import TrunkCache
+from core.training.finalise import _embed_split
+from core.training.fitting import fit
+from core.training.initialisation import average_with_start, begin_with_pca
+from core.training.trunk_cache import TrunkCache
 
 FOLDS = ("dark", "bright")
 HELD_SHARE = 0.25  # of each class

@@ -18,7 +18,6 @@ from playwright.sync_api import Page, sync_playwright
 
 from core import maps
 from core.config import Settings, build_preset
-from core.demo import build_demo
 from core.gallery import novelty
 from core.gallery.projection import MapSettings, compute_cache_key, fit_map
 from core.gallery.search import Gallery
@@ -27,6 +26,7 @@ from core.images.decode import encode_jpeg, thumbnail
 from core.models.bundle import ModelBundle
 from core.models.bundle_files import save_bundle
 from core.models.registry import load_bundle
+from core.training.demo import build_demo
 from tests.test_page_browser import ARGUMENTS, CHROMIUM, serve, settle
 
 SEED = 0

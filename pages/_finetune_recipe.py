@@ -7,10 +7,10 @@ import streamlit as st
 
 from core import jobs
 from core.config import OBJECTIVES, PRESETS, RECIPES, Settings, build_preset
-from core.ensemble_training import name_members
 from core.errors import ConfigError, CoreError
 from core.jobs.work import build_config
 from core.models.bundle import check_model_id
+from core.training.ensemble import name_members
 from pages import _shared as shared
 from pages._finetune_data import SEEDS, read_findings
 from pages._jobs_view import show_short_job

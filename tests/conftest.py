@@ -12,11 +12,11 @@ import pytest
 from core import __main__ as cli
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset
-from core.demo import build_demo
 from core.images import phantom
 from core.models.bundle import ModelBundle
 from core.models.ensemble import Ensemble
 from core.models.registry import load_bundle
+from core.training.demo import build_demo
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

@@ -22,7 +22,7 @@ from core.models.bundle import ModelBundle
 from core.models.ensemble import Ensemble, build_ensemble, mix_validation
 from core.network.embedder import embed_together
 from core.second_look import describe_reliability
-from core.training import train
+from core.training.run import train
 
 CPU = Settings(device="cpu")
 PAIR = ["demo-triplet", "demo-metric"]

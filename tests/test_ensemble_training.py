@@ -8,11 +8,11 @@ import pytest
 
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
-from core.ensemble_training import train_ensemble
 from core.errors import CheckpointError, ConfigError
 from core.models import registry
 from core.models.bundle_files import read_bundle_config
-from core.training import train
+from core.training.ensemble import train_ensemble
+from core.training.run import train
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
-from core.estimate import run_trial
-from core.fitting import fit
 from core.network.build import build_embedder
 from core.network.devices import read_gpu_memory
-from core.trunk_cache import TrunkCache
+from core.training.cost_estimate import run_trial
+from core.training.fitting import fit
+from core.training.trunk_cache import TrunkCache
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def test_an_image_that_vanishes_stops_the_trunk_cache(
 ) -> None:
     from dataclasses import replace
 
-    from core.training import train
+    from core.training.run import train
 
     gone = replace(phantom_dataset.records[0], path=tmp_path / "gone.png", split="train")
     data = replace(phantom_dataset, records=(gone, *phantom_dataset.records[1:]))

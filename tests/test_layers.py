@@ -11,17 +11,17 @@ LAYERS = {
     0: {"diagnosis", "errors", "pdf_text"},
     1: {"config", "files", "images", "stats"},
     2: {"data", "dicom_export", "gallery", "network"},
-    3: {"models", "trunk_cache"},
-    4: {"explanations", "fitting", "maps", "starting_point"},
-    5: {"estimate", "evidence", "exploration", "training", "watching"},
-    6: {"ensemble_training", "findings", "inference", "second_look"},
-    7: {"ablation", "assessment", "demo", "model_comparison", "pdf_report"},
+    3: {"models"},
+    4: {"explanations", "maps", "training"},
+    5: {"evidence", "exploration"},
+    6: {"findings", "inference", "second_look"},
+    7: {"ablation", "assessment", "model_comparison", "pdf_report"},
     8: {"activation", "jobs", "report", "wider_gallery"},
     9: {"cli"},
     10: {"__main__"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
-MAY_IMPORT_TORCH = {"explanations", "fitting", "models", "network", "starting_point", "trunk_cache"}
+MAY_IMPORT_TORCH = {"explanations", "models", "network", "training"}
 
 
 def find_imports(source: str) -> set[str]:

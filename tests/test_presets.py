@@ -10,9 +10,9 @@ import torch
 from core.config import PRESETS, RunConfig, Settings, build_preset
 from core.data.datasets import Dataset
 from core.explanations.grad_cam import compute_heatmaps
-from core.fitting import FittingModule
 from core.network.build import build_embedder
-from core.trunk_cache import TrunkCache
+from core.training.fitting import FittingModule
+from core.training.trunk_cache import TrunkCache
 
 FEATURES = {
     "paper": (1536, 1024),

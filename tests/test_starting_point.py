@@ -11,8 +11,8 @@ from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
 from core.network.build import build_embedder
 from core.network.embedder import Embedder
-from core.starting_point import average_with_start, begin_with_pca
-from core.trunk_cache import TrunkCache
+from core.training.initialisation import average_with_start, begin_with_pca
+from core.training.trunk_cache import TrunkCache
 
 CPU = Settings(device="cpu")
 

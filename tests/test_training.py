@@ -16,7 +16,10 @@ import torch
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset
 from core.errors import CheckpointError, ConfigError, DataError, JobError
-from core.fitting import (
+from core.images.phantom import write_dataset
+from core.models.registry import load_bundle
+from core.network.build import build_embedder
+from core.training.fitting import (
     FittingModule,
     compute_separation,
     compute_spread,
@@ -24,11 +27,8 @@ from core.fitting import (
     find_collapse,
     fit,
 )
-from core.images.phantom import write_dataset
-from core.models.registry import load_bundle
-from core.network.build import build_embedder
-from core.training import train
-from core.trunk_cache import TrunkCache
+from core.training.run import train
+from core.training.trunk_cache import TrunkCache
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,10 +9,10 @@ import torch
 
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
-from core.fitting import compute_active, fit
 from core.network.build import build_embedder
-from core.trunk_cache import TrunkCache
-from core.watching import build_watcher
+from core.training.fitting import compute_active, fit
+from core.training.live_metrics import build_watcher
+from core.training.trunk_cache import TrunkCache
 
 
 def test_active_triplets_by_hand() -> None:

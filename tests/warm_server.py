@@ -19,14 +19,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from core import ensemble_training, jobs, training, watching
+from core import jobs
 from core.config import Settings
 from core.gallery import projection
 from core.jobs import __main__ as jobs_main
 from core.jobs import metrics, work
 from core.models import registry
+from core.training import ensemble, live_metrics, run
 
-WARM = (ensemble_training, training, watching, metrics)
+WARM = (ensemble, run, live_metrics, metrics)
 POLL_S = 0.1
 
 

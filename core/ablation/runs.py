@@ -26,7 +26,7 @@ from core.models.bundle_files import read_bundle_config, write_text
 from core.models.ensemble import Model, build_ensemble
 from core.models.registry import load_bundle
 from core.network.embedder import Progress
-from core.training import train
+from core.training.run import train
 
 _T = TypeVar("_T")
 _SMALLER = {448: 384, 288: 224}  # the input size that a preset is compared with

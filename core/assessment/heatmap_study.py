@@ -79,8 +79,8 @@ def study_heatmaps(
         model: a model or an ensemble.
         dataset: with the model's classes.
         split: of the images: those with a mask where there are masks, else all diseased ones.
-        methods: of ``integrated_gradients.ALL_METHODS``; the first is the one that ``randomisation`` and
-            ``agreement`` are of.
+        methods: of ``integrated_gradients.ALL_METHODS``; the first is the one
+            that ``randomisation`` and ``agreement`` are of.
         n_images: at most so many, drawn; None for all.
         n_faithful: deletion and insertion on the first so many of them.
         n_steps: points of their curves; each costs a run of the model per map and image.

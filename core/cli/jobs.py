@@ -50,9 +50,9 @@ def train(
 ) -> None:
     """Check the data and queue a fine-tuning run; it goes on when this terminal is closed."""
     from core.data.datasets import read_dataset
-    from core.ensemble_training import name_members
     from core.jobs.work import build_config
     from core.models.bundle import check_model_id
+    from core.training.ensemble import name_members
 
     params = {
         "data": str(data.resolve()),

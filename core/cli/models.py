@@ -216,8 +216,8 @@ def estimate(
     """Measure a few steps here and say what time, memory and disk a run will take."""
     from core.cli.terminal import quiet_lightning
     from core.data.datasets import read_dataset
-    from core.estimate import run_trial
     from core.jobs.work import build_config
+    from core.training.cost_estimate import run_trial
 
     config = build_config(
         {

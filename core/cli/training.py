@@ -26,7 +26,7 @@ Overrides = Annotated[
 
 def demo(checkpoints: Checkpoints = None) -> None:
     """Build the embedded demo model on synthetic images; does nothing when it exists."""
-    from core.demo import build_demo
+    from core.training.demo import build_demo
 
     quiet_lightning()
     with show_progress("demo") as report:
@@ -54,8 +54,8 @@ def train(
 ) -> None:
     """Fine-tune a model on a data folder, after checking the data."""
     from core.data.datasets import read_dataset
-    from core.ensemble_training import train_ensemble
-    from core.training import train as run_training
+    from core.training.ensemble import train_ensemble
+    from core.training.run import train as run_training
 
     config = build_preset(preset, recipe=recipe).with_overrides(
         [f"objective.name={objective}", f"train.seed={seed}", *(overrides or [])]

@@ -16,7 +16,7 @@ _FOLDER = "tensorboard"
 
 
 class MetricsWriter:
-    """Takes the records of ``core.watching``."""
+    """Takes the records of ``core.training.live_metrics``."""
 
     def __init__(self, folder: Path, *, member: str = "") -> None:
         """Open the files.

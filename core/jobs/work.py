@@ -79,10 +79,10 @@ def _train(work: Work) -> dict[str, Any]:
     if _is_made(work, config):
         return {"model_id": name}
     dataset = work.read_data(config)  # before the slow imports: it may not be there
-    from core.ensemble_training import train_ensemble
     from core.jobs.metrics import MetricsWriter
-    from core.training import train
-    from core.watching import build_watcher
+    from core.training.ensemble import train_ensemble
+    from core.training.live_metrics import build_watcher
+    from core.training.run import train
 
     for logger_name in ("lightning.pytorch", "lightning.fabric"):  # import sets its own level
         logging.getLogger(logger_name).setLevel(logging.WARNING)
@@ -129,8 +129,8 @@ def _is_made(work: Work, config: RunConfig) -> bool:
 
 def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
     """Whether a model is of this job's recipe and data folder; of members training asks more."""
-    from core.ensemble_training import read_if_of_recipe
     from core.models.ensemble import read_record
+    from core.training.ensemble import read_if_of_recipe
 
     if folder.name not in recipes:
         try:
@@ -202,7 +202,7 @@ def _trial(work: Work) -> dict[str, Any]:
     """Measure what a run would cost. Takes what train takes but the name."""
     config = build_config(work.params)
     dataset = work.read_data(config)
-    from core.estimate import run_trial
+    from core.training.cost_estimate import run_trial
 
     for logger_name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger_name).setLevel(logging.ERROR)

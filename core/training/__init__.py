@@ -1,5 +1,1 @@
-"""Fine-tuning, from data to model bundle."""
-
-from core.training.run import train
-
-__all__ = ["train"]
+"""Data -> model: trunk cache, fitting, resume, estimate, the demo."""

@@ -19,14 +19,14 @@ from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.files.locks import hold_run
-from core.fitting import Log, Watch, fit
 from core.models.bundle import check_model_id
 from core.models.bundle_files import freeze_trained, save_bundle, write_text
 from core.network.build import build_embedder
 from core.network.embedder import Embedder, Progress
-from core.starting_point import average_with_start, begin_with_pca
-from core.training.finishing import describe, finish, write_card
-from core.trunk_cache import TrunkCache
+from core.training.finalise import describe, finish, write_card
+from core.training.fitting import Log, Watch, fit
+from core.training.initialisation import average_with_start, begin_with_pca
+from core.training.trunk_cache import TrunkCache
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def train(
         cache_folder: where; given, it is kept for the next run on the same data and views.
         is_synthetic: marks models of the drawn demo images.
         progress: told the share done and a sentence with the time left.
-        watch: makes the watcher of the fitting (see ``core.watching``).
+        watch: makes the watcher of the fitting (see ``core.training.live_metrics``).
 
     Returns:
         The bundle's folder.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import read_dataset
-from core.ensemble_training import map_progress, train_ensemble
 from core.images import phantom
 from core.network.embedder import Progress
+from core.training.ensemble import map_progress, train_ensemble
 
 MODEL_ID = "demo"
 _DATA_FOLDER = ".demo-data"  # hidden: it is not a model

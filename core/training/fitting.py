@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from core.config import RunConfig
 from core.network.embedder import Embedder, Progress
 from core.network.net import N_CLASSES, EmbeddingNet
-from core.trunk_cache import TrunkCache
+from core.training.trunk_cache import TrunkCache
 
 _STEPS_PER_GROUP = 20  # steps between two checkpoints: what a kill can lose
 _COLLAPSED = 0.02  # spread below this: all images point in nearly the same direction ...

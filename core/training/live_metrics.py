@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.fitting import Watch, compute_spread
 from core.gallery.k_search import search_k
 from core.gallery.search import Gallery
 from core.network.embedder import Embedded, Embedder
 from core.stats.metrics import rank_auroc
-from core.trunk_cache import TrunkCache
+from core.training.fitting import Watch, compute_spread
+from core.training.trunk_cache import TrunkCache
 
 _N_SAMPLED = 192  # images of train, and of validation
 _ROWS = 32

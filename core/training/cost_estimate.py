@@ -19,13 +19,13 @@ import psutil
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset, Record
 from core.errors import DataError
-from core.fitting import draw_steps, fit
 from core.gallery import projection
 from core.models.bundle_files import freeze_trained
 from core.network.build import build_embedder
 from core.network.devices import read_gpu_memory
 from core.network.embedder import Embedder, Progress
-from core.trunk_cache import TrunkCache
+from core.training.fitting import draw_steps, fit
+from core.training.trunk_cache import TrunkCache
 
 _N_IMAGES = 16  # of each class at most
 _FEW_STEPS, _MORE_STEPS = 2, 8

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from core.config import RunConfig
 from core.data.datasets import Dataset
-from core.fitting import Log, compute_separation, compute_spread, find_collapse
 from core.gallery import novelty, projection
 from core.gallery.k_search import KSearch, search_k
 from core.gallery.search import Gallery
@@ -19,7 +18,8 @@ from core.gallery.voting import cast_votes, read_shares
 from core.models.bundle import BundleConfig, Contents
 from core.network.embedder import Embedded, Embedder
 from core.stats import metrics
-from core.trunk_cache import TrunkCache
+from core.training.fitting import Log, compute_separation, compute_spread, find_collapse
+from core.training.trunk_cache import TrunkCache
 
 _EMBED_ROWS = 32
 

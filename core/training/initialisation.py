@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core.network.embedder import Embedder
 from core.network.net import EmbeddingNet
-from core.trunk_cache import TrunkCache
+from core.training.trunk_cache import TrunkCache
 
 _ROWS = 64
 

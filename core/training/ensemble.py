@@ -12,13 +12,13 @@ from pathlib import Path
 from core.config import MEMBERS, RunConfig, Settings
 from core.data.datasets import Dataset
 from core.errors import CheckpointError, ConfigError, CoreError
-from core.fitting import Watch
 from core.models.bundle import BundleConfig, check_model_id
 from core.models.bundle_files import read_bundle_config
 from core.models.ensemble import build_ensemble
 from core.network.embedder import Embedder, Progress
-from core.training import train
-from core.trunk_cache import TrunkCache
+from core.training.fitting import Watch
+from core.training.run import train
+from core.training.trunk_cache import TrunkCache
 
 WatchMember = Callable[[str, Embedder, TrunkCache], Watch]  # the member's name first
 
