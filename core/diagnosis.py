@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from core.images.text_region import TextRegion
+
 RESEARCH_USE = "Research use, not a diagnosis."
 Status = Literal["answered", "abstained", "rejected"]
 
@@ -96,26 +98,6 @@ class ReaderRead:
     confidence: float  # 0.5 (a guess) to 1 (certain)
     created: str  # ISO 8601, UTC
     is_before_answer: bool = True
-
-
-@dataclass(frozen=True)
-class TextRegion:
-    """Where a line of lettering seems to be, in shares of the picture's width and height."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-    n_letters: int
-
-    def lies_in(self, other: "TextRegion", *, slack: float = 0.02) -> bool:
-        """Whether no edge of this region is farther than ``slack`` outside the other."""
-        return (
-            self.left >= other.left - slack
-            and self.top >= other.top - slack
-            and self.left + self.width <= other.left + other.width + slack
-            and self.top + self.height <= other.top + other.height + slack
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,10 @@ import math
 import streamlit as st
 
 from core import dicom_export
-from core.diagnosis import Diagnosis, TextRegion
+from core.diagnosis import Diagnosis
 from core.errors import CoreError
 from core.images.decode import Image
+from core.images.text_region import TextRegion
 from pages import _shared as shared
 from pages._diagnose_intake import AS_STORED, Display, describe_file
 from pages._diagnose_sources import Source

@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
-    0: {"diagnosis", "errors", "pdf_text"},
+    0: {"errors", "pdf_text"},
     1: {"config", "files", "images", "stats"},
-    2: {"data", "dicom_export", "gallery", "network"},
-    3: {"models"},
+    2: {"data", "diagnosis", "gallery", "network"},
+    3: {"dicom_export", "models"},
     4: {"explanations", "maps", "training"},
     5: {"evidence", "exploration"},
     6: {"findings", "inference", "second_look"},

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from core.diagnosis import TextRegion
 from core.errors import check_shape
 from core.images.decode import thumbnail
+from core.images.text_region import TextRegion
 
 _SIDE_PX = 1024  # longer side looked at
 _STROKE_PX = 9  # strokes up to this width stand out

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from core.diagnosis import TextRegion
+from core.images.text_region import TextRegion
 
 MIN_SIZE = 64  # px of a drawn picture
 _MARK = "SYNTHETIC"
