@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from core.answers.scrutiny import compute_coverage
+from core.assessment.predict_split import SplitReading, read_split
 from core.config import Settings
 from core.data.datasets import read_dataset
-from core.inference import SplitReading, read_split
 from core.models.bundle import ModelBundle
 from core.models.ensemble import Model
 from core.models.registry import load_bundle
-from core.second_look import compute_coverage
 from core.stats import metrics
 from core.stats.metrics import Calibration
 

@@ -21,14 +21,14 @@ import plain
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from core import inference
+from core.answers.diagnose import diagnose
+from core.answers.heatmaps import draw_heatmaps
+from core.answers.votes import vote_batch
 from core.config import RunConfig, Settings, build_preset
-from core.evidence import draw_heatmaps
 from core.gallery import novelty
 from core.gallery.search import Gallery, split_parts
 from core.images import phantom
 from core.images.decode import decode, encode_jpeg
-from core.inference.votes import vote_batch
 from core.models.bundle import BundleConfig, Contents
 from core.models.bundle_files import save_bundle
 from core.models.ensemble import Model, build_ensemble, read_ensemble
@@ -122,7 +122,7 @@ def draw_image() -> bytes:
 
 def run_ours(model: Model, data: bytes, *, with_maps: bool = True) -> object:
     """Bytes to Diagnosis, as the page and the command line do it."""
-    return inference.diagnose(model, [decode(data, name="image.jpg")], explain=with_maps)[0]
+    return diagnose(model, [decode(data, name="image.jpg")], explain=with_maps)[0]
 
 
 def measure_stages(model: Model, data: bytes, *, rounds: int) -> dict[str, float]:

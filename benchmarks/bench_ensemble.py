@@ -14,10 +14,10 @@ from pathlib import Path
 
 import harness
 
+from core.answers.diagnose import diagnose
 from core.config import Settings
 from core.images.decode import decode, encode_png
 from core.images.phantom import draw
-from core.inference import diagnose
 from core.models.registry import load_bundle
 
 SEED = 1000

@@ -8,7 +8,7 @@ says the same at the limit that accepts 95 % of test.
 
 A data set that is named with a model is judged by that model as it is shipped: its own gallery, its
 own limit, refused where one member refuses; the score is the largest distance of a member in units
-of its limit, and a sample is put through ``inference.diagnose`` to see that it decides the same.
+of its limit, and a sample is put through ``answers.diagnose`` to see that it decides the same.
 Without one the reference is the preset's frozen backbones on the training images.
 
     PYTHONPATH=. python benchmarks/bench_novelty.py --data ../shared/data \\
@@ -36,13 +36,13 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from sklearn.datasets import load_sample_images
 
+from core.answers.diagnose import diagnose
 from core.config import KnnConfig, Settings, TrainConfig, build_preset
 from core.data.datasets import load_record, read_dataset
 from core.errors import ImageError
 from core.gallery import novelty
 from core.images import phantom
 from core.images.decode import decode, encode_png
-from core.inference import diagnose
 from core.models.ensemble import Model
 from core.models.registry import load_bundle
 from core.network.build import build_embedder

@@ -11,7 +11,7 @@ from pathlib import Path
 import harness
 import numpy as np
 
-from core import inference
+from core.assessment.predict_split import read_split
 from core.config import Settings
 from core.data.datasets import read_dataset
 from core.models.bundle import ModelBundle
@@ -29,8 +29,8 @@ def measure_parity(directory: Path, names: list[str], data_root: Path) -> dict[s
         root = root if root.exists() else data_root / root.name
         dataset = read_dataset(root, seed=model.lead.config.run.train.seed)
         exact = replace_embedders(model)
-        ours = inference.read_split(model, dataset, split="test")
-        theirs = inference.read_split(exact, dataset, split="test")
+        ours = read_split(model, dataset, split="test")
+        theirs = read_split(exact, dataset, split="test")
         differing = [
             {
                 "file": ours.keys[i],

@@ -7,8 +7,8 @@ from typing import NoReturn
 
 import typer
 
+from core.answers.diagnosis import RESEARCH_USE
 from core.cli import answers, evaluation, exploring, jobs, listing, models, training
-from core.diagnosis import RESEARCH_USE
 from core.errors import CoreError
 from core.jobs import ending
 

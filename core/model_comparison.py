@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from core.assessment.predict_split import SplitReading, find_copies, find_validated, read_split
 from core.config import build_record
 from core.data.datasets import Dataset, load_record
 from core.data.manifest import read_columns
 from core.errors import CheckpointError, ConfigError, DataError, ImageError
 from core.images.decode import encode_jpeg, thumbnail
-from core.inference import SplitReading, find_copies, find_validated, read_split
 from core.models.bundle_files import write_text
 from core.models.ensemble import Model
 from core.network.embedder import Progress

@@ -20,13 +20,13 @@ from reportlab.lib.units import mm
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Spacer, Table
 
-from core.diagnosis import RESEARCH_USE, Diagnosis, Novelty, write_percent
+from core.answers.diagnosis import RESEARCH_USE, Diagnosis, Novelty, write_percent
+from core.answers.scrutiny import HEATMAP_METHODS, Scrutiny, describe_reliability
 from core.errors import ImageError
 from core.explanations.grad_cam import overlay, resize_heatmap
 from core.images.decode import encode_jpeg, thumbnail
 from core.models.ensemble import Model
 from core.pdf_text import spell
-from core.second_look import HEATMAP_METHODS, Scrutiny, describe_reliability
 
 _WIDTH = A4[0] - 36 * mm
 _FONT = "Helvetica"  # of the sample styles

@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from core.diagnosis import Diagnosis, write_percent
+from core.answers.diagnosis import Diagnosis, write_percent
 
 DISEASE_COLOUR = "#e07b00"
 OTHER_COLOURS = ("#3f86d6", "#8b7bd8", "#8a8f99")  # first: normal

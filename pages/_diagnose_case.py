@@ -6,8 +6,8 @@ Shows what the Diagnosis record holds and computes nothing.
 import pandas as pd
 import streamlit as st
 
-from core import second_look
-from core.diagnosis import Diagnosis
+from core.answers import scrutiny as second_look
+from core.answers.diagnosis import Diagnosis
 from core.models.ensemble import Model
 from pages import _charts as charts
 from pages._diagnose_display import show_controls, show_patient_tags, warn_of_text

@@ -8,7 +8,7 @@ import math
 import streamlit as st
 
 from core import dicom_export
-from core.diagnosis import Diagnosis
+from core.answers.diagnosis import Diagnosis
 from core.errors import CoreError
 from core.images.decode import Image
 from core.images.text_region import TextRegion

@@ -5,8 +5,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import second_look
-from core.diagnosis import Diagnosis, Neighbour
+from core.answers import scrutiny
+from core.answers.diagnosis import Diagnosis, Neighbour
 from core.images.decode import fit_square
 from core.models.ensemble import Model
 from pages import _charts as charts
@@ -141,7 +141,7 @@ def _show_side_by_side(model: Model, diagnosis: Diagnosis) -> None:
             st.caption(_("Your image"))
         with right:
             st.image(
-                fit_square(second_look.load_case(model, index), side=_SIDE_PX),
+                fit_square(scrutiny.load_case(model, index), side=_SIDE_PX),
                 width="stretch",
                 output_format="PNG",
                 alt=_("Training image number {rank}, labelled {name}").format(

@@ -11,11 +11,11 @@ from pathlib import PurePath
 import streamlit as st
 
 from core import dicom_export, pdf_report
-from core.diagnosis import Diagnosis, dump_json, to_csv
+from core.answers.diagnosis import Diagnosis, dump_json, to_csv
+from core.answers.scrutiny import HEATMAP_METHODS, Scrutiny
 from core.errors import CoreError
 from core.explanations.grad_cam import outline, overlay, resize_heatmap
 from core.models.ensemble import Model
-from core.second_look import HEATMAP_METHODS, Scrutiny
 from pages import _shared as shared
 from pages._diagnose_sources import Source
 from pages._text import _, describe, ngettext

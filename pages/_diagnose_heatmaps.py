@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from core import second_look
-from core.diagnosis import Diagnosis, Heatmap
+from core.answers import scrutiny as second_look
+from core.answers.diagnosis import Diagnosis, Heatmap
+from core.answers.scrutiny import MapScrutiny, Scrutiny
 from core.explanations.grad_cam import outline, overlay, resize_heatmap
 from core.models.ensemble import Model
-from core.second_look import MapScrutiny, Scrutiny
 from pages import _shared as shared
 from pages._text import _, class_label, percent, plain
 

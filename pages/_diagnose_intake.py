@@ -12,9 +12,9 @@ from typing import Any
 
 import streamlit as st
 
-from core import inference
+from core.answers.diagnose import diagnose, reject
+from core.answers.diagnosis import Diagnosis, ReaderRead
 from core.config import Settings
-from core.diagnosis import Diagnosis, ReaderRead
 from core.errors import CoreError
 from core.images import decode
 from core.images.decode import Image
@@ -251,13 +251,13 @@ def _read_one(model: Model, source: Source, *, key: ResultKey) -> Diagnosis:
         # one pixel: the rest of the record says what can be set about the file
         stub = dataclasses.replace(image, pixels=image.pixels[:1, :1].copy())
         st.session_state[shared.FILES_KEY][content] = stub
-        return inference.diagnose(model, [image])[0]
+        return diagnose(model, [image])[0]
     except CoreError as error:
-        return inference.reject(name, error, model=model)
+        return reject(name, error, model=model)
     except Exception:  # one bad file must not take the good results with it
         logger.exception("unexpected error while one image was read")
         error = CoreError(
             "something went wrong with this file; the server log has the details.",
             code="unexpected",
         )
-        return inference.reject(name, error, model=model)
+        return reject(name, error, model=model)

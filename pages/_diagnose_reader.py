@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import streamlit as st
 
-from core.diagnosis import Diagnosis, ReaderRead
+from core.answers.diagnosis import Diagnosis, ReaderRead
 from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._diagnose_intake import commit_read, was_seen

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pandas as pd
 import streamlit as st
 
-from core.diagnosis import Diagnosis
+from core.answers.diagnosis import Diagnosis
 from core.images.decode import encode_png, thumbnail
 from pages import _shared as shared
 from pages._diagnose_reader import is_hidden

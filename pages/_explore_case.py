@@ -3,7 +3,9 @@
 import numpy as np
 import streamlit as st
 
-from core import exploration, inference, second_look
+from core import exploration
+from core.answers import scrutiny
+from core.answers.diagnose import diagnose
 from core.errors import CoreError
 from core.explanations.grad_cam import overlay, resize_heatmap
 from core.exploration import Exploration
@@ -210,8 +212,8 @@ def _show_neighbours(model: Model, tables: Tables, table: Exploration, row: int)
 def _show_heatmap(model: Model, row: int) -> None:
     if st.button(_("Show the heatmap"), key="explore_heatmap", icon=":material/blur_on:"):
         with st.spinner(_("Reading the image …")):
-            image, is_original = second_look.load_image(model, row)
-            diagnosis = inference.diagnose(model, [image])[0]
+            image, is_original = scrutiny.load_image(model, row)
+            diagnosis = diagnose(model, [image])[0]
         if not is_original:
             st.caption(
                 _(

@@ -16,7 +16,7 @@ import streamlit as st
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 
-from core.diagnosis import write_percent as percent  # noqa: F401 - the pages say it so
+from core.answers.diagnosis import write_percent as percent  # noqa: F401 - the pages say it so
 from core.errors import CoreError
 
 LOCALE_DIR = Path(__file__).parents[1] / "assets" / "locale"

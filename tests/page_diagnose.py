@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import inference
-from core.diagnosis import Diagnosis
+from core.answers.diagnose import diagnose as answer
+from core.answers.diagnosis import Diagnosis
 from core.images import phantom
 from core.images.decode import Image, encode_png
 from core.models.ensemble import Model
@@ -53,12 +53,12 @@ def worklist(app: AppTest) -> list[dict[str, object]]:
 
 def alter(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     """Let the real model answer, then change the record: states a tiny model does not reach."""
-    real = inference.diagnose
+    real = answer
 
     def diagnose(bundle: Model, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
         return [dataclasses.replace(d, **changes) for d in real(bundle, images, **options)]
 
-    monkeypatch.setattr(inference, "diagnose", diagnose)
+    monkeypatch.setattr("pages._diagnose_intake.diagnose", diagnose)
 
 
 def find(elements: Sequence[Any], label: str) -> Any:

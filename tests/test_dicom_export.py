@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from core.diagnosis import RESEARCH_USE, Diagnosis, Novelty, ReaderRead
+from core.answers.diagnosis import RESEARCH_USE, Diagnosis, Novelty, ReaderRead
 from core.dicom_export import (
     PATIENT_TAGS,
     build_report,

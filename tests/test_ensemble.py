@@ -10,18 +10,19 @@ import pytest
 import torch
 
 from core.activation import check_gate
+from core.answers.diagnose import diagnose
+from core.answers.diagnosis import Novelty
+from core.answers.scrutiny import describe_reliability
+from core.assessment.predict_split import evaluate
 from core.config import Settings
 from core.data.datasets import Dataset
-from core.diagnosis import Novelty
 from core.errors import CheckpointError, ConfigError
 from core.images.decode import Image, decode, encode_png, load
 from core.images.phantom import draw
-from core.inference import diagnose, evaluate
 from core.models import registry
 from core.models.bundle import ModelBundle
 from core.models.ensemble import Ensemble, build_ensemble, mix_validation
 from core.network.embedder import embed_together
-from core.second_look import describe_reliability
 from core.training.run import train
 
 CPU = Settings(device="cpu")
@@ -74,9 +75,9 @@ def test_an_even_vote_is_a_tie_and_gets_no_answer(
 ) -> None:
     answers = iter([0.8, 0.2])
     monkeypatch.setattr(
-        "core.inference.votes._compute_probability", lambda *_args, **_options: next(answers)
+        "core.answers.votes._compute_probability", lambda *_args, **_options: next(answers)
     )
-    monkeypatch.setattr("core.inference.votes._measure_novelty", lambda *_args: [NOT_NOVEL])
+    monkeypatch.setattr("core.answers.votes._measure_novelty", lambda *_args: [NOT_NOVEL])
     done = diagnose(weigh(tiny_ensemble, 0.7, 0.7), [eye()], explain=False)[0]
     assert done.probabilities["disease"] == pytest.approx(0.5)
     assert (done.status, done.abstain_reason) == ("abstained", "uncertain")

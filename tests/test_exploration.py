@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import findings, inference
+from core import findings
+from core.answers.diagnose import diagnose
 from core.config import Settings
 from core.errors import DataError
 from core.exploration import Exploration, curate, explore, prepare, preview, read_manifest
@@ -45,7 +46,7 @@ def test_the_table_says_what_diagnose_says_of_the_same_image(
     root = Path(tiny_ensemble.lead.config.data_root)
     for row in (0, 7, 30):
         image = decode.load(root / seen.keys[row])
-        diagnosis = inference.diagnose(tiny_ensemble, [image], explain=False)[0]
+        diagnosis = diagnose(tiny_ensemble, [image], explain=False)[0]
         assert diagnosis.left_out[0].key == seen.keys[row]
         p = diagnosis.probabilities[diagnosis.disease_class]
         assert seen.p_disease[row] == pytest.approx(p, abs=0.02)  # the trunks' batch differs
@@ -77,7 +78,7 @@ def test_a_correction_is_voted_with_at_once_and_shares_the_network(
         mine = member.bundle.gallery
         assert mine.labels[mine.keys.index(key)] == (member.bundle.class_names.index(other))
     image = decode.load(Path(tiny_ensemble.lead.config.data_root) / seen.keys[0])
-    diagnosis = inference.diagnose(curated, [image], explain=True)[0]
+    diagnosis = diagnose(curated, [image], explain=True)[0]
     assert seen.keys[5] not in {n.key for n in diagnosis.neighbours}
     assert {n.class_name for n in diagnosis.neighbours if n.key == key} <= {other}
     assert diagnosis.data_id.endswith("+g4")

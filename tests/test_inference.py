@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
+from core.answers.diagnose import diagnose, reject
+from core.answers.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
+from core.assessment.predict_split import evaluate
 from core.data.datasets import Dataset, read_dataset
-from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
 from core.errors import DataError, ImageError
 from core.images.decode import Image, decode, encode_png, load
 from core.images.phantom import draw
-from core.inference import diagnose, evaluate, reject
 from core.models.bundle import ModelBundle
 from core.models.ensemble import Ensemble
 

@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from core.diagnosis import Diagnosis, Neighbour
+from core.answers.diagnosis import Diagnosis, Neighbour
 from core.stats.curves import Coverage
 from pages import _charts as charts
 from pages import _charts_evaluate as charts_evaluate

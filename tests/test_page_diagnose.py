@@ -11,8 +11,8 @@ import pytest
 from page_diagnose import alter, find, open_page, picture, run_app, upload, words, worklist
 from streamlit.testing.v1 import AppTest
 
-from core import inference
-from core.diagnosis import Diagnosis, MemberVote
+from core.answers.diagnose import diagnose as answer
+from core.answers.diagnosis import Diagnosis, MemberVote
 from core.images.decode import Image
 from core.models.ensemble import Ensemble, Model
 from pages import _shared as shared
@@ -135,13 +135,13 @@ def test_a_rerun_computes_nothing_and_a_removed_file_is_forgotten(
     files = (picture(950_001, "a.png"), picture(950_002, "b.png"))
     upload(app, *files)
     calls: list[str] = []
-    real = inference.diagnose
+    real = answer
 
     def diagnose(bundle: Model, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
         calls.extend(image.name for image in images)
         return real(bundle, images, **options)
 
-    monkeypatch.setattr(inference, "diagnose", diagnose)
+    monkeypatch.setattr("pages._diagnose_intake.diagnose", diagnose)
     app.slider(key=shared.OPACITY_KEY).set_value(20).run()
     assert calls == []
     upload(app, files[1])  # another upload of the same content
@@ -164,7 +164,7 @@ def test_what_was_uploaded_and_read_outlives_a_visit_to_another_page(
     app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()
     find(app.radio, "What do you see?").set_value("normal")
     next(b for b in app.button if b.label == "Commit and show the answer").click().run()
-    monkeypatch.setattr(inference, "diagnose", None)  # nothing is read again
+    monkeypatch.setattr("pages._diagnose_intake.diagnose", None)  # nothing is read again
     visit(app, "models")
     assert shared.UPLOADS_KEY not in app.session_state
     visit(app, "diagnose")
@@ -245,14 +245,14 @@ def test_everything_changes_language(app: AppTest) -> None:
 def test_a_fault_in_one_file_leaves_the_others(
     app: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = inference.diagnose
+    real = answer
 
     def diagnose(bundle: Model, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
         if images[0].name == "b.png":
             raise RuntimeError("boom")
         return real(bundle, images, **options)
 
-    monkeypatch.setattr(inference, "diagnose", diagnose)
+    monkeypatch.setattr("pages._diagnose_intake.diagnose", diagnose)
     upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
     assert not app.exception
     rows = worklist(app)

@@ -17,7 +17,7 @@ from pydicom.data import get_testdata_file
 from streamlit.testing.v1 import AppTest
 
 from core import dicom_export
-from core.diagnosis import LeftOut, MemberVote, Novelty
+from core.answers.diagnosis import LeftOut, MemberVote, Novelty
 from core.errors import CoreError
 from core.images import phantom
 from core.images.decode import encode_png

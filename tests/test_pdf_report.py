@@ -6,16 +6,16 @@ import io
 import pytest
 from pypdf import PdfReader
 
-from core.diagnosis import Diagnosis, Novelty, ReaderRead
+from core.answers.diagnose import diagnose, reject
+from core.answers.diagnosis import Diagnosis, Novelty, ReaderRead
+from core.answers.scrutiny import MapScrutiny, Reliability, Scrutiny, draw_maps, scrutinise
 from core.errors import ImageError
 from core.explanations.faithfulness import Faithfulness
 from core.images.decode import decode, encode_png
 from core.images.phantom import draw
-from core.inference import diagnose, reject
 from core.models.ensemble import Ensemble
 from core.pdf_report import build_pdf
 from core.pdf_text import spell
-from core.second_look import MapScrutiny, Reliability, Scrutiny, draw_maps, scrutinise
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from core.assessment.answering import run_evaluation
+from core.assessment.predict_split import SplitReading, evaluate, read_split
 from core.assessment.readings import (
     list_evaluations,
     load_evaluation,
@@ -26,7 +27,6 @@ from core.data.datasets import Dataset, read_dataset
 from core.errors import CheckpointError
 from core.gallery.corrections import Change
 from core.gallery.corrections_db import CurationStore, default_url
-from core.inference import SplitReading, evaluate, read_split
 from core.models.ensemble import Ensemble
 from core.models.registry import load_bundle
 

@@ -9,18 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.diagnosis import Diagnosis, Heatmap, Novelty
-from core.errors import ConfigError, ShapeError
-from core.evidence import Vote, compute_close_limit
-from core.explanations.grad_cam import find_voters
-from core.explanations.integrated_gradients import INTEGRATED, explain_vote
-from core.gallery.voting import cast_votes
-from core.images.decode import decode, encode_png
-from core.images.phantom import draw
-from core.inference import diagnose
-from core.models.bundle import ModelBundle
-from core.models.ensemble import Ensemble
-from core.second_look import (
+from core.answers.diagnose import diagnose
+from core.answers.diagnosis import Diagnosis, Heatmap, Novelty
+from core.answers.heatmaps import Vote, compute_close_limit
+from core.answers.scrutiny import (
     HEATMAP_METHODS,
     compute_coverage,
     compute_map_agreement,
@@ -30,6 +22,14 @@ from core.second_look import (
     load_image,
     scrutinise,
 )
+from core.errors import ConfigError, ShapeError
+from core.explanations.grad_cam import find_voters
+from core.explanations.integrated_gradients import INTEGRATED, explain_vote
+from core.gallery.voting import cast_votes
+from core.images.decode import decode, encode_png
+from core.images.phantom import draw
+from core.models.bundle import ModelBundle
+from core.models.ensemble import Ensemble
 
 
 @pytest.fixture(scope="module")

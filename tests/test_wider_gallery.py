@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import findings, inference
+from core import findings
+from core.answers.diagnose import diagnose
 from core.assessment.answering import run_evaluation
 from core.assessment.readings import save_evaluation
 from core.assessment.record import Evaluation
@@ -100,7 +101,7 @@ def test_guests_never_vote_whatever_is_corrected(
 
 def test_a_wide_model_still_reads_an_image_the_same(model: Ensemble, wide: Ensemble) -> None:
     image = decode(wide.lead.contents.thumbnails[-1], name="guest")
-    one, two = (inference.diagnose(m, [image])[0] for m in (model, wide))
+    one, two = (diagnose(m, [image])[0] for m in (model, wide))
     assert one.probabilities == two.probabilities
     assert [x.index for x in one.neighbours] == [x.index for x in two.neighbours]
     assert one.map_xy == pytest.approx(two.map_xy)

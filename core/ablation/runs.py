@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 from core.ablation.floors import Frozen, measure_floors
 from core.ablation.summary import compare_pairs, summarise
+from core.assessment.predict_split import SplitReading, describe_reading, read_split
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset
 from core.errors import ConfigError
-from core.inference import SplitReading, describe_reading, read_split
 from core.models.bundle_files import read_bundle_config, write_text
 from core.models.ensemble import Model, build_ensemble
 from core.models.registry import load_bundle

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from core.assessment.predict_split import SplitReading, describe_reading, read_split
 from core.assessment.record import Evaluation
 from core.data.datasets import Dataset, load_record
 from core.data.manifest import read_columns
 from core.gallery.k_search import search_k
 from core.images.decode import encode_jpeg, thumbnail
-from core.inference import SplitReading, describe_reading, read_split
 from core.models.bundle import ModelBundle
 from core.models.ensemble import Model
 from core.network.embedder import Progress
@@ -31,7 +31,7 @@ def run_evaluation(
     """Answer on every image of a split and gather what the figures need.
 
     Raises:
-        DataError: as ``inference.evaluate``.
+        DataError: as ``predict_split.evaluate``.
     """
     began = time.monotonic()
     reading = read_split(model, dataset, split=split, progress=progress)

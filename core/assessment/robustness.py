@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from core.assessment.predict_split import read_split
 from core.data.datasets import Dataset, Record, load_record
 from core.errors import DataError, ImageError
 from core.images.corruptions import N_LEVELS, STRENGTHS, corrupt
-from core.inference import read_split
 from core.models.ensemble import Model
 from core.network.embedder import Progress
 from core.stats.metrics import rank_auroc

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from core.answers.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
@@ -21,7 +22,6 @@ from core.cli.terminal import (
     write_json,
     write_text,
 )
-from core.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
 from core.errors import ConfigError, CoreError
 
 _STEM_BYTES = 100  # of a file's name in its heatmap's: with the rest it stays under any limit
@@ -41,8 +41,8 @@ def predict(
 
     So does a path that does not exist, unless none of them does.
     """
+    from core.answers.diagnose import diagnose, reject
     from core.images.decode import load
-    from core.inference import diagnose, reject
     from core.models.registry import load_bundle
 
     settings = read_settings(checkpoints)

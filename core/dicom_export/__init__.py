@@ -34,7 +34,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
-from core.diagnosis import RESEARCH_USE, Diagnosis
+from core.answers.diagnosis import RESEARCH_USE, Diagnosis
 from core.dicom_export.sheet import lay_out, say_answer
 from core.dicom_export.source import (
     PATIENT_TAGS,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from core.diagnosis import RESEARCH_USE, Diagnosis, write_percent
+from core.answers.diagnosis import RESEARCH_USE, Diagnosis, write_percent
 
 _MIN_SHEET_PX = 900  # wide enough for the lines above
 _LINE = 1.4  # times the letters' size

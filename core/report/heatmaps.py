@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from core.answers.scrutiny import GRAD_CAM, HEATMAP_METHODS
 from core.assessment.heatmap_study import find_checked_method
 from core.report.blocks import Block, Paragraph, Section, TableBlock
-from core.second_look import GRAD_CAM, HEATMAP_METHODS
 
 
 def build_explanations(study: Mapping[str, Any] | None) -> Section:

@@ -3,7 +3,7 @@
 import base64
 from html import escape
 
-from core.diagnosis import RESEARCH_USE
+from core.answers.diagnosis import RESEARCH_USE
 from core.report.blocks import Block, Paragraph, Pictures, Report, Section, TableBlock
 
 _STYLE = """

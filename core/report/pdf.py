@@ -23,7 +23,7 @@ from reportlab.platypus import (
 )
 from reportlab.platypus import Paragraph as Words
 
-from core.diagnosis import RESEARCH_USE
+from core.answers.diagnosis import RESEARCH_USE
 from core.pdf_text import spell
 from core.report.blocks import Block, Paragraph, Picture, Pictures, Report, Section, TableBlock
 

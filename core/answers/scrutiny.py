@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.diagnosis import Diagnosis, Heatmap
+from core.answers.diagnosis import Diagnosis, Heatmap
+from core.answers.heatmaps import draw_heatmaps
 from core.errors import ConfigError, ImageError, ShapeError
-from core.evidence import draw_heatmaps
 from core.explanations import faithfulness
 from core.explanations.faithfulness import Faithfulness
 from core.explanations.integrated_gradients import INTEGRATED, integrate_vote, prepare_views

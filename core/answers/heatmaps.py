@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.diagnosis import Heatmap, Novelty
+from core.answers.diagnosis import Heatmap, Novelty
 from core.explanations import grad_cam
 from core.gallery.voting import Ballot, cast_votes, read_shares
 from core.models.bundle import Member, ModelBundle

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from core.diagnosis import LeftOut, Neighbour
-from core.evidence import Vote
+from core.answers.diagnosis import LeftOut, Neighbour
+from core.answers.heatmaps import Vote
 from core.models.ensemble import Model
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from core.diagnosis import Novelty
-from core.evidence import Vote
+from core.answers.diagnosis import Novelty
+from core.answers.heatmaps import Vote
 from core.gallery.voting import Ballot, cast_votes, read_shares
 from core.images.decode import Image
 from core.models.bundle import Member, ModelBundle

@@ -9,19 +9,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from core.diagnosis import Diagnosis, Heatmap, MemberVote, Novelty
+from core.answers.diagnosis import Diagnosis, Heatmap, MemberVote, Novelty
+from core.answers.heatmaps import compute_close_limit, draw_heatmaps, measure_views
+from core.answers.ledger import find_nearest_other, list_left_out, measure_distances, write_ledger
+from core.answers.votes import join_novelty, mix_votes, read_batch
 from core.errors import CoreError
-from core.evidence import compute_close_limit, draw_heatmaps, measure_views
 from core.images.burned_in_text import find_text
 from core.images.decode import Image, thumbnail
 from core.images.phantom import find_mark
-from core.inference.ledger import (
-    find_nearest_other,
-    list_left_out,
-    measure_distances,
-    write_ledger,
-)
-from core.inference.votes import join_novelty, mix_votes, read_batch
 from core.models.ensemble import Model
 from core.network.embedder import Progress
 

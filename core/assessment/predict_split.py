@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.answers.heatmaps import Vote
+from core.answers.votes import join_novelty, mix_votes, read_batch
 from core.data.datasets import Dataset, Record, load_ahead
 from core.errors import DataError, ImageError
-from core.evidence import Vote
 from core.images.decode import Image
-from core.inference.votes import join_novelty, mix_votes, read_batch
 from core.models.ensemble import Model
 from core.network.embedder import Progress
 from core.stats import metrics as evaluation

@@ -1,0 +1,1 @@
+"""Image + model -> diagnosis with its evidence."""
