@@ -15,7 +15,7 @@ from typing import Any
 
 import harness
 
-from core.ablation import run_ablation, write_table
+from core.assessment.ablation import run_ablation, write_table
 from core.config import Settings
 from core.models.bundle_files import write_text
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from core import report
-from core.assessment.readings import list_evaluations, load_evaluation
+from core.assessment.store import list_evaluations, load_evaluation
 from core.config import Settings
 from core.gallery.k_search import search_k
 from core.gallery.voting import cast_votes

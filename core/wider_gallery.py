@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from core.assessment.readings import Summary, list_evaluations, load_evaluation
 from core.assessment.record import Evaluation
+from core.assessment.store import Summary, list_evaluations, load_evaluation
 from core.gallery.leave_one_out import NeighbourTable, find_neighbours_of
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery

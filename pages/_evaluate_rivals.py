@@ -3,9 +3,9 @@
 import pandas as pd
 import streamlit as st
 
-from core.assessment import readings
+from core.assessment import store
+from core.assessment.ablation.saved import Ablation, list_ablations
 from core.assessment.record import Evaluation
-from core.assessment.saved_ablations import Ablation, list_ablations
 from core.config import Settings
 from core.stats.paired_tests import compare_aurocs, compare_calls, write_p
 from pages._text import _, ngettext, plain
@@ -14,7 +14,7 @@ from pages._text import _, ngettext, plain
 def show_rivals(evaluation: Evaluation) -> None:
     """Other models on the same images, with paired tests."""
     directory = Settings.from_env().checkpoints_dir
-    rivals = readings.list_rivals(directory, evaluation)
+    rivals = store.list_rivals(directory, evaluation)
     if not rivals:
         st.info(_("No other model has been evaluated on these images."), icon=":material/balance:")
         return
@@ -23,7 +23,7 @@ def show_rivals(evaluation: Evaluation) -> None:
     )
     rows = [_describe_rival(evaluation, evaluation)]
     for model_id in chosen:
-        other = readings.load_evaluation(directory, model_id, evaluation.name)
+        other = store.load_evaluation(directory, model_id, evaluation.name)
         rows.append(_describe_rival(evaluation, other))
     st.dataframe(
         pd.DataFrame(rows),

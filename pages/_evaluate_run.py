@@ -6,8 +6,9 @@ from pathlib import Path
 import streamlit as st
 
 from core import jobs
-from core.assessment import PARTS, readings
-from core.assessment.readings import Summary
+from core.assessment import store
+from core.assessment.assess import PARTS
+from core.assessment.store import Summary
 from core.config import Settings
 from core.data.datasets import SPLITS, read_dataset
 from core.errors import CoreError
@@ -21,7 +22,7 @@ from pages._text import _, describe, describe_error, moment, ngettext, percent, 
 
 def choose_evaluation(model: ModelSummary) -> Summary | None:
     """The kept evaluation on view; None where the model has none."""
-    kept = readings.list_evaluations(Settings.from_env().checkpoints_dir, model.model_id)
+    kept = store.list_evaluations(Settings.from_env().checkpoints_dir, model.model_id)
     if not kept:
         st.info(
             _("This model has not been evaluated yet. Choose the images below and start."),
@@ -89,7 +90,7 @@ def part_label(part: str) -> str:
 def data_root(model_id: str) -> str:
     """Where the model's own training data lay; empty where it cannot be told."""
     directory = Settings.from_env().checkpoints_dir
-    return readings.find_data_root(directory, model_id)
+    return store.find_data_root(directory, model_id)
 
 
 def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:

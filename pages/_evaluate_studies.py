@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core.assessment import heatmap_study, readings
+from core.assessment import heatmap_study, store
 from core.assessment.record import Evaluation, order_pair
 from core.config import Settings
 from core.errors import CoreError
@@ -21,7 +21,7 @@ _QUIET = {"displayModeBar": False}
 
 def show_robustness(evaluation: Evaluation) -> None:
     """Accuracy under graded damage; says how to make the study where it is missing."""
-    study = readings.load_study(Settings.from_env().checkpoints_dir, evaluation, "robustness")
+    study = store.load_study(Settings.from_env().checkpoints_dir, evaluation, "robustness")
     if study is None:
         _say_missing()
         return
@@ -86,7 +86,7 @@ def _say_missing() -> None:
 
 def show_heatmap_study(evaluation: Evaluation) -> None:
     """Pointing game, energy, deletion and insertion, per backbone and method."""
-    study = readings.load_study(Settings.from_env().checkpoints_dir, evaluation, "explanations")
+    study = store.load_study(Settings.from_env().checkpoints_dir, evaluation, "explanations")
     if study is None:
         _say_missing()
         return
@@ -199,7 +199,7 @@ def show_external(evaluation: Evaluation) -> None:
     directory = Settings.from_env().checkpoints_dir
     others = {
         summary.name: summary
-        for summary in readings.list_evaluations(directory, evaluation.model_id)
+        for summary in store.list_evaluations(directory, evaluation.model_id)
         if summary.name != evaluation.name
     }
     if not others:
@@ -219,7 +219,7 @@ def show_external(evaluation: Evaluation) -> None:
             format_func=lambda key: f"{others[key].data_name}, {others[key].split}",
             key="evaluate_other",
         )
-    other = readings.load_evaluation(directory, evaluation.model_id, name)
+    other = store.load_evaluation(directory, evaluation.model_id, name)
     home, away = order_pair(evaluation, other)
     most = max(10, len(away.keys) // 2)
     with right:

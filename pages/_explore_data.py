@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from core import exploration, findings, maps, wider_gallery
-from core.assessment.readings import Summary
+from core.assessment.store import Summary
 from core.config import Settings
 from core.exploration import Exploration, ManifestStatus
 from core.findings import Finding

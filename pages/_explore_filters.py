@@ -4,7 +4,7 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from core.assessment.readings import Summary
+from core.assessment.store import Summary
 from core.exploration import Exploration
 from core.gallery.corrections_db import CurationStore
 from core.gallery.selection import Filter, apply_filter

@@ -8,9 +8,9 @@ import pandas as pd
 import streamlit as st
 
 from core import jobs
+from core.assessment.model_comparison import is_evidence
 from core.config import Settings
 from core.data.uploads import find_data
-from core.model_comparison import is_evidence
 from core.models import registry
 from core.models.registry import ModelSummary
 from core.stats.paired_tests import write_p

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from core import activation
-from core.activation import Verdict
+from core.assessment import activation_gate
+from core.assessment.activation_gate import Verdict
 from core.config import Settings
 from core.errors import CoreError
 from core.models import registry
@@ -162,12 +162,12 @@ def _show_use(summary: ModelSummary, active: str | None) -> None:
         _("How much accuracy and AUROC may fall"),
         min_value=0.0,
         max_value=0.5,
-        value=activation.LIMIT,
+        value=activation_gate.LIMIT,
         step=0.01,
         key=shared.MODELS_LIMIT_KEY,
         width=260,
     )
-    verdict = activation.check_gate(_directory(), summary.model_id, limit=limit)
+    verdict = activation_gate.check_gate(_directory(), summary.model_id, limit=limit)
     _show_verdict(verdict)
     if summary.model_id != active:
         reason = ""
@@ -180,12 +180,12 @@ def _show_use(summary: ModelSummary, active: str | None) -> None:
             _("Use this model") if verdict.passed else _("Use it against the gate"),
             type="primary" if verdict.passed else "secondary",
             icon=":material/check_circle:",
-            disabled=not verdict.passed and len(reason.strip()) < activation.MIN_REASON,
+            disabled=not verdict.passed and len(reason.strip()) < activation_gate.MIN_REASON,
             on_click=_activate,
             args=(summary.model_id, reason, limit),
             key="models_activate",
         )
-    previous = activation.find_previous(_directory())
+    previous = activation_gate.find_previous(_directory())
     if previous is not None:
         st.button(
             _("Roll back to {name}").format(name=previous),
@@ -216,20 +216,20 @@ def _show_verdict(verdict: Verdict) -> None:
 
 def _activate(model_id: str, reason: str, limit: float) -> None:
     with shared.show_errors():
-        activation.activate(_directory(), model_id, reason=reason, limit=limit)
+        activation_gate.activate(_directory(), model_id, reason=reason, limit=limit)
     st.session_state[shared.MODEL_KEY] = model_id
     st.session_state.pop(shared.MODELS_REASON_KEY, None)
 
 
 def _roll_back() -> None:
     with shared.show_errors():
-        entry = activation.roll_back(_directory())
+        entry = activation_gate.roll_back(_directory())
     st.session_state[shared.MODEL_KEY] = entry.model_id
     st.session_state[shared.MODELS_ONE_KEY] = entry.model_id
 
 
 def _show_history() -> None:
-    past = activation.read_history(_directory())
+    past = activation_gate.read_history(_directory())
     if not past:
         return
     st.markdown("#### " + _("History"))

@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from core.assessment import readings
-from core.assessment.readings import Summary
+from core.assessment import store
 from core.assessment.record import Evaluation
+from core.assessment.store import Summary
 from core.config import Settings
 from pages import _evaluate_answers as answers
 from pages import _evaluate_curves as curves
@@ -18,7 +18,7 @@ from pages._text import _, moment, plain
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _load(model_id: str, name: str, created: str) -> Evaluation:  # noqa: ARG001 - cache key
-    return readings.load_evaluation(Settings.from_env().checkpoints_dir, model_id, name)
+    return store.load_evaluation(Settings.from_env().checkpoints_dir, model_id, name)
 
 
 def _show(summary: Summary) -> None:

@@ -10,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from core.ablation import SYSTEMS, run_ablation, write_table
-from core.ablation.floors import Frozen, _embed_records, measure_floors
-from core.ablation.runs import _Bench, _run_system
+from core.assessment.ablation import SYSTEMS, run_ablation, write_table
+from core.assessment.ablation.baselines import Frozen, _embed_records, measure_floors
+from core.assessment.ablation.runs import _Bench, _run_system
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, Record, load_record
 from core.errors import ConfigError, ImageError
@@ -50,7 +50,7 @@ def test_systems_are_measured_and_compared_and_kept(
     def fail(*_args: object, **_options: object) -> None:
         raise AssertionError("nothing is trained twice")
 
-    monkeypatch.setattr("core.ablation.runs.train", fail)
+    monkeypatch.setattr("core.assessment.ablation.runs.train", fail)
     again = run_ablation(phantom_folder, systems=["1", "6"], **options)
     assert again["runs"] == result["runs"]
     assert again["summary"] == result["summary"]
@@ -106,7 +106,7 @@ def test_a_changed_recipe_is_run_again_and_rows_of_before_still_count(
         made[folder] = config
         trained.append(config.train.epochs)
 
-    module = "core.ablation.runs."
+    module = "core.assessment.ablation.runs."
     monkeypatch.setattr(module + "train", note)
     monkeypatch.setattr(module + "read_bundle_config", lambda f: SimpleNamespace(run=made[f]))
     monkeypatch.setattr(module + "load_bundle", lambda *_args, **_options: None)
@@ -167,7 +167,7 @@ def test_frozen_features_are_read_image_by_image(
                 assert len(read) == number
             return Embedded(np.ones((len(read), 2), np.float32), np.ones((len(read), 2)))
 
-    monkeypatch.setattr("core.ablation.floors.load_ahead", load)
+    monkeypatch.setattr("core.assessment.ablation.baselines.load_ahead", load)
     records = phantom_dataset.records[:5]
     found = _embed_records(cast(Embedder, Counting()), records)
     assert list(found) == [record.key for record in records]

@@ -13,14 +13,15 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from core import activation
-from core.activation import activate, check_gate, find_previous, read_history, roll_back
-from core.config import Settings
-from core.data.datasets import read_dataset
-from core.errors import CheckpointError, ConfigError
-from core.gallery.corrections import Change
-from core.gallery.corrections_db import open_store
-from core.model_comparison import (
+from core.assessment import activation_gate
+from core.assessment.activation_gate import (
+    activate,
+    check_gate,
+    find_previous,
+    read_history,
+    roll_back,
+)
+from core.assessment.model_comparison import (
     Comparison,
     ImageRow,
     compare_models,
@@ -29,6 +30,11 @@ from core.model_comparison import (
     read_subgroups,
     save_comparison,
 )
+from core.config import Settings
+from core.data.datasets import read_dataset
+from core.errors import CheckpointError, ConfigError
+from core.gallery.corrections import Change
+from core.gallery.corrections_db import open_store
 from core.models import registry
 from core.models.registry import find_model, load_bundle
 from core.stats.paired_tests import DeLong, McNemar
@@ -287,7 +293,7 @@ def test_a_way_back_that_fails_leaves_history_and_model_as_they_are(models: Path
     anew = json.loads(good) | {"weights_sha256": "0" * 64}
     place.write_text(json.dumps(anew), encoding="utf-8")
     assert fail("was made anew under this name") == "checkpoint.replaced"
-    path = models / activation._FILE  # a line of a program that did not keep it
+    path = models / activation_gate._FILE  # a line of a program that did not keep it
     past = json.loads(path.read_text(encoding="utf-8"))
     del past[0]["previous_sha256"]
     used = {**past[0], "model_id": "demo-triplet", "previous": "", "weights_sha256": "then"}
@@ -312,14 +318,14 @@ def test_what_cannot_be_made_is_not_written_down(
 
 
 def test_a_damaged_history_is_said_and_not_overwritten(models: Path) -> None:
-    (models / activation._FILE).write_text("[{]", encoding="utf-8")
+    (models / activation_gate._FILE).write_text("[{]", encoding="utf-8")
     with pytest.raises(CheckpointError, match="is damaged"):
         activate(models, "demo-metric", reason="It is far faster on our scanner.")
     assert registry.active_model_id(models) == "demo-triplet"
 
 
 def test_two_at_once_are_told_to_wait(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activation, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(activation_gate, "_PATIENCE_S", 0.0)
     with FileLock(models / ".activation.lock"):
         with pytest.raises(CheckpointError, match="is putting a model to use") as caught:
             activate(models, "demo-metric", reason="It is far faster on our scanner.")

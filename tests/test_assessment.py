@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.assessment import assess
+from core.assessment.ablation.saved import list_ablations
+from core.assessment.assess import assess
 from core.assessment.heatmap_study import find_checked_method, study_heatmaps
-from core.assessment.readings import load_study
-from core.assessment.saved_ablations import list_ablations
+from core.assessment.store import load_study
 from core.config import Settings
 from core.data.datasets import read_dataset
 from core.errors import ConfigError

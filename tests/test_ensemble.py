@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from core.activation import check_gate
 from core.answers.diagnose import diagnose
 from core.answers.diagnosis import Novelty
 from core.answers.scrutiny import describe_reliability
+from core.assessment.activation_gate import check_gate
 from core.assessment.predict_split import evaluate
 from core.config import Settings
 from core.data.datasets import Dataset

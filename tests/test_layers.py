@@ -15,10 +15,9 @@ LAYERS = {
     4: {"explanations", "maps", "training"},
     5: {"answers", "exploration"},
     6: {"assessment", "dicom_export", "findings", "pdf_report"},
-    7: {"ablation", "model_comparison", "report", "wider_gallery"},
-    8: {"activation", "jobs"},
-    9: {"cli"},
-    10: {"__main__"},
+    7: {"jobs", "report", "wider_gallery"},
+    8: {"cli"},
+    9: {"__main__"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 MAY_IMPORT_TORCH = {"explanations", "models", "network", "training"}

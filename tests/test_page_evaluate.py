@@ -12,9 +12,9 @@ from streamlit.testing.v1 import AppTest
 from test_page_finetune import put_job
 
 from core import jobs
-from core.assessment import assess
-from core.assessment.readings import save_study
+from core.assessment.assess import assess
 from core.assessment.record import Evaluation
+from core.assessment.store import save_study
 from core.config import Settings
 from pages import _shared as shared
 from pages import _text
@@ -259,7 +259,7 @@ def test_a_model_without_evaluations_asks_for_one(
 
 
 def test_kept_pictures_come_back(directory: Path) -> None:
-    from core.assessment.readings import list_evaluations, load_evaluation
+    from core.assessment.store import list_evaluations, load_evaluation
 
     name = list_evaluations(directory, "demo")[0].name
     evaluation: Evaluation = load_evaluation(directory, "demo", name)

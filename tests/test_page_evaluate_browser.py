@@ -17,8 +17,8 @@ from test_page_browser import (  # noqa: F401 - fixtures
     snap,
 )
 
-from core.assessment import assess
-from core.assessment.readings import list_evaluations
+from core.assessment.assess import assess
+from core.assessment.store import list_evaluations
 from core.config import Settings
 
 pytestmark = pytest.mark.slow

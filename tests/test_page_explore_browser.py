@@ -23,7 +23,7 @@ from test_page_browser import (  # noqa: F401 - fixtures
 )
 from test_page_diagnose_browser import click, flip
 
-from core.assessment import assess
+from core.assessment.assess import assess
 from core.config import Settings
 from core.gallery.corrections_db import FILE_NAME, CurationStore, default_url
 from core.models.bundle_files import read_bundle_config

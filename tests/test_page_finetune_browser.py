@@ -14,7 +14,7 @@ import pytest
 from test_page_browser import browser, open_page, serve, settle, snap  # noqa: F401
 
 from core import jobs
-from core.activation import read_history
+from core.assessment.activation_gate import read_history
 from core.images.phantom import write_dataset
 from core.models import registry
 

@@ -8,10 +8,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from core import jobs
-from core.activation import read_history
+from core.assessment.activation_gate import read_history
+from core.assessment.model_comparison import compare_models
 from core.config import Settings
 from core.data.datasets import read_dataset
-from core.model_comparison import compare_models
 from core.models import registry
 from core.models.registry import load_bundle
 from pages import _shared as shared

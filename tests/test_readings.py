@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.assessment.answering import run_evaluation
 from core.assessment.predict_split import SplitReading, evaluate, read_split
-from core.assessment.readings import (
+from core.assessment.record import Evaluation, order_pair, say_seen, to_json
+from core.assessment.robustness import measure_robustness
+from core.assessment.run import run_evaluation
+from core.assessment.store import (
     list_evaluations,
     load_evaluation,
     load_study,
     save_evaluation,
     save_study,
 )
-from core.assessment.record import Evaluation, order_pair, say_seen, to_json
-from core.assessment.robustness import measure_robustness
 from core.config import Settings
 from core.data.datasets import Dataset, read_dataset
 from core.errors import CheckpointError

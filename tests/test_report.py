@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pypdf import PdfReader
 
-from core.assessment import assess
-from core.assessment.readings import load_evaluation, save_study
+from core.assessment.assess import assess
+from core.assessment.store import load_evaluation, save_study
 from core.config import Settings, build_preset
 from core.errors import CheckpointError, ConfigError
 from core.models.bundle import ModelBundle

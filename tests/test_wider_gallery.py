@@ -9,9 +9,9 @@ import pytest
 
 from core import findings
 from core.answers.diagnose import diagnose
-from core.assessment.answering import run_evaluation
-from core.assessment.readings import save_evaluation
 from core.assessment.record import Evaluation
+from core.assessment.run import run_evaluation
+from core.assessment.store import save_evaluation
 from core.config import Settings
 from core.data.datasets import read_dataset
 from core.exploration import curate, explore, prepare, preview

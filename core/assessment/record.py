@@ -1,6 +1,6 @@
 """What is known of one model on one split: a frozen record, and what may be said of it.
 
-Where it is kept is core.assessment.readings'.
+Where it is kept is core.assessment.store'.
 """
 
 from collections.abc import Mapping

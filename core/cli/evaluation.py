@@ -42,7 +42,7 @@ def evaluate(
 
     The answers are kept with the model, for the Evaluate page and the report.
     """
-    from core.assessment import assess
+    from core.assessment.assess import assess
     from core.assessment.record import to_json
 
     with show_progress("evaluate") as progress:
@@ -74,7 +74,7 @@ def external(
 
     An evaluation is named DATA-SPLIT, as in <model>/evaluations/.
     """
-    from core.assessment.readings import load_evaluation
+    from core.assessment.store import load_evaluation
     from core.stats.shift import compare
 
     directory = read_settings(checkpoints).checkpoints_dir
@@ -108,7 +108,7 @@ def report(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Write the evaluation report with the model card, in the order of CLAIM 2024."""
-    from core.assessment.readings import list_evaluations
+    from core.assessment.store import list_evaluations
     from core.report import write_report
 
     if html is None and pdf is None:

@@ -10,7 +10,7 @@ import psutil
 import typer
 from rich.table import Table
 
-from core.activation import LIMIT
+from core.assessment.activation_gate import LIMIT
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
@@ -47,8 +47,8 @@ def compare(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Put two models side by side, image by image; the gate of `activate` rests on it."""
+    from core.assessment.model_comparison import compare_models, save_comparison
     from core.data.datasets import read_dataset
-    from core.model_comparison import compare_models, save_comparison
     from core.models.registry import find_model, load_bundle
     from core.stats.paired_tests import write_p
 
@@ -97,7 +97,7 @@ def activate(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Make a model the one the app opens with, if it is not worse beyond the limit."""
-    from core.activation import activate as run_activation
+    from core.assessment.activation_gate import activate as run_activation
 
     entry = run_activation(
         read_settings(checkpoints).checkpoints_dir, model, reason=reason, limit=limit
@@ -107,7 +107,7 @@ def activate(
 
 def roll_back(reason: Reason = "", checkpoints: Checkpoints = None) -> None:
     """Go back to the model that was active before."""
-    from core.activation import roll_back as run_roll_back
+    from core.assessment.activation_gate import roll_back as run_roll_back
 
     entry = run_roll_back(read_settings(checkpoints).checkpoints_dir, reason=reason)
     typer.echo(f"{entry.model_id} is active again.")
@@ -115,7 +115,7 @@ def roll_back(reason: Reason = "", checkpoints: Checkpoints = None) -> None:
 
 def history(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
     """Show which model was activated when, and why."""
-    from core.activation import read_history
+    from core.assessment.activation_gate import read_history
 
     found = read_history(read_settings(checkpoints).checkpoints_dir)
     write_json(json_file, [dataclasses.asdict(entry) for entry in found])

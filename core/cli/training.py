@@ -118,7 +118,7 @@ def ablation(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Train the report's systems on one data folder and compare them; a killed one goes on."""
-    from core.ablation import run_ablation, write_table
+    from core.assessment.ablation import run_ablation, write_table
 
     quiet_lightning()
     with show_progress("ablation") as report:

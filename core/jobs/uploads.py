@@ -7,12 +7,12 @@ comparisons kept of the data go too.
 import shutil
 from pathlib import Path
 
-from core.assessment.readings import delete_evaluations
+from core.assessment.model_comparison import delete_comparisons
+from core.assessment.store import delete_evaluations
 from core.data.uploads import find_upload
 from core.errors import JobError
 from core.jobs import delete, settle, state
 from core.jobs.state import Job
-from core.model_comparison import delete_comparisons
 from core.models.bundle_files import read_bundle_config
 from core.models.ensemble import is_ensemble
 from core.models.registry import list_models

@@ -150,7 +150,7 @@ def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
 def _evaluate(work: Work) -> dict[str, Any]:
     """Measure a model and keep it with its bundle. Takes model, data, split, parts,
     disease_class."""
-    from core.assessment import assess
+    from core.assessment.assess import assess
     from core.assessment.record import to_json
 
     evaluation = assess(
@@ -226,7 +226,7 @@ def _trial(work: Work) -> dict[str, Any]:
 
 def _compare(work: Work) -> dict[str, Any]:
     """Put two models side by side. Takes first, second, data, split, disease_class."""
-    from core.model_comparison import compare_models, save_comparison
+    from core.assessment.model_comparison import compare_models, save_comparison
     from core.models.registry import find_model, load_bundle
 
     directory = work.settings.checkpoints_dir

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.assessment import readings
+from core.assessment import store
 from core.assessment.record import Evaluation, say_seen
 from core.models.bundle import BundleConfig
 from core.models.bundle_files import read_bundle_config
@@ -43,7 +43,7 @@ def build_report(checkpoints_dir: Path, model_id: str, name: str) -> Report:
         CheckpointError: no such model or evaluation.
         DataError: the evaluation holds one class only.
     """
-    evaluation = readings.load_evaluation(checkpoints_dir, model_id, name)
+    evaluation = store.load_evaluation(checkpoints_dir, model_id, name)
     summary = find_model(checkpoints_dir, model_id)
     members = [
         read_bundle_config(checkpoints_dir / member) for member in summary.members or (model_id,)
@@ -69,7 +69,7 @@ def build_report(checkpoints_dir: Path, model_id: str, name: str) -> Report:
         ),
         show_subgroups(evaluation),
         show_robustness(checkpoints_dir, evaluation),
-        build_explanations(readings.load_study(checkpoints_dir, evaluation, "explanations")),
+        build_explanations(store.load_study(checkpoints_dir, evaluation, "explanations")),
         show_external(checkpoints_dir, evaluation),
         show_failures(evaluation),
         describe_limits(evaluation),

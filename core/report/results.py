@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.assessment import readings
+from core.assessment import store
 from core.assessment.record import Evaluation, order_pair, say_seen
 from core.errors import CoreError
 from core.images.decode import encode_png
@@ -145,7 +145,7 @@ def show_subgroups(evaluation: Evaluation) -> Section:
 
 
 def show_robustness(checkpoints_dir: Path, evaluation: Evaluation) -> Section:
-    study = readings.load_study(checkpoints_dir, evaluation, "robustness")
+    study = store.load_study(checkpoints_dir, evaluation, "robustness")
     if study is None:
         return Section("Robustness", (), (Paragraph("Not measured."),))
     rows = tuple(
@@ -177,13 +177,13 @@ def show_robustness(checkpoints_dir: Path, evaluation: Evaluation) -> Section:
 def show_external(checkpoints_dir: Path, evaluation: Evaluation) -> Section:
     others = [
         summary
-        for summary in readings.list_evaluations(checkpoints_dir, evaluation.model_id)
+        for summary in store.list_evaluations(checkpoints_dir, evaluation.model_id)
         if summary.data_id != evaluation.result["data"]
     ]
     blocks: list[Block] = []
     n_external = 0
     for summary in others:
-        other = readings.load_evaluation(checkpoints_dir, evaluation.model_id, summary.name)
+        other = store.load_evaluation(checkpoints_dir, evaluation.model_id, summary.name)
         home, away = order_pair(evaluation, other)
         n_sample = min(_N_SAMPLE, len(away.keys) // 2)
         try:

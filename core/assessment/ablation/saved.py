@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+_RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 _NEEDED = ("data_name", "preset", "n_seeds", "created", "summary")
 
 

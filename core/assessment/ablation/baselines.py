@@ -1,6 +1,7 @@
 """The floors of an ablation: what the frozen trunks' features are worth before any training.
 
-Owns plain KNN and logistic regression on them; which run they belong to is core.ablation.runs'.
+Owns plain KNN and logistic regression on them; which run they belong to is
+core.assessment.ablation.runs'.
 """
 
 import dataclasses

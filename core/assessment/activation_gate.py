@@ -18,10 +18,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from core.assessment.readings import find_gallery_id
+from core.assessment.model_comparison import Comparison, find_comparison
+from core.assessment.store import find_gallery_id
 from core.config import build_record
 from core.errors import CheckpointError, ConfigError
-from core.model_comparison import Comparison, find_comparison
 from core.models import registry
 from core.models.bundle_files import read_bundle_config, read_json, write_text
 from core.models.ensemble import mix_validation

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.ablation.floors import Frozen, measure_floors
-from core.ablation.summary import compare_pairs, summarise
+from core.assessment.ablation.baselines import Frozen, measure_floors
+from core.assessment.ablation.summary import compare_pairs, summarise
 from core.assessment.predict_split import SplitReading, describe_reading, read_split
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset

@@ -1,0 +1,86 @@
+"""The whole evaluation of a model on a split, part by part, kept with its bundle.
+
+Owns the order of the parts and their share of the progress. Each part is kept as soon as it is
+done: a stopped run loses only the part it was in.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.assessment.heatmap_study import has_masks, study_heatmaps
+from core.assessment.record import Evaluation
+from core.assessment.robustness import measure_robustness
+from core.assessment.run import run_evaluation
+from core.assessment.store import save_evaluation, save_study
+from core.config import Settings
+from core.data.datasets import read_dataset
+from core.errors import ConfigError
+from core.models.registry import load_bundle
+from core.network.embedder import Progress
+
+PARTS = ("robustness", "explanations")
+
+
+def assess(
+    model_id: str,
+    data: Path,
+    *,
+    split: str,
+    settings: Settings,
+    parts: Sequence[str] = (),
+    disease_class: str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Answer on every image of a split, then make the longer studies asked for.
+
+    Args:
+        model_id: of a listed model.
+        data: folder or file.
+        split: "train", "val" or "test".
+        settings: where the models are, device, threads.
+        parts: of PARTS.
+        disease_class: of the data; that of the model where it is not given and the data has it.
+        progress: told the share done.
+
+    Raises:
+        ConfigError: an unknown part.
+        CoreError: what loading the model or reading the data raises.
+    """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise ConfigError(
+            f"unknown part {', '.join(unknown)} of an evaluation; choose among {', '.join(PARTS)}."
+        )
+    directory = settings.checkpoints_dir
+    model = load_bundle(directory, model_id, settings=settings)
+    run = model.lead.config.run.train
+    dataset = read_dataset(
+        data,
+        disease_class=disease_class,
+        model_disease=model.disease_class,
+        val_fraction=run.val_fraction,
+        seed=run.seed,
+    )
+    n_parts = 1 + len(parts)
+    evaluation = run_evaluation(model, dataset, split=split, progress=_part(progress, 0, n_parts))
+    save_evaluation(directory, evaluation)
+    for index, part in enumerate(parts, start=1):
+        report = _part(progress, index, n_parts)
+        if part == "robustness":
+            study = measure_robustness(model, dataset, split=split, progress=report)
+        elif has_masks(dataset, split):
+            study = study_heatmaps(model, dataset, split=split, progress=report)
+        else:
+            study = study_heatmaps(model, dataset, split=split, n_images=24, progress=report)
+        save_study(directory, evaluation, part, study)
+    return evaluation
+
+
+def _part(progress: Progress | None, index: int, n_parts: int) -> Progress | None:
+    if progress is None:
+        return None
+
+    def report(done: float, text: str) -> None:
+        progress((index + done) / n_parts, text)
+
+    return report
