@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from explore_page import measure_page
 
-from core import findings
 from core.config import Settings, build_preset
 from core.data.audit import find_repeats
 from core.data.datasets import read_dataset
-from core.exploration import Exploration, explore, prepare
+from core.exploring import review_lists
+from core.exploring.gallery_table import Exploration, explore, prepare
 from core.gallery.leave_one_out import LeaveOneOut
 from core.gallery.selection import count_values, find_in_polygon
 from core.images import phantom
@@ -147,7 +147,7 @@ def measure_labels(work: Path) -> dict[str, Any]:
     models = work / "models"
     model = load_bundle(models, "planted", settings=Settings(device="cpu"))
     table = explore(model, prepare(model, models))
-    found = findings.find_suspects(model, table)
+    found = review_lists.find_suspects(model, table)
     is_wrong = np.array([key in wrong for key in table.keys])
     n = int(is_wrong.sum())
     hits = is_wrong[found.rows]

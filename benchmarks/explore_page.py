@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 from playwright.sync_api import Page, sync_playwright
 
-from core import maps
 from core.config import Settings, build_preset
+from core.exploring import map_store
 from core.gallery import novelty
 from core.gallery.projection import MapSettings, compute_cache_key, fit_map
 from core.gallery.search import Gallery
@@ -86,14 +86,14 @@ def make_home(work: Path, n: int) -> Path:
     save_bundle(home, config, base.embedder, contents)
     model = load_bundle(home, name, settings=Settings(checkpoints_dir=home, device="cpu"))
     _write_neighbours(home, model.lead, rng)
-    maps.load_map(home, model.lead, MapSettings(seed=plain.seed))
+    map_store.load_map(home, model.lead, MapSettings(seed=plain.seed))
     return home
 
 
 def _write_neighbours(home: Path, bundle: ModelBundle, rng: np.random.Generator) -> None:
     """Neighbours drawn at random: the page waits once for a search aside, and that is not timed."""
-    n, m = len(bundle.gallery), bundle.n_shown + maps.N_SPARE
-    path = maps.neighbours_path(home, bundle)
+    n, m = len(bundle.gallery), bundle.n_shown + map_store.N_SPARE
+    path = map_store.neighbours_path(home, bundle)
     path.parent.mkdir(exist_ok=True)
     distances = np.sort(rng.uniform(0.1, 1.0, (1, n, m)).astype(np.float32), axis=2)
     np.savez(path, rows=rng.integers(0, n, (1, n, m)).astype(np.int32), distances=distances)

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from core.exploration import Exploration
+from core.exploring.gallery_table import Exploration
 from pages._charts import LINE_COLOUR, QUERY_COLOUR, class_colour, class_symbol
 
 MAX_POINTS = 3000

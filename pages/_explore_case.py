@@ -3,12 +3,12 @@
 import numpy as np
 import streamlit as st
 
-from core import exploration
 from core.answers import scrutiny
 from core.answers.diagnose import diagnose
 from core.errors import CoreError
 from core.explanations.grad_cam import overlay, resize_heatmap
-from core.exploration import Exploration
+from core.exploring import gallery_table
+from core.exploring.gallery_table import Exploration
 from core.gallery.corrections import Change
 from core.gallery.leave_one_out import NeighbourTable
 from core.models.ensemble import Model
@@ -139,7 +139,7 @@ def offer_changes(
     if not changes:
         return
     if any(change.field != "note" for change in changes):
-        show_effect(exploration.preview(model, tables, changes))
+        show_effect(gallery_table.preview(model, tables, changes))
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.text_input(_("Your name, for the record"), key=f"{shared.AUTHOR_KEY}_{place}", width=220)
         st.button(
@@ -174,7 +174,7 @@ def _apply_changes(model: Model, table: Exploration, changes: list[Change], plac
             st.session_state[key] = None
 
 
-def show_effect(effect: exploration.Effect) -> None:
+def show_effect(effect: gallery_table.Effect) -> None:
     """What the changes would do to the left-out answers."""
     st.markdown(
         _(
@@ -194,7 +194,7 @@ def show_effect(effect: exploration.Effect) -> None:
 
 
 def _show_neighbours(model: Model, tables: Tables, table: Exploration, row: int) -> None:
-    rows, distances = exploration.list_neighbours(model, tables, row)
+    rows, distances = gallery_table.list_neighbours(model, tables, row)
     st.markdown("**" + _("Its nearest images that vote") + "**")
     with st.grid("auto", min_column_width=84, gap=("xsmall", "xsmall")):
         for rank, (near, distance) in enumerate(

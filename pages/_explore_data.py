@@ -9,14 +9,14 @@ from typing import Any
 
 import streamlit as st
 
-from core import exploration, findings, maps, wider_gallery
 from core.assessment.store import Summary
 from core.config import Settings
-from core.exploration import Exploration, ManifestStatus
-from core.findings import Finding
+from core.exploring import gallery_table, map_store, other_splits, review_lists
+from core.exploring.gallery_table import Exploration, ManifestStatus
+from core.exploring.map_store import FittedMap
+from core.exploring.review_lists import Finding
 from core.gallery.leave_one_out import NeighbourTable
 from core.gallery.projection import MapSettings
-from core.maps import FittedMap
 from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._text import _
@@ -32,14 +32,14 @@ def identity(model: Model) -> tuple[str, str]:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _tables(_model: Model, model_id: str, created: str) -> tuple[NeighbourTable, ...]:  # noqa: ARG001
-    return exploration.prepare(_model, Settings.from_env().checkpoints_dir)
+    return gallery_table.prepare(_model, Settings.from_env().checkpoints_dir)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _table_paths(_model: Model, model_id: str, created: str) -> tuple[Path, ...]:  # noqa: ARG001 - cache key
     """Their names are hashes of all embeddings: not to be computed on every run of the page."""
     checkpoints = Settings.from_env().checkpoints_dir
-    return tuple(maps.neighbours_path(checkpoints, member.bundle) for member in _model.members)
+    return tuple(map_store.neighbours_path(checkpoints, member.bundle) for member in _model.members)
 
 
 def require_tables(model: Model) -> tuple[NeighbourTable, ...]:
@@ -55,7 +55,7 @@ def require_tables(model: Model) -> tuple[NeighbourTable, ...]:
 
 def list_guests(model: Model) -> list[Summary]:
     """Kept evaluations whose images can be shown beside the gallery."""
-    return wider_gallery.list_guests(Settings.from_env().checkpoints_dir, model)
+    return other_splits.list_guests(Settings.from_env().checkpoints_dir, model)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -67,8 +67,8 @@ def _wide(
 ) -> tuple[Model, tuple[NeighbourTable, ...]]:
     checkpoints = Settings.from_env().checkpoints_dir
     names = [name for name, _created in evaluations]
-    wide = wider_gallery.widen(_model, wider_gallery.load_guests(checkpoints, _model, names))
-    return wide, wider_gallery.widen_tables(_model, wide, _tables)
+    wide = other_splits.widen(_model, other_splits.load_guests(checkpoints, _model, names))
+    return wide, other_splits.widen_tables(_model, wide, _tables)
 
 
 def widen(
@@ -83,7 +83,7 @@ def widen(
 @st.fragment(run_every=3)
 def _poll(model: Model, settings: MapSettings) -> None:
     checkpoints = Settings.from_env().checkpoints_dir
-    state = maps.read_state(checkpoints, model.lead, settings)
+    state = map_store.read_state(checkpoints, model.lead, settings)
     st.progress(state.share, text=_("Comparing the training images with each other …"))
     if state.status in ("done", "failed"):
         st.rerun()
@@ -94,7 +94,7 @@ def _wait_for_tables(model: Model) -> None:
     checkpoints = Settings.from_env().checkpoints_dir
     if st.session_state.get("explore_preparing") != model.model_id:
         st.session_state["explore_preparing"] = model.model_id
-        maps.start_fit(checkpoints, model.model_id, settings)
+        map_store.start_fit(checkpoints, model.model_id, settings)
     st.info(_("This gallery is large. It is prepared once; you can leave this page meanwhile."))
     _poll(model, settings)
     st.stop()
@@ -107,8 +107,8 @@ def _seen(
     key: tuple[str, str],  # noqa: ARG001 - cache key
 ) -> tuple[Exploration, ManifestStatus]:
     root = Path(_model.lead.config.data_root)
-    extra, status = exploration.read_manifest(root, _model.gallery.keys)
-    return exploration.explore(_model, _tables, extra=extra), status
+    extra, status = gallery_table.read_manifest(root, _model.gallery.keys)
+    return gallery_table.explore(_model, _tables, extra=extra), status
 
 
 def read_table(
@@ -120,7 +120,7 @@ def read_table(
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _map(_model: Model, key: tuple[str, str], settings: MapSettings) -> FittedMap | None:  # noqa: ARG001
-    return maps.load_map(Settings.from_env().checkpoints_dir, _model.lead, settings)
+    return map_store.load_map(Settings.from_env().checkpoints_dir, _model.lead, settings)
 
 
 def read_map(model: Model, settings: MapSettings) -> FittedMap | None:
@@ -139,7 +139,7 @@ def _wide_map(
     key: tuple[str, str],  # noqa: ARG001 - cache key
     settings: MapSettings,  # noqa: ARG001 - cache key
 ) -> FittedMap:
-    places = wider_gallery.widen_map(_model, _wide, _fitted.coordinates)
+    places = other_splits.widen_map(_model, _wide, _fitted.coordinates)
     return dataclasses.replace(_fitted, coordinates=places)
 
 
@@ -157,14 +157,14 @@ def _finding(
     kind: str,
 ) -> Finding:
     if kind == "wrong":
-        return findings.find_wrong(_table)
+        return review_lists.find_wrong(_table)
     if kind == "suspects":
-        return findings.find_suspects(_model, _table)
+        return review_lists.find_suspects(_model, _table)
     if kind == "duplicates":
-        return findings.find_duplicates(_model)
+        return review_lists.find_duplicates(_model)
     if kind == "outliers":
-        return findings.find_outliers(_model)
-    return findings.find_mixed(_table, _tables, _model)
+        return review_lists.find_outliers(_model)
+    return review_lists.find_mixed(_table, _tables, _model)
 
 
 def read_finding(
@@ -177,7 +177,7 @@ def read_finding(
 
 def neighbours_of(model: Model, tables: tuple[NeighbourTable, ...], row: int) -> list[int]:
     """The lead's voters on a row, nearest first; never from the map."""
-    return exploration.list_neighbours(model, tables, row)[0].tolist()
+    return gallery_table.list_neighbours(model, tables, row)[0].tolist()
 
 
 def forget_other_rows(model: Model) -> None:

@@ -5,7 +5,7 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from core.assessment.store import Summary
-from core.exploration import Exploration
+from core.exploring.gallery_table import Exploration
 from core.gallery.corrections_db import CurationStore
 from core.gallery.selection import Filter, apply_filter
 from core.models.ensemble import Model

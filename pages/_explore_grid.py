@@ -5,8 +5,8 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from core.errors import CoreError
-from core.exploration import Exploration
-from core.findings import N_OUTLIERS, Finding, embed_query, find_similar
+from core.exploring.gallery_table import Exploration
+from core.exploring.review_lists import N_OUTLIERS, Finding, embed_query, find_similar
 from core.gallery.corrections import Change
 from core.gallery.leave_one_out import NeighbourTable
 from core.gallery.selection import count_values, export_csv, export_listing

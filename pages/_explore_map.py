@@ -6,12 +6,12 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from core import maps
 from core.config import Settings
-from core.exploration import Exploration
+from core.exploring import map_store
+from core.exploring.gallery_table import Exploration
+from core.exploring.map_store import FittedMap
 from core.gallery.projection import MapSettings, turn
 from core.gallery.selection import find_in_box, find_in_polygon
-from core.maps import FittedMap
 from core.models.ensemble import Model
 from pages import _charts_explore as charts
 from pages import _explore_data as data
@@ -93,7 +93,7 @@ def _choose_settings(model: Model, columns: list[str]) -> tuple[MapSettings, Mod
 
 def _offer_fit(model: Model, settings: MapSettings) -> None:
     checkpoints = Settings.from_env().checkpoints_dir
-    state = maps.read_state(checkpoints, model.lead, settings)
+    state = map_store.read_state(checkpoints, model.lead, settings)
     if state.status == "running" or st.session_state.get("explore_fitting") == settings:
         _follow_fit(model, settings)
         return
@@ -101,14 +101,14 @@ def _offer_fit(model: Model, settings: MapSettings) -> None:
         st.warning(_("The last fit of this map broke off."), icon=":material/warning:")
     st.info(_("This map has not been fitted yet."), icon=":material/info:")
     if st.button(_("Fit this map"), key="explore_fit", type="primary"):
-        maps.start_fit(checkpoints, model.model_id, settings)
+        map_store.start_fit(checkpoints, model.model_id, settings)
         st.session_state["explore_fitting"] = settings
         st.rerun()
 
 
 @st.fragment(run_every=2)
 def _follow_fit(model: Model, settings: MapSettings) -> None:
-    state = maps.read_state(Settings.from_env().checkpoints_dir, model.lead, settings)
+    state = map_store.read_state(Settings.from_env().checkpoints_dir, model.lead, settings)
     st.progress(state.share, text=_("Fitting the map in the background …"))
     if state.status in ("done", "failed"):
         st.session_state.pop("explore_fitting", None)

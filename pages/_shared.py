@@ -8,7 +8,7 @@ import streamlit as st
 
 from core.config import Settings
 from core.errors import CoreError
-from core.exploration import curate
+from core.exploring.gallery_table import curate
 from core.gallery.corrections_db import CurationStore, default_url
 from core.models import registry
 from core.models.ensemble import Model

@@ -14,9 +14,9 @@ from core.assessment.store import load_study
 from core.config import Settings
 from core.data.datasets import read_dataset
 from core.errors import ConfigError
+from core.exploring.other_splits import list_guests
 from core.models.ensemble import Ensemble
 from core.models.registry import load_bundle
-from core.wider_gallery import list_guests
 
 
 def test_every_part_is_kept_and_the_progress_reaches_its_end(

@@ -7,11 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import findings
 from core.answers.diagnose import diagnose
 from core.config import Settings
 from core.errors import DataError
-from core.exploration import Exploration, curate, explore, prepare, preview, read_manifest
+from core.exploring import review_lists
+from core.exploring.gallery_table import (
+    Exploration,
+    curate,
+    explore,
+    prepare,
+    preview,
+    read_manifest,
+)
 from core.gallery.corrections import Change, GalleryState
 from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.leave_one_out import NeighbourTable
@@ -134,28 +141,28 @@ def test_manifest_columns_are_read_or_their_absence_is_said(tmp_path: Path) -> N
 def test_findings_are_ordered_and_lie_in_the_gallery(
     tiny_ensemble: Ensemble, tables: Tables, seen: Exploration
 ) -> None:
-    wrong = findings.find_wrong(seen)
+    wrong = review_lists.find_wrong(seen)
     assert sorted(wrong.rows.tolist()) == np.flatnonzero(seen.is_wrong).tolist()
     assert (np.diff(wrong.scores) <= 0).all()
-    suspects = findings.find_suspects(tiny_ensemble, seen)
+    suspects = review_lists.find_suspects(tiny_ensemble, seen)
     assert (suspects.scores > 0.5).all()
-    outliers = findings.find_outliers(tiny_ensemble, n=5)
+    outliers = review_lists.find_outliers(tiny_ensemble, n=5)
     assert len(outliers) == 5
     assert (np.diff(outliers.scores) <= 0).all()
-    mixed = findings.find_mixed(seen, tables, tiny_ensemble)
+    mixed = review_lists.find_mixed(seen, tables, tiny_ensemble)
     assert len(set(mixed.rows.tolist())) == len(mixed.rows)
 
 
 def test_like_this_one_is_by_distance_in_the_embedding(tiny_ensemble: Ensemble) -> None:
     gallery = tiny_ensemble.gallery
-    found = findings.find_similar(tiny_ensemble, gallery.embeddings[4], n=6, without=4)
+    found = review_lists.find_similar(tiny_ensemble, gallery.embeddings[4], n=6, without=4)
     assert 4 not in found.rows
     distances = np.linalg.norm(gallery.embeddings - gallery.embeddings[4], axis=1)
     np.testing.assert_allclose(found.scores, np.sort(distances)[1:7], atol=1e-6)
     root = Path(tiny_ensemble.lead.config.data_root)
-    query = findings.embed_query(tiny_ensemble, decode.load(root / gallery.keys[4]))
+    query = review_lists.embed_query(tiny_ensemble, decode.load(root / gallery.keys[4]))
     assert not query.is_novel
-    nearest = findings.find_similar(tiny_ensemble, query.embedding, n=1)
+    nearest = review_lists.find_similar(tiny_ensemble, query.embedding, n=1)
     assert nearest.rows.tolist() == [4]
 
 
@@ -178,8 +185,8 @@ def test_planted_duplicates_are_found_with_their_labels(
         tiny_bundle,
         contents=dataclasses.replace(contents, gallery=gallery, thumbnails=tuple(thumbnails)),
     )
-    before = findings.find_duplicates(tiny_bundle)
-    found = findings.find_duplicates(planted)
+    before = review_lists.find_duplicates(tiny_bundle)
+    found = review_lists.find_duplicates(planted)
     groups = {
         frozenset(found.rows[found.groups == number].tolist()) for number in set(found.groups)
     }

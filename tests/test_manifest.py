@@ -8,7 +8,7 @@ from core.assessment.model_comparison import read_subgroups
 from core.data.datasets import read_dataset
 from core.data.manifest import read_columns
 from core.errors import DataError
-from core.exploration import read_manifest
+from core.exploring.gallery_table import read_manifest
 
 
 def test_columns_follow_the_keys(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from core import maps
 from core.config import Settings
 from core.errors import ConfigError, JobError
+from core.exploring import map_store
 from core.gallery import projection
 from core.gallery.projection import MapSettings, compute_cache_key, fit_map
 from core.models.bundle import ModelBundle
@@ -30,7 +30,7 @@ def home(tiny_checkpoints: Path, tmp_path: Path) -> Path:
 
 
 def test_pca_is_there_at_once_with_its_figures(home: Path, tiny_bundle: ModelBundle) -> None:
-    fitted = maps.load_map(home, tiny_bundle, PCA3)
+    fitted = map_store.load_map(home, tiny_bundle, PCA3)
     assert fitted is not None
     assert fitted.coordinates.shape == (len(tiny_bundle.gallery), 3)
     assert 0.5 < fitted.quality.trustworthiness <= 1.0
@@ -49,7 +49,7 @@ def test_principal_components_keep_distances_where_three_axes_are_all() -> None:
 
 def test_the_bundles_own_map_needs_no_fit(home: Path, tiny_bundle: ModelBundle) -> None:
     own = MapSettings(seed=tiny_bundle.config.run.train.seed)
-    fitted = maps.load_map(home, tiny_bundle, own)
+    fitted = map_store.load_map(home, tiny_bundle, own)
     assert fitted is not None
     np.testing.assert_array_equal(fitted.coordinates, tiny_bundle.contents.gallery_xy)
     embeddings = tiny_bundle.gallery.embeddings
@@ -57,19 +57,19 @@ def test_the_bundles_own_map_needs_no_fit(home: Path, tiny_bundle: ModelBundle) 
 
 
 def test_a_map_is_fitted_kept_and_remembered(home: Path, tiny_bundle: ModelBundle) -> None:
-    assert maps.load_map(home, tiny_bundle, UMAP3) is None
+    assert map_store.load_map(home, tiny_bundle, UMAP3) is None
     shares: list[float] = []
-    fitted = maps.fit_and_save(
+    fitted = map_store.fit_and_save(
         home, tiny_bundle, UMAP3, progress=lambda share, _text: shares.append(share)
     )
     assert fitted.coordinates.shape == (len(tiny_bundle.gallery), 3)
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
-    again = maps.load_map(home, tiny_bundle, UMAP3)
+    again = map_store.load_map(home, tiny_bundle, UMAP3)
     assert again is not None
     np.testing.assert_array_equal(again.coordinates, fitted.coordinates)
     assert again.quality == fitted.quality
-    assert maps.read_state(home, tiny_bundle, UMAP3).status == "done"
+    assert map_store.read_state(home, tiny_bundle, UMAP3).status == "done"
     # The bundle with its maps still loads.
     load_bundle(home, "demo-triplet", settings=Settings(device="cpu"))
 
@@ -85,36 +85,36 @@ def test_umaps_progress_bar_is_read_as_a_share() -> None:
 def test_a_dead_fit_has_failed_and_a_live_one_is_not_joined(
     home: Path, tiny_bundle: ModelBundle
 ) -> None:
-    assert maps.read_state(home, tiny_bundle, UMAP3).status == "none"
-    path = maps._map_path(home, tiny_bundle, UMAP3)
+    assert map_store.read_state(home, tiny_bundle, UMAP3).status == "none"
+    path = map_store._map_path(home, tiny_bundle, UMAP3)
     path.parent.mkdir()
     state = {"status": "running", "share": 0.4, "message": "epoch 2 of 5"}
     path.with_suffix(".json").write_text(json.dumps(state), encoding="utf-8")
-    assert maps.read_state(home, tiny_bundle, UMAP3).status == "failed"
+    assert map_store.read_state(home, tiny_bundle, UMAP3).status == "failed"
     with FileLock(path.with_suffix(".lock")):
-        running = maps.read_state(home, tiny_bundle, UMAP3)
-        assert running == maps.FitState("running", 0.4, "epoch 2 of 5")
+        running = map_store.read_state(home, tiny_bundle, UMAP3)
+        assert running == map_store.FitState("running", 0.4, "epoch 2 of 5")
         with pytest.raises(JobError, match="another process"):
-            maps.fit_and_save(home, tiny_bundle, UMAP3)
+            map_store.fit_and_save(home, tiny_bundle, UMAP3)
 
 
 def test_a_damaged_file_is_made_again(home: Path, tiny_bundle: ModelBundle) -> None:
-    table = maps.load_neighbours(home, tiny_bundle)
-    path = maps.neighbours_path(home, tiny_bundle)
-    again = maps.load_neighbours(home, tiny_bundle)
+    table = map_store.load_neighbours(home, tiny_bundle)
+    path = map_store.neighbours_path(home, tiny_bundle)
+    again = map_store.load_neighbours(home, tiny_bundle)
     np.testing.assert_array_equal(again.rows, table.rows)
     path.write_bytes(b"not an archive")
-    np.testing.assert_array_equal(maps.load_neighbours(home, tiny_bundle).rows, table.rows)
-    map_path = maps._map_path(home, tiny_bundle, UMAP3)
+    np.testing.assert_array_equal(map_store.load_neighbours(home, tiny_bundle).rows, table.rows)
+    map_path = map_store._map_path(home, tiny_bundle, UMAP3)
     map_path.write_bytes(b"not an archive")
-    assert maps.load_map(home, tiny_bundle, UMAP3) is None
+    assert map_store.load_map(home, tiny_bundle, UMAP3) is None
 
 
 def test_what_cannot_be_kept_is_made_all_the_same(home: Path, tiny_bundle: ModelBundle) -> None:
-    (home / "demo-triplet" / maps.FOLDER).write_text("no folder", encoding="utf-8")
-    table = maps.load_neighbours(home, tiny_bundle)
+    (home / "demo-triplet" / map_store.FOLDER).write_text("no folder", encoding="utf-8")
+    table = map_store.load_neighbours(home, tiny_bundle)
     assert len(table.rows[0]) == len(tiny_bundle.gallery)
-    assert maps.load_map(home, tiny_bundle, PCA3) is not None
+    assert map_store.load_map(home, tiny_bundle, PCA3) is not None
 
 
 @pytest.mark.slow
@@ -122,14 +122,14 @@ def test_a_fit_in_the_background_is_followed_to_its_end(
     home: Path, tiny_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
-    maps.start_fit(home, "demo-triplet", UMAP3)
+    map_store.start_fit(home, "demo-triplet", UMAP3)
     for _ in range(480):
-        if maps.read_state(home, tiny_bundle, UMAP3).status == "done":
+        if map_store.read_state(home, tiny_bundle, UMAP3).status == "done":
             break
         time.sleep(0.25)
-    fitted = maps.load_map(home, tiny_bundle, UMAP3)
+    fitted = map_store.load_map(home, tiny_bundle, UMAP3)
     assert fitted is not None
-    assert maps.neighbours_path(home, tiny_bundle).is_file()
+    assert map_store.neighbours_path(home, tiny_bundle).is_file()
 
 
 @pytest.mark.parametrize(

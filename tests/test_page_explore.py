@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core.exploration import Exploration, explore, prepare
-from core.findings import N_OUTLIERS
+from core.exploring.gallery_table import Exploration, explore, prepare
+from core.exploring.review_lists import N_OUTLIERS
 from core.gallery.corrections import Change
 from core.gallery.corrections_db import CurationStore, default_url
 from core.models.bundle import ModelBundle

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import findings
 from core.answers.diagnose import diagnose
 from core.assessment.record import Evaluation
 from core.assessment.run import run_evaluation
 from core.assessment.store import save_evaluation
 from core.config import Settings
 from core.data.datasets import read_dataset
-from core.exploration import curate, explore, prepare, preview
+from core.exploring import review_lists
+from core.exploring.gallery_table import curate, explore, prepare, preview
+from core.exploring.other_splits import list_guests, load_guests, widen, widen_map, widen_tables
 from core.gallery.corrections import Change, GalleryState
 from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.leave_one_out import NeighbourTable, find_neighbours_of
@@ -22,7 +23,6 @@ from core.gallery.search import Gallery
 from core.images.decode import decode
 from core.models.ensemble import Ensemble
 from core.models.registry import load_bundle
-from core.wider_gallery import list_guests, load_guests, widen, widen_map, widen_tables
 
 Tables = tuple[NeighbourTable, ...]
 
@@ -136,7 +136,7 @@ def test_a_planted_copy_across_splits_is_found_first(
     pictures[2], pictures[5] = (model.lead.contents.thumbnails[row] for row in (7, 1))
     planted = dataclasses.replace(evaluations[1], thumbnails=tuple(pictures))
     wide = widen(model, [planted])
-    found = findings.find_duplicates(wide)
+    found = review_lists.find_duplicates(wide)
     n = len(model.gallery)
     groups = {
         frozenset(found.rows[found.groups == number].tolist()) for number in set(found.groups)
@@ -161,12 +161,12 @@ def test_lists_work_with_guests(model: Ensemble, wide: Ensemble, tables: Tables)
     n = len(model.gallery)
     wide_tables = widen_tables(model, wide, tables)
     seen = explore(wide, wide_tables)
-    alone = findings.find_suspects(model, explore(model, tables))
-    among = findings.find_suspects(wide, seen)
+    alone = review_lists.find_suspects(model, explore(model, tables))
+    among = review_lists.find_suspects(wide, seen)
     assert [row for row in among.rows if row < n] == alone.rows.tolist()
-    assert findings.find_outliers(wide).rows.max() < n
-    assert sorted(findings.find_wrong(seen).rows) == np.flatnonzero(seen.is_wrong).tolist()
-    nearest = findings.find_similar(wide, wide.gallery.embeddings[n], n=3, without=n)
+    assert review_lists.find_outliers(wide).rows.max() < n
+    assert sorted(review_lists.find_wrong(seen).rows) == np.flatnonzero(seen.is_wrong).tolist()
+    nearest = review_lists.find_similar(wide, wide.gallery.embeddings[n], n=3, without=n)
     assert n not in nearest.rows
 
 

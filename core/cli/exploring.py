@@ -32,9 +32,9 @@ def fit_map(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Fit a map of a model's gallery and its neighbour table, and keep both with the model."""
-    from core.exploration import prepare
+    from core.exploring.gallery_table import prepare
+    from core.exploring.map_store import fit_and_save
     from core.gallery.projection import MapSettings
-    from core.maps import fit_and_save
     from core.models.registry import load_bundle
 
     settings = MapSettings(method, dimensions, neighbours, min_dist, seed)  # type: ignore[arg-type]
@@ -58,8 +58,8 @@ def findings(
     checkpoints: Checkpoints = None,
 ) -> None:
     """What deserves a look in a gallery: wrong answers, suspect labels, repeats, outliers."""
-    from core import findings as finding
-    from core.exploration import explore, prepare, read_manifest
+    from core.exploring import review_lists as finding
+    from core.exploring.gallery_table import explore, prepare, read_manifest
     from core.gallery.selection import export_csv
     from core.models.registry import load_bundle
 
@@ -125,7 +125,7 @@ def gallery(
     checkpoints: Checkpoints = None,
 ) -> None:
     """The gallery's history; relabel or set images aside, undo, roll back."""
-    from core.exploration import prepare, preview
+    from core.exploring.gallery_table import prepare, preview
     from core.gallery.corrections_db import open_store
     from core.models.registry import load_bundle
 

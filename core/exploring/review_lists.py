@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data.audit import find_repeats
-from core.exploration import Exploration
+from core.exploring.gallery_table import Exploration
 from core.gallery.label_errors import judge_held_out, score_labels
 from core.gallery.leave_one_out import NeighbourTable, find_mixed_regions, rank_rows
 from core.gallery.search import Gallery

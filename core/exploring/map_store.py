@@ -139,7 +139,7 @@ def run_command(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Start ``python -m core ...`` beside the app; it outlives a page, not the machine."""
     process = subprocess.Popen(
         [sys.executable, "-m", "core", *arguments],
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=Path(__file__).resolve().parents[2],
         env=dict(os.environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from core.data import manifest
 from core.errors import DataError
+from core.exploring.map_store import load_neighbours
 from core.gallery.corrections import Change, GalleryState
 from core.gallery.leave_one_out import LeaveOneOut, NeighbourTable, compute_leave_one_out
-from core.maps import load_neighbours
 from core.models.bundle import Member, ModelBundle
 from core.models.ensemble import Ensemble, Model
 
