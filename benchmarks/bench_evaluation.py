@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from core import report
 from core.assessment.store import list_evaluations, load_evaluation
 from core.config import Settings
+from core.export import evaluation_report
 from core.gallery.k_search import search_k
 from core.gallery.voting import cast_votes
 from core.models.bundle_files import write_text
@@ -77,9 +77,11 @@ def main() -> None:
                 b.gallery, r, y, candidates=b.config.run.knn.k_candidates, disease_index=d
             ),
         )
-    built = clock("report", lambda: report.build_report(arguments.models, arguments.model, name))
-    clock("html", lambda: report.to_html(built))
-    clock("pdf", lambda: report.to_pdf(built))
+    built = clock(
+        "report", lambda: evaluation_report.build_report(arguments.models, arguments.model, name)
+    )
+    clock("html", lambda: evaluation_report.to_html(built))
+    clock("pdf", lambda: evaluation_report.to_pdf(built))
     result = {
         "machine": {
             "platform": platform.platform(),

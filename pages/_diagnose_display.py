@@ -7,9 +7,9 @@ import math
 
 import streamlit as st
 
-from core import dicom_export
 from core.answers.diagnosis import Diagnosis
 from core.errors import CoreError
+from core.export import case_dicom
 from core.images.decode import Image
 from core.images.text_region import TextRegion
 from pages import _shared as shared
@@ -191,7 +191,7 @@ def show_patient_tags(source: Source) -> None:
     ):
         return
     try:
-        tags = dicom_export.read_patient_tags(read())
+        tags = case_dicom.read_patient_tags(read())
     except CoreError as error:
         st.error(describe(error))
         return
@@ -202,4 +202,4 @@ def show_patient_tags(source: Source) -> None:
 def _say_what_was_looked_at() -> str:
     return _(
         "Empty or absent: {tags}. Other tags, and the picture itself, may still name a patient."
-    ).format(tags=", ".join(_TAG_NAMES[tag] for tag in dicom_export.PATIENT_TAGS))
+    ).format(tags=", ".join(_TAG_NAMES[tag] for tag in case_dicom.PATIENT_TAGS))

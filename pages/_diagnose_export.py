@@ -10,11 +10,11 @@ from pathlib import PurePath
 
 import streamlit as st
 
-from core import dicom_export, pdf_report
 from core.answers.diagnosis import Diagnosis, dump_json, to_csv
 from core.answers.scrutiny import HEATMAP_METHODS, Scrutiny
 from core.errors import CoreError
 from core.explanations.grad_cam import outline, overlay, resize_heatmap
+from core.export import case_dicom, case_pdf
 from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._diagnose_sources import Source
@@ -47,9 +47,7 @@ def show_case_downloads(
     with st.container(horizontal=True):
         st.download_button(
             _("Report (PDF)"),
-            sure(
-                lambda: pdf_report.build_pdf(model, diagnosis, scrutiny=scrutiny, opacity=opacity)
-            ),
+            sure(lambda: case_pdf.build_pdf(model, diagnosis, scrutiny=scrutiny, opacity=opacity)),
             pdf_name,
             _PDF,
             on_click="ignore",
@@ -59,7 +57,7 @@ def show_case_downloads(
         st.download_button(
             _("Picture with heatmap (DICOM SC)"),
             sure(
-                lambda: dicom_export.encode(
+                lambda: case_dicom.encode(
                     _capture(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line)
                 )
             ),
@@ -121,20 +119,20 @@ def _capture(
     *,
     opacity: float,
     has_line: bool,
-) -> "dicom_export.Dataset":
+) -> "case_dicom.Dataset":
     pictures = {}
     assert diagnosis.pixels is not None
     height, width = diagnosis.pixels.shape[:2]
     if scrutiny is None:
-        sheet = dicom_export.lay_out(diagnosis, {})
-        return dicom_export.build_secondary_capture(diagnosis, sheet, source=source[2]())
+        sheet = case_dicom.lay_out(diagnosis, {})
+        return case_dicom.build_secondary_capture(diagnosis, sheet, source=source[2]())
     for heatmap in scrutiny.maps:
         fine = resize_heatmap(heatmap.values, height=height, width=width)
         picture = overlay(diagnosis.pixels, fine, opacity=opacity)
         caption = f"{heatmap.class_name}: {heatmap.backbone}, {HEATMAP_METHODS[heatmap.method]}"
         pictures[caption] = outline(picture, fine) if has_line else picture
-    sheet = dicom_export.lay_out(diagnosis, pictures)
-    return dicom_export.build_secondary_capture(diagnosis, sheet, source=source[2]())
+    sheet = case_dicom.lay_out(diagnosis, pictures)
+    return case_dicom.build_secondary_capture(diagnosis, sheet, source=source[2]())
 
 
 def _report(
@@ -146,8 +144,8 @@ def _report(
     has_line: bool,
 ) -> bytes:
     capture = _capture(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line)
-    report = dicom_export.build_report(diagnosis, source=source[2](), picture=capture)
-    return dicom_export.encode(report)
+    report = case_dicom.build_report(diagnosis, source=source[2](), picture=capture)
+    return case_dicom.encode(report)
 
 
 def show_downloads(cases: list[Diagnosis], *, n_hidden: int) -> None:

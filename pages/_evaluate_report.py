@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from core import report
 from core.assessment.record import Evaluation
 from core.config import Settings
+from core.export import evaluation_report
 from pages._text import _, moment
 
 _REPORT_KEY = "evaluate_report"  # (token, html, pdf) of the last one written
@@ -24,13 +24,13 @@ def show_report(evaluation: Evaluation) -> None:
         _("Write the report"), type="primary", icon=":material/description:", key="evaluate_write"
     ):
         with st.spinner(_("Writing the report …")):
-            content = report.build_report(
+            content = evaluation_report.build_report(
                 Settings.from_env().checkpoints_dir, evaluation.model_id, evaluation.name
             )
             st.session_state[_REPORT_KEY] = (
                 token,
-                report.to_html(content),
-                report.to_pdf(content),
+                evaluation_report.to_html(content),
+                evaluation_report.to_pdf(content),
             )
     written = st.session_state.get(_REPORT_KEY)
     if written is None or written[0] != token:

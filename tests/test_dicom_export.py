@@ -14,7 +14,8 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from core.answers.diagnosis import RESEARCH_USE, Diagnosis, Novelty, ReaderRead
-from core.dicom_export import (
+from core.errors import ImageError
+from core.export.case_dicom import (
     PATIENT_TAGS,
     build_report,
     build_secondary_capture,
@@ -22,8 +23,7 @@ from core.dicom_export import (
     lay_out,
     read_patient_tags,
 )
-from core.dicom_export.sheet import _load_font, _spell, _wrap, _write_head
-from core.errors import ImageError
+from core.export.case_dicom.sheet import _load_font, _spell, _wrap, _write_head
 from core.images.quiet import hush
 
 CASE = Diagnosis(

@@ -8,14 +8,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
-    0: {"errors", "pdf_text"},
+    0: {"errors"},
     1: {"config", "files", "images", "stats"},
     2: {"data", "gallery", "network"},
     3: {"models"},
     4: {"explanations", "training"},
     5: {"answers"},
-    6: {"assessment", "dicom_export", "pdf_report"},
-    7: {"exploring", "jobs", "report"},
+    6: {"assessment"},
+    7: {"exploring", "export", "jobs"},
     8: {"cli"},
     9: {"__main__"},
 }

@@ -16,9 +16,9 @@ from PIL import ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
 from streamlit.testing.v1 import AppTest
 
-from core import dicom_export
 from core.answers.diagnosis import LeftOut, MemberVote, Novelty
 from core.errors import CoreError
+from core.export import case_dicom
 from core.images import phantom
 from core.images.decode import encode_png
 from core.models.ensemble import Ensemble
@@ -201,7 +201,7 @@ def test_patient_tags_are_shown_only_when_asked_and_text_is_warned_of(app: AppTe
 
 def test_a_file_without_patient_tags_is_not_said_to_name_nobody(app: AppTest) -> None:
     file = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
-    for tag in dicom_export.PATIENT_TAGS:
+    for tag in case_dicom.PATIENT_TAGS:
         if tag in file:
             del file[tag]
     buffer = io.BytesIO()
@@ -232,7 +232,7 @@ def test_a_download_that_fails_quotes_no_tag_and_says_so(
         raise RuntimeError("Jane" + "^Doe")
 
     monkeypatch.setattr(st, "download_button", keep)
-    monkeypatch.setattr(dicom_export, "build_secondary_capture", fail)
+    monkeypatch.setattr(case_dicom, "build_secondary_capture", fail)
     upload(app, picture())
     for key in ("diagnose_sc", "diagnose_sr"):
         with pytest.raises(CoreError) as caught:

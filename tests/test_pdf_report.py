@@ -11,11 +11,11 @@ from core.answers.diagnosis import Diagnosis, Novelty, ReaderRead
 from core.answers.scrutiny import MapScrutiny, Reliability, Scrutiny, draw_maps, scrutinise
 from core.errors import ImageError
 from core.explanations.faithfulness import Faithfulness
+from core.export.case_pdf import build_pdf
+from core.export.pdf_text import spell
 from core.images.decode import decode, encode_png
 from core.images.phantom import draw
 from core.models.ensemble import Ensemble
-from core.pdf_report import build_pdf
-from core.pdf_text import spell
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_calibration_error_on_its_own_images_is_said_to_be_one(
     tiny_ensemble: Ensemble, case: Diagnosis, monkeypatch: pytest.MonkeyPatch, is_held_out: bool
 ) -> None:
     known = Reliability(40, 0.2, 0.1, "temperature", is_held_out, (), None)
-    monkeypatch.setattr("core.pdf_report.describe_reliability", lambda _model: known)
+    monkeypatch.setattr("core.export.case_pdf.describe_reliability", lambda _model: known)
     text = read(build_pdf(tiny_ensemble, case))
     assert "off by 10.0% on average" in text
     assert ("calibrated on these very images" in text) is not is_held_out

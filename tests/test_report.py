@@ -14,12 +14,17 @@ from core.assessment.assess import assess
 from core.assessment.store import load_evaluation, save_study
 from core.config import Settings, build_preset
 from core.errors import CheckpointError, ConfigError
+from core.export.evaluation_report import build_report, figures, to_html, to_pdf, write_report
+from core.export.evaluation_report.blocks import Paragraph, Report, Section, TableBlock
+from core.export.evaluation_report.claim import IN_PART, ITEMS
+from core.export.evaluation_report.methods import describe_methods
+from core.export.evaluation_report.recipe import (
+    say_choice,
+    say_fitting,
+    say_network,
+    say_validation,
+)
 from core.models.bundle import ModelBundle
-from core.report import build_report, figures, to_html, to_pdf, write_report
-from core.report.blocks import Paragraph, Report, Section, TableBlock
-from core.report.claim import IN_PART, ITEMS
-from core.report.methods import describe_methods
-from core.report.recipe import say_choice, say_fitting, say_network, say_validation
 
 ROBUSTNESS = {
     "n": 8,

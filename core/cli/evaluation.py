@@ -109,7 +109,7 @@ def report(
 ) -> None:
     """Write the evaluation report with the model card, in the order of CLAIM 2024."""
     from core.assessment.store import list_evaluations
-    from core.report import write_report
+    from core.export.evaluation_report import write_report
 
     if html is None and pdf is None:
         raise ConfigError("name a file to write: --html FILE, --pdf FILE, or both.")

@@ -5,7 +5,7 @@ from typing import Any
 
 from core.answers.scrutiny import GRAD_CAM, HEATMAP_METHODS
 from core.assessment.heatmap_study import find_checked_method
-from core.report.blocks import Block, Paragraph, Section, TableBlock
+from core.export.evaluation_report.blocks import Block, Paragraph, Section, TableBlock
 
 
 def build_explanations(study: Mapping[str, Any] | None) -> Section:

@@ -6,9 +6,16 @@ from pathlib import Path
 from core.assessment import store
 from core.assessment.record import Evaluation, order_pair, say_seen
 from core.errors import CoreError
+from core.export.evaluation_report import figures
+from core.export.evaluation_report.blocks import (
+    Block,
+    Paragraph,
+    Picture,
+    Pictures,
+    Section,
+    TableBlock,
+)
 from core.images.decode import encode_png
-from core.report import figures
-from core.report.blocks import Block, Paragraph, Picture, Pictures, Section, TableBlock
 from core.stats import shift as external
 from core.stats.curves import compute_coverage, compute_curves, compute_reliability
 from core.stats.headlines import Figure

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.assessment.record import Evaluation, say_seen
+from core.export.evaluation_report.blocks import Block, Paragraph, Section, TableBlock
+from core.export.evaluation_report.recipe import (
+    say_choice,
+    say_fitting,
+    say_network,
+    say_validation,
+)
 from core.models.bundle import BundleConfig
 from core.models.bundle_files import read_json
-from core.report.blocks import Block, Paragraph, Section, TableBlock
-from core.report.recipe import say_choice, say_fitting, say_network, say_validation
 
 _PACKAGES = ("torch", "timm", "faiss-cpu", "scikit-learn", "grad-cam", "numpy")
 

@@ -4,7 +4,14 @@ import base64
 from html import escape
 
 from core.answers.diagnosis import RESEARCH_USE
-from core.report.blocks import Block, Paragraph, Pictures, Report, Section, TableBlock
+from core.export.evaluation_report.blocks import (
+    Block,
+    Paragraph,
+    Pictures,
+    Report,
+    Section,
+    TableBlock,
+)
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d1d27; background: #fff; max-width: 60rem;

@@ -4,7 +4,7 @@ A novel image has no answer, and nothing here speaks for one: neither vote, nor 
 well the model's probabilities do on images that it knows.
 
 Owns the layout (reportlab). Written in English, as all of core; foreign names go through
-core.pdf_text.
+core.export.pdf_text.
 """
 
 import io
@@ -24,9 +24,9 @@ from core.answers.diagnosis import RESEARCH_USE, Diagnosis, Novelty, write_perce
 from core.answers.scrutiny import HEATMAP_METHODS, Scrutiny, describe_reliability
 from core.errors import ImageError
 from core.explanations.grad_cam import overlay, resize_heatmap
+from core.export.pdf_text import spell
 from core.images.decode import encode_jpeg, thumbnail
 from core.models.ensemble import Model
-from core.pdf_text import spell
 
 _WIDTH = A4[0] - 36 * mm
 _FONT = "Helvetica"  # of the sample styles

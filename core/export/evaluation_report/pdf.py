@@ -24,8 +24,16 @@ from reportlab.platypus import (
 from reportlab.platypus import Paragraph as Words
 
 from core.answers.diagnosis import RESEARCH_USE
-from core.pdf_text import spell
-from core.report.blocks import Block, Paragraph, Picture, Pictures, Report, Section, TableBlock
+from core.export.evaluation_report.blocks import (
+    Block,
+    Paragraph,
+    Picture,
+    Pictures,
+    Report,
+    Section,
+    TableBlock,
+)
+from core.export.pdf_text import spell
 
 _FONT, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # matplotlib's: Latin, Greek, Cyrillic, signs
 _MARGIN = 18 * mm

@@ -5,13 +5,10 @@ from pathlib import Path
 
 from core.assessment import store
 from core.assessment.record import Evaluation, say_seen
-from core.models.bundle import BundleConfig
-from core.models.bundle_files import read_bundle_config
-from core.models.registry import find_model
-from core.report import claim
-from core.report.blocks import Paragraph, Report, Section, TableBlock
-from core.report.heatmaps import build_explanations
-from core.report.methods import (
+from core.export.evaluation_report import claim
+from core.export.evaluation_report.blocks import Paragraph, Report, Section, TableBlock
+from core.export.evaluation_report.heatmaps import build_explanations
+from core.export.evaluation_report.methods import (
     describe_availability,
     describe_data,
     describe_limits,
@@ -22,8 +19,8 @@ from core.report.methods import (
     describe_reference,
     describe_training,
 )
-from core.report.recipe import say_way
-from core.report.results import (
+from core.export.evaluation_report.recipe import say_way
+from core.export.evaluation_report.results import (
     FIGURE_NAMES,
     count_images,
     say_figure,
@@ -33,6 +30,9 @@ from core.report.results import (
     show_robustness,
     show_subgroups,
 )
+from core.models.bundle import BundleConfig
+from core.models.bundle_files import read_bundle_config
+from core.models.registry import find_model
 from core.stats.headlines import Figure, compute_headlines
 
 

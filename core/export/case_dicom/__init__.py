@@ -35,15 +35,15 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from core.answers.diagnosis import RESEARCH_USE, Diagnosis
-from core.dicom_export.sheet import lay_out, say_answer
-from core.dicom_export.source import (
+from core.errors import CoreError, ImageError, check_shape
+from core.export.case_dicom.sheet import lay_out, say_answer
+from core.export.case_dicom.source_tags import (
     PATIENT_TAGS,
     READ_ERRORS,
     complete,
     read_patient_tags,
     read_source,
 )
-from core.errors import CoreError, ImageError, check_shape
 from core.images.dicom_grey import find_number
 from core.images.quiet import hush
 

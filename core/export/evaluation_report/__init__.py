@@ -8,9 +8,9 @@ acquisition) are named as left to the author. English only, as all of core.
 from pathlib import Path
 
 from core.errors import ConfigError
-from core.report.content import build_report
-from core.report.html import to_html
-from core.report.pdf import to_pdf
+from core.export.evaluation_report.content import build_report
+from core.export.evaluation_report.html import to_html
+from core.export.evaluation_report.pdf import to_pdf
 
 __all__ = ["build_report", "to_html", "to_pdf", "write_report"]
 

@@ -1,0 +1,1 @@
+"""A case or an evaluation as PDF, DICOM, CSV, JSON, HTML."""
