@@ -34,7 +34,7 @@ from core.gallery.selection import count_values, find_in_polygon
 from core.images import phantom
 from core.models.registry import load_bundle
 from core.training.run import train
-from pages import _charts_explore as charts
+from pages._charts import explore as charts
 
 RESULT = Path(__file__).parent / "results" / "explore.json"
 SEED = 0

@@ -4,12 +4,12 @@ import streamlit as st
 
 from core.models.ensemble import Model
 from pages import _shared as shared
-from pages._diagnose_case import show_case
-from pages._diagnose_export import show_downloads
-from pages._diagnose_intake import collect_cases, note_seen, show_intake
-from pages._diagnose_reader import has_answer_on_view, is_hidden, show_switch
-from pages._diagnose_sources import list_sources
-from pages._diagnose_worklist import choose_case, show_case_picker, show_refusals, show_worklist
+from pages._diagnose.case import show_case
+from pages._diagnose.export import show_downloads
+from pages._diagnose.intake import collect_cases, note_seen, show_intake
+from pages._diagnose.reader import has_answer_on_view, is_hidden, show_switch
+from pages._diagnose.sources import list_sources
+from pages._diagnose.worklist import choose_case, show_case_picker, show_refusals, show_worklist
 from pages._text import _
 
 

@@ -6,13 +6,10 @@ from core.assessment import store
 from core.assessment.record import Evaluation
 from core.assessment.store import Summary
 from core.config import Settings
-from pages import _evaluate_answers as answers
-from pages import _evaluate_curves as curves
-from pages import _evaluate_rivals as rivals
-from pages import _evaluate_studies as studies
 from pages import _shared as shared
-from pages._evaluate_report import show_report
-from pages._evaluate_run import choose_evaluation, show_new_evaluation
+from pages._evaluate import answers, curves, rivals, studies
+from pages._evaluate.report import show_report
+from pages._evaluate.run import choose_evaluation, show_new_evaluation
 from pages._text import _, moment, plain
 
 

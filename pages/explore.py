@@ -3,13 +3,13 @@
 import numpy as np
 import streamlit as st
 
-from pages import _explore_data as data
 from pages import _shared as shared
-from pages._explore_case import show_case
-from pages._explore_filters import choose_guests, show_filters
-from pages._explore_grid import choose_list, collect_rows, show_grid
-from pages._explore_history import show_history, show_state
-from pages._explore_map import show_map
+from pages._explore import data
+from pages._explore.case import show_case
+from pages._explore.filters import choose_guests, show_filters
+from pages._explore.grid import choose_list, collect_rows, show_grid
+from pages._explore.history import show_history, show_state
+from pages._explore.map import show_map
 from pages._text import _, plain
 
 

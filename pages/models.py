@@ -5,9 +5,9 @@ import streamlit as st
 from core.config import Settings
 from core.models import registry
 from pages import _shared as shared
-from pages._models_compare import show_compare
-from pages._models_files import show_ensemble, show_files
-from pages._models_list import show_list, show_one
+from pages._models.compare import show_compare
+from pages._models.files import show_ensemble, show_files
+from pages._models.list import show_list, show_one
 from pages._text import _
 
 _VIEWS = ("use", "compare", "ensemble", "files")

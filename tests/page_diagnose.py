@@ -58,7 +58,7 @@ def alter(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     def diagnose(bundle: Model, images: Sequence[Image], **options: bool) -> list[Diagnosis]:
         return [dataclasses.replace(d, **changes) for d in real(bundle, images, **options)]
 
-    monkeypatch.setattr("pages._diagnose_intake.diagnose", diagnose)
+    monkeypatch.setattr("pages._diagnose.intake.diagnose", diagnose)
 
 
 def find(elements: Sequence[Any], label: str) -> Any:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCALE_DIR = ROOT / "assets" / "locale"
 POT = LOCALE_DIR / "neighbordx.pot"
 LANGUAGES = ("en", "zh_CN")
-PAGES = sorted((ROOT / "pages").glob("*.py"))
+PAGES = sorted((ROOT / "pages").rglob("*.py"))
 
 MessageId = str | tuple[str, ...]
 

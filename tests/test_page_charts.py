@@ -6,8 +6,8 @@ import pytest
 
 from core.answers.diagnosis import Diagnosis, Neighbour
 from core.stats.curves import Coverage
-from pages import _charts as charts
-from pages import _charts_evaluate as charts_evaluate
+from pages._charts import cases as charts
+from pages._charts import evaluate as charts_evaluate
 
 CLASSES = ("normal", "disease")
 

@@ -141,7 +141,7 @@ def test_a_rerun_computes_nothing_and_a_removed_file_is_forgotten(
         calls.extend(image.name for image in images)
         return real(bundle, images, **options)
 
-    monkeypatch.setattr("pages._diagnose_intake.diagnose", diagnose)
+    monkeypatch.setattr("pages._diagnose.intake.diagnose", diagnose)
     app.slider(key=shared.OPACITY_KEY).set_value(20).run()
     assert calls == []
     upload(app, files[1])  # another upload of the same content
@@ -164,7 +164,7 @@ def test_what_was_uploaded_and_read_outlives_a_visit_to_another_page(
     app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()
     find(app.radio, "What do you see?").set_value("normal")
     next(b for b in app.button if b.label == "Commit and show the answer").click().run()
-    monkeypatch.setattr("pages._diagnose_intake.diagnose", None)  # nothing is read again
+    monkeypatch.setattr("pages._diagnose.intake.diagnose", None)  # nothing is read again
     visit(app, "models")
     assert shared.UPLOADS_KEY not in app.session_state
     visit(app, "diagnose")
@@ -252,7 +252,7 @@ def test_a_fault_in_one_file_leaves_the_others(
             raise RuntimeError("boom")
         return real(bundle, images, **options)
 
-    monkeypatch.setattr("pages._diagnose_intake.diagnose", diagnose)
+    monkeypatch.setattr("pages._diagnose.intake.diagnose", diagnose)
     upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
     assert not app.exception
     rows = worklist(app)

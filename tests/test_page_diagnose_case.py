@@ -23,7 +23,7 @@ from core.images import phantom
 from core.images.decode import encode_png
 from core.models.ensemble import Ensemble
 from pages import _shared as shared
-from pages._diagnose_heatmaps import case_key
+from pages._diagnose.heatmaps import case_key
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from core.assessment.store import save_study
 from core.config import Settings
 from pages import _shared as shared
 from pages import _text
-from pages._evaluate_answers import say_answered
-from pages._evaluate_run import say_progress
+from pages._evaluate.answers import say_answered
+from pages._evaluate.run import say_progress
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "pages" / "evaluate.py"

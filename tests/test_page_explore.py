@@ -15,9 +15,9 @@ from core.exploring.review_lists import N_OUTLIERS
 from core.gallery.corrections import Change
 from core.gallery.corrections_db import CurationStore, default_url
 from core.models.bundle import ModelBundle
-from pages import _charts_explore as charts
 from pages import _shared as shared
-from pages._explore_words import EXPLANATIONS, short_name
+from pages._charts import explore as charts
+from pages._explore.words import EXPLANATIONS, short_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -119,7 +119,7 @@ def test_a_slider_that_sets_no_limit_follows_the_ends_of_its_column() -> None:
     def page() -> None:
         import streamlit as st
 
-        from pages._explore_filters import _follow_ends
+        from pages._explore.filters import _follow_ends
 
         ends = st.session_state["ends"]
         _follow_ends("range", ends)

@@ -20,9 +20,9 @@ from core.jobs import state
 from core.jobs.state import Job
 from core.jobs.work import build_config
 from pages import _shared as shared
-from pages._charts_jobs import build_growing_map, build_k_curve, build_lines, build_validation
-from pages._finetune_data import SEEDS, audit_params
-from pages._finetune_findings import say
+from pages._charts.jobs import build_growing_map, build_k_curve, build_lines, build_validation
+from pages._finetune.data import SEEDS, audit_params
+from pages._finetune.findings import say
 from pages._text import LANGUAGE_KEY
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ import streamlit as st
 from core.answers.diagnosis import Diagnosis, ReaderRead
 from core.models.ensemble import Model
 from pages import _shared as shared
-from pages._diagnose_intake import commit_read, was_seen
+from pages._diagnose.intake import commit_read, was_seen
 from pages._text import _, class_label, percent, plain
 
 

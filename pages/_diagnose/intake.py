@@ -20,7 +20,7 @@ from core.images import decode
 from core.images.decode import Image
 from core.models.ensemble import Model
 from pages import _shared as shared
-from pages._diagnose_sources import SAMPLES, Source, list_sources
+from pages._diagnose.sources import SAMPLES, Source, list_sources
 from pages._text import _, ngettext, plain
 
 logger = logging.getLogger(__name__)

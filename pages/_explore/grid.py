@@ -12,10 +12,10 @@ from core.gallery.leave_one_out import NeighbourTable
 from core.gallery.selection import count_values, export_csv, export_listing
 from core.images import decode
 from core.models.ensemble import Model
-from pages import _explore_data as data
 from pages import _shared as shared
-from pages._explore_case import mark, offer_changes
-from pages._explore_words import EXPLANATIONS, LISTS, list_label, short_name, value_label
+from pages._explore import data
+from pages._explore.case import mark, offer_changes
+from pages._explore.words import EXPLANATIONS, LISTS, list_label, short_name, value_label
 from pages._text import _, class_label, describe, ngettext, plain
 from pages._thumbnails import show_thumbnail
 

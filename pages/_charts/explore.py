@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from core.exploring.gallery_table import Exploration
-from pages._charts import LINE_COLOUR, QUERY_COLOUR, class_colour, class_symbol
+from pages._charts.cases import LINE_COLOUR, QUERY_COLOUR, class_colour, class_symbol
 
 MAX_POINTS = 3000
 _MAX_TRACES = 12

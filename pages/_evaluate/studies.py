@@ -11,9 +11,9 @@ from core.config import Settings
 from core.errors import CoreError
 from core.images.corruptions import STRENGTHS
 from core.stats import shift as external
-from pages import _charts_evaluate as charts
-from pages._evaluate_answers import figure_label, show_seen
-from pages._evaluate_run import damage_label, split_label
+from pages._charts import evaluate as charts
+from pages._evaluate.answers import figure_label, show_seen
+from pages._evaluate.run import damage_label, split_label
 from pages._text import _, describe, moment, ngettext, plain
 
 _QUIET = {"displayModeBar": False}

@@ -9,9 +9,9 @@ from core.exploring.gallery_table import Exploration
 from core.gallery.corrections_db import CurationStore
 from core.gallery.selection import Filter, apply_filter
 from core.models.ensemble import Model
-from pages import _explore_data as data
 from pages import _shared as shared
-from pages._explore_words import column_label, value_label
+from pages._explore import data
+from pages._explore.words import column_label, value_label
 from pages._text import _, ngettext
 
 

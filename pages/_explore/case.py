@@ -12,9 +12,9 @@ from core.exploring.gallery_table import Exploration
 from core.gallery.corrections import Change
 from core.gallery.leave_one_out import NeighbourTable
 from core.models.ensemble import Model
-from pages import _explore_data as data
 from pages import _shared as shared
-from pages._explore_words import value_label
+from pages._explore import data
+from pages._explore.words import value_label
 from pages._text import _, class_label, describe, percent, plain
 from pages._thumbnails import show_thumbnail
 

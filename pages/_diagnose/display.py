@@ -13,8 +13,8 @@ from core.export import case_dicom
 from core.images.decode import Image
 from core.images.text_region import TextRegion
 from pages import _shared as shared
-from pages._diagnose_intake import AS_STORED, Display, describe_file
-from pages._diagnose_sources import Source
+from pages._diagnose.intake import AS_STORED, Display, describe_file
+from pages._diagnose.sources import Source
 from pages._text import _, describe, plain
 
 _CUSTOM = "custom"

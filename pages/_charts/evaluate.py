@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from core.stats.curves import Bin, Coverage, Curves, OperatingPoint
-from pages._charts import DISEASE_COLOUR, OTHER_COLOURS, QUERY_COLOUR
+from pages._charts.cases import DISEASE_COLOUR, OTHER_COLOURS, QUERY_COLOUR
 
 Translate = Callable[[str], str]
 _QUIET_LINE = {"color": "rgba(128, 128, 140, 0.8)", "dash": "dot", "width": 1.5}

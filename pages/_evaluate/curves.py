@@ -6,8 +6,8 @@ import streamlit as st
 
 from core.assessment.record import Evaluation
 from core.stats import curves
-from pages import _charts_evaluate as charts
-from pages._evaluate_answers import say_answered
+from pages._charts import evaluate as charts
+from pages._evaluate.answers import say_answered
 from pages._text import _, class_label, plain
 
 _THRESHOLD_KEY = "evaluate_threshold"

@@ -9,13 +9,13 @@ import streamlit as st
 from core.answers import scrutiny as second_look
 from core.answers.diagnosis import Diagnosis
 from core.models.ensemble import Model
-from pages import _charts as charts
-from pages._diagnose_display import show_controls, show_patient_tags, warn_of_text
-from pages._diagnose_evidence import show_map, show_neighbours
-from pages._diagnose_export import show_case_downloads
-from pages._diagnose_heatmaps import show_heatmaps
-from pages._diagnose_reader import is_hidden, show_form, show_read
-from pages._diagnose_sources import Source, sample_truth
+from pages._charts import cases as charts
+from pages._diagnose.display import show_controls, show_patient_tags, warn_of_text
+from pages._diagnose.evidence import show_map, show_neighbours
+from pages._diagnose.export import show_case_downloads
+from pages._diagnose.heatmaps import show_heatmaps
+from pages._diagnose.reader import is_hidden, show_form, show_read
+from pages._diagnose.sources import Source, sample_truth
 from pages._text import _, class_label, describe_error, moment, ngettext, percent, plain
 
 

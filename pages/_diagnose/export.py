@@ -17,7 +17,7 @@ from core.explanations.grad_cam import outline, overlay, resize_heatmap
 from core.export import case_dicom, case_pdf
 from core.models.ensemble import Model
 from pages import _shared as shared
-from pages._diagnose_sources import Source
+from pages._diagnose.sources import Source
 from pages._text import _, describe, ngettext
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from core.answers import scrutiny
 from core.answers.diagnosis import Diagnosis, Neighbour
 from core.images.decode import fit_square
 from core.models.ensemble import Model
-from pages import _charts as charts
 from pages import _shared as shared
+from pages._charts import cases as charts
 from pages._text import _, class_label, ngettext, percent, plain
 from pages._thumbnails import show_on_hover
 

@@ -10,7 +10,7 @@ import streamlit as st
 from core.answers.diagnosis import Diagnosis
 from core.images.decode import encode_png, thumbnail
 from pages import _shared as shared
-from pages._diagnose_reader import is_hidden
+from pages._diagnose.reader import is_hidden
 from pages._text import _, class_label, describe_error, ngettext, percent, plain
 
 _THUMBNAIL_PX = 96

@@ -12,8 +12,8 @@ from core.jobs.work import build_config
 from core.models.bundle import check_model_id
 from core.training.ensemble import name_members
 from pages import _shared as shared
-from pages._finetune_data import SEEDS, read_findings
-from pages._jobs_view import show_short_job
+from pages._finetune.data import SEEDS, read_findings
+from pages._finetune.job import show_short_job
 from pages._text import N_, _, describe, describe_error, plain
 
 _PRESET_WORDS = {

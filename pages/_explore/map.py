@@ -13,11 +13,11 @@ from core.exploring.map_store import FittedMap
 from core.gallery.projection import MapSettings, turn
 from core.gallery.selection import find_in_box, find_in_polygon
 from core.models.ensemble import Model
-from pages import _charts_explore as charts
-from pages import _explore_data as data
 from pages import _shared as shared
-from pages._charts import list_rows
-from pages._explore_words import column_label, value_label
+from pages._charts import explore as charts
+from pages._charts.cases import list_rows
+from pages._explore import data
+from pages._explore.words import column_label, value_label
 from pages._text import _, plain
 from pages._thumbnails import show_on_hover
 

@@ -10,8 +10,8 @@ import streamlit as st
 from core import jobs
 from core.config import Settings
 from core.jobs.metrics import read_log, read_metrics
-from pages import _charts_jobs as charts
 from pages import _shared as shared
+from pages._charts import jobs as charts
 from pages._text import N_, _, class_label, describe_error, moment, percent, plain
 
 _POLL_S = 2.0

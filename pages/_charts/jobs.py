@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from pages._charts import DISEASE_COLOUR, OTHER_COLOURS, QUERY_COLOUR
+from pages._charts.cases import DISEASE_COLOUR, OTHER_COLOURS, QUERY_COLOUR
 
 Records = Sequence[Mapping[str, Any]]
 _HEIGHT = 250

@@ -1,0 +1,1 @@
+"""Core results -> figures: pure functions, no call of Streamlit."""

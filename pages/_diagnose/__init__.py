@@ -1,0 +1,1 @@
+"""The parts of the Diagnose page: intake, worklist, one case with its evidence, exports."""

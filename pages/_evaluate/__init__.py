@@ -1,0 +1,1 @@
+"""The parts of the Evaluate page: runs, figures, studies, comparison, report."""
