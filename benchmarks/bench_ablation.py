@@ -17,7 +17,7 @@ import harness
 
 from core.assessment.ablation import run_ablation, write_table
 from core.config import Settings
-from core.models.bundle_files import write_text
+from core.files.whole import write_text
 
 
 @dataclass(frozen=True)

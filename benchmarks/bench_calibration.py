@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from core.answers.scrutiny import compute_coverage
+from core.answers.reliability import compute_coverage
 from core.assessment.predict_split import SplitReading, read_split
 from core.config import Settings
 from core.data.datasets import read_dataset
@@ -29,7 +29,7 @@ from core.models.bundle import ModelBundle
 from core.models.ensemble import Model
 from core.models.registry import load_bundle
 from core.stats import metrics
-from core.stats.metrics import Calibration
+from core.stats.calibration import Calibration, _fit_isotonic, _fit_temperature, fit_calibration
 
 SETS = {"kermany": "kermany_cxr_1639", "idrid": "idrid", "busi": "busi"}
 SEED = 0
@@ -69,11 +69,11 @@ def measure(model: Model, val: SplitReading, test: SplitReading) -> dict[str, An
     fits = []
     for member, known, seen in zip(model.members, val.member_p, test.member_p, strict=True):
         k = member.bundle.contents.calibration.k
-        fitted = metrics.fit_calibration(val.truth, known, k=k, groups=val.groups, seed=SEED)
+        fitted = fit_calibration(val.truth, known, k=k, groups=val.groups, seed=SEED)
         fits.append({"model": member.bundle.model_id, **_describe(fitted)})
         mixed["chosen"].append(fitted.apply(seen))
-        mixed["temperature"].append(metrics._fit_temperature(val.truth, known, k).apply(seen))
-        mixed["isotonic"].append(metrics._fit_isotonic(val.truth, known, k).apply(seen))
+        mixed["temperature"].append(_fit_temperature(val.truth, known, k).apply(seen))
+        mixed["isotonic"].append(_fit_isotonic(val.truth, known, k).apply(seen))
     weights = [member.weight for member in model.members]
     judged = {
         name: judge(test.truth, np.average(answers, axis=0, weights=weights))

@@ -36,7 +36,7 @@ from core.models.registry import load_bundle
 from core.network.build import build_embedder
 from core.network.embedder import embed_together
 from core.network.transforms import build_batch, build_test_views
-from core.stats.metrics import Calibration
+from core.stats.calibration import Calibration
 
 ROUNDS = {"offline": 9, "paper": 1}
 N_GALLERY = 2_000  # rows of the random gallery of `paper`

@@ -27,9 +27,10 @@ import psutil
 
 from core import jobs
 from core.config import Settings
+from core.files.whole import write_text
 from core.images.phantom import write_dataset
 from core.jobs.state import Job
-from core.models.bundle_files import read_json, write_text
+from core.models.bundle_files import read_json
 
 SMALL = ["preprocess.input_size=96"]  # the packaged backbones at a size that a shared core bears
 RUNS: dict[str, dict[str, Any]] = {

@@ -22,9 +22,9 @@ import numpy as np
 from core.assessment.store import list_evaluations, load_evaluation
 from core.config import Settings
 from core.export import evaluation_report
+from core.files.whole import write_text
 from core.gallery.k_search import search_k
 from core.gallery.voting import cast_votes
-from core.models.bundle_files import write_text
 from core.models.registry import load_bundle
 from core.stats import curves, headlines, subgroups
 

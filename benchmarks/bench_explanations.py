@@ -21,7 +21,7 @@ from core.assessment.heatmap_study import study_heatmaps
 from core.config import Settings
 from core.data.datasets import read_dataset
 from core.explanations.integrated_gradients import SHOWN
-from core.models.bundle_files import write_text
+from core.files.whole import write_text
 from core.models.registry import find_model, load_bundle
 
 RESULTS = Path(__file__).parent / "results"

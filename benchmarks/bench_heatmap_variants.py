@@ -28,8 +28,8 @@ from core.errors import ImageError
 from core.explanations import grad_cam
 from core.explanations.faithfulness import compute_energy, has_hit
 from core.explanations.integrated_gradients import SHOWN, Recipe, draw_shares, integrate_vote
+from core.files.whole import write_text
 from core.images.decode import Image
-from core.models.bundle_files import write_text
 from core.models.ensemble import Model
 from core.models.registry import load_bundle
 from core.network.embedder import embed_together

@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, Record, load_record, read_dataset
+from core.files.whole import write_text
 from core.gallery.k_search import search_k
 from core.gallery.search import Gallery
 from core.gallery.voting import cast_votes, read_shares
-from core.models.bundle_files import write_text
 from core.network.build import build_embedder
 from core.network.embedder import Embedder
 from core.stats.metrics import rank_auroc

@@ -8,9 +8,9 @@ import streamlit as st
 
 from core.config import Settings
 from core.errors import CoreError
-from core.exploring.gallery_table import curate
 from core.gallery.corrections_db import CurationStore, default_url
 from core.models import registry
+from core.models.corrected import curate
 from core.models.ensemble import Model
 from pages._text import _, describe, language
 

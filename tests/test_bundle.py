@@ -15,10 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from core.config import Settings
 from core.errors import CheckpointError, ConfigError
+from core.files.whole import write_text
 from core.images import phantom
 from core.models import registry
 from core.models.bundle import ModelBundle
-from core.models.bundle_files import read_bundle, save_bundle, write_text
+from core.models.bundle_files import read_bundle, save_bundle
 from core.network import backbone, openvino
 
 CPU = Settings(device="cpu")

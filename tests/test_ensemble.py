@@ -11,7 +11,7 @@ import torch
 
 from core.answers.diagnose import diagnose
 from core.answers.diagnosis import Novelty
-from core.answers.scrutiny import describe_reliability
+from core.answers.reliability import describe_reliability
 from core.assessment.activation_gate import check_gate
 from core.assessment.predict_split import evaluate
 from core.config import Settings

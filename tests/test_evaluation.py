@@ -9,14 +9,8 @@ from sklearn.metrics import roc_auc_score
 
 from core.config import build_record
 from core.errors import DataError, ShapeError
-from core.stats.metrics import (
-    Calibration,
-    _draw_folds,
-    compute_ece,
-    evaluate,
-    fit_calibration,
-    rank_auroc,
-)
+from core.stats.calibration import Calibration, _draw_folds, fit_calibration
+from core.stats.metrics import compute_ece, evaluate, rank_auroc
 from core.stats.proportions import measure_share
 
 

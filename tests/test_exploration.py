@@ -11,19 +11,13 @@ from core.answers.diagnose import diagnose
 from core.config import Settings
 from core.errors import DataError
 from core.exploring import review_lists
-from core.exploring.gallery_table import (
-    Exploration,
-    curate,
-    explore,
-    prepare,
-    preview,
-    read_manifest,
-)
+from core.exploring.gallery_table import Exploration, explore, prepare, preview, read_manifest
 from core.gallery.corrections import Change, GalleryState
 from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.leave_one_out import NeighbourTable
 from core.images import decode
 from core.models.bundle import ModelBundle
+from core.models.corrected import curate
 from core.models.ensemble import Ensemble, Model
 from core.models.registry import load_bundle
 

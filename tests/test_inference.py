@@ -12,10 +12,11 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from core.answers.diagnose import diagnose, reject
-from core.answers.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
+from core.answers.diagnosis import RESEARCH_USE, Diagnosis
 from core.assessment.predict_split import evaluate
 from core.data.datasets import Dataset, read_dataset
 from core.errors import DataError, ImageError
+from core.export.worklist import to_csv, to_json
 from core.images.decode import Image, decode, encode_png, load
 from core.images.phantom import draw
 from core.models.bundle import ModelBundle

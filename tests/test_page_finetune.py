@@ -13,12 +13,12 @@ from test_readiness import report
 
 from core import jobs
 from core.config import OBJECTIVES, RECIPES
+from core.config.presets import build_config
 from core.data.audit import Duplicates
 from core.data.readiness import judge
 from core.images.decode import encode_jpeg
 from core.jobs import state
 from core.jobs.state import Job
-from core.jobs.work import build_config
 from pages import _shared as shared
 from pages._charts.jobs import build_growing_map, build_k_curve, build_lines, build_validation
 from pages._finetune.data import SEEDS, audit_params

@@ -8,7 +8,8 @@ from pypdf import PdfReader
 
 from core.answers.diagnose import diagnose, reject
 from core.answers.diagnosis import Diagnosis, Novelty, ReaderRead
-from core.answers.scrutiny import MapScrutiny, Reliability, Scrutiny, draw_maps, scrutinise
+from core.answers.reliability import Reliability
+from core.answers.scrutiny import MapScrutiny, Scrutiny, draw_maps, scrutinise
 from core.errors import ImageError
 from core.explanations.faithfulness import Faithfulness
 from core.export.case_pdf import build_pdf

@@ -11,17 +11,9 @@ import pytest
 
 from core.answers.diagnose import diagnose
 from core.answers.diagnosis import Diagnosis, Heatmap, Novelty
-from core.answers.heatmaps import Vote, compute_close_limit
-from core.answers.scrutiny import (
-    HEATMAP_METHODS,
-    compute_coverage,
-    compute_map_agreement,
-    describe_reliability,
-    draw_maps,
-    load_case,
-    load_image,
-    scrutinise,
-)
+from core.answers.reliability import compute_coverage, describe_reliability
+from core.answers.scrutiny import HEATMAP_METHODS, compute_map_agreement, draw_maps, scrutinise
+from core.answers.votes import Vote, compute_close_limit
 from core.errors import ConfigError, ShapeError
 from core.explanations.grad_cam import find_voters
 from core.explanations.integrated_gradients import INTEGRATED, explain_vote
@@ -30,6 +22,7 @@ from core.images.decode import decode, encode_png
 from core.images.phantom import draw
 from core.models.bundle import ModelBundle
 from core.models.ensemble import Ensemble
+from core.models.originals import load_case, load_image
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError, ShapeError
-from core.gallery.selection import (
-    Filter,
-    apply_filter,
-    count_values,
-    export_csv,
-    export_listing,
-    find_in_box,
-    find_in_polygon,
-)
+from core.export.tables import export_csv, export_listing
+from core.gallery.selection import Filter, apply_filter, count_values, find_in_box, find_in_polygon
 
 
 def test_a_concave_outline_takes_what_is_inside() -> None:

@@ -14,13 +14,14 @@ from core.assessment.store import save_evaluation
 from core.config import Settings
 from core.data.datasets import read_dataset
 from core.exploring import review_lists
-from core.exploring.gallery_table import curate, explore, prepare, preview
+from core.exploring.gallery_table import explore, prepare, preview
 from core.exploring.other_splits import list_guests, load_guests, widen, widen_map, widen_tables
 from core.gallery.corrections import Change, GalleryState
 from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.leave_one_out import NeighbourTable, find_neighbours_of
 from core.gallery.search import Gallery
 from core.images.decode import decode
+from core.models.corrected import curate
 from core.models.ensemble import Ensemble
 from core.models.registry import load_bundle
 

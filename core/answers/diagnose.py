@@ -10,9 +10,15 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from core.answers.diagnosis import Diagnosis, Heatmap, MemberVote, Novelty
-from core.answers.heatmaps import compute_close_limit, draw_heatmaps, measure_views
+from core.answers.heatmaps import draw_heatmaps
 from core.answers.ledger import find_nearest_other, list_left_out, measure_distances, write_ledger
-from core.answers.votes import join_novelty, mix_votes, read_batch
+from core.answers.votes import (
+    compute_close_limit,
+    join_novelty,
+    measure_views,
+    mix_votes,
+    read_batch,
+)
 from core.errors import CoreError
 from core.images.burned_in_text import find_text
 from core.images.decode import Image, thumbnail

@@ -6,37 +6,18 @@ resolution: a few hundred numbers, brought to the picture where they are shown
 (``core.explanations.grad_cam.resize_heatmap``).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.answers.diagnosis import Heatmap, Novelty
+from core.answers.diagnosis import Heatmap
 from core.explanations import grad_cam
-from core.gallery.voting import Ballot, cast_votes, read_shares
 from core.models.bundle import Member, ModelBundle
 from core.network.embedder import Embedded
 
 # As explain.compute_view_heatmaps: backbone name -> (V, h, w) float32, signed or not, upright.
 ViewMaps = Callable[..., dict[str, NDArray[np.float32]]]
-
-
-@dataclass(frozen=True, eq=False)
-class Vote:
-    """What one member says of one image."""
-
-    member: Member
-    ballot: Ballot  # of a classifier: its nearest images, which did not vote
-    embedding: NDArray[np.float32]  # (D,)
-    p_disease: float  # calibrated
-    related: Mapping[int, str]  # gallery rows that might not vote
-    novelty: Novelty
-
-    @property
-    def excluded(self) -> NDArray[np.int64]:
-        """Rows that might not vote, ascending."""
-        return np.array(sorted(self.related), dtype=np.int64)
 
 
 def draw_heatmaps(
@@ -119,51 +100,3 @@ def _merge(
         views=np.stack(by_view).astype(np.float32),
         method=method,
     )
-
-
-def measure_views(votes: Sequence[Vote], embedded: Sequence[Embedded]) -> tuple[float, ...]:
-    """The probability of disease that each test-time view gives by itself, members mixed.
-
-    Args:
-        votes: one per member.
-        embedded: what each member made of this one image, with its activations.
-
-    Returns:
-        One probability per view, in the order of ``transforms.build_test_views``, calibrated as
-        the whole is.
-        Members with fewer views leave the others out.
-    """
-    by_member = []
-    for vote, outcome in zip(votes, embedded, strict=True):
-        bundle = vote.member.bundle
-        by_member.append(_answer_views(bundle, outcome, vote.excluded))
-    n_views = min(len(answers) for answers in by_member)
-    weights = [vote.member.weight for vote in votes]
-    mixed = np.average([answers[:n_views] for answers in by_member], axis=0, weights=weights)
-    return tuple(float(p) for p in mixed)
-
-
-def _answer_views(
-    bundle: ModelBundle, seen: Embedded, excluded: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    disease = bundle.config.disease_index
-    if seen.view_probs is not None:
-        scores = seen.view_probs[:, 0, disease].astype(np.float64)
-    else:
-        assert seen.view_embeddings is not None  # only ``without_tensors`` drops them
-        views = seen.view_embeddings[:, 0]
-        barred = [excluded] * len(views)
-        ballots = cast_votes(bundle.gallery, views, bundle.n_shown, excluded=barred)
-        scores = read_shares(ballots, bundle.gallery.labels, class_index=disease)
-    return bundle.contents.calibration.apply(scores)
-
-
-def compute_close_limit(votes: Sequence[Vote]) -> float:
-    """The distance beyond which no training image is called close.
-
-    It is the usual distance (median) of two training images of one class, the voting members'
-    mean: nearer than that, an image is more alike than its label alone makes it.
-    """
-    voting = [v for v in votes if v.member.bundle.has_vote] or list(votes)
-    limits = [vote.member.bundle.typical_distance for vote in voting]
-    return float(np.average(limits, weights=[vote.member.weight for vote in voting]))

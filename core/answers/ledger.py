@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.answers.diagnosis import LeftOut, Neighbour
-from core.answers.heatmaps import Vote
+from core.answers.votes import Vote
 from core.models.ensemble import Model
 
 

@@ -22,8 +22,9 @@ from core.assessment.model_comparison import Comparison, find_comparison
 from core.assessment.store import find_gallery_id
 from core.config import build_record
 from core.errors import CheckpointError, ConfigError
+from core.files.whole import write_text
 from core.models import registry
-from core.models.bundle_files import read_bundle_config, read_json, write_text
+from core.models.bundle_files import read_bundle_config, read_json
 from core.models.ensemble import mix_validation
 from core.models.registry import ModelSummary, find_model
 from core.stats.metrics import rank_auroc

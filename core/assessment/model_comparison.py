@@ -19,8 +19,8 @@ from core.config import build_record
 from core.data.datasets import Dataset, load_record
 from core.data.manifest import read_columns
 from core.errors import CheckpointError, ConfigError, DataError, ImageError
+from core.files.whole import write_text
 from core.images.decode import encode_jpeg, thumbnail
-from core.models.bundle_files import write_text
 from core.models.ensemble import Model
 from core.network.embedder import Progress
 from core.stats.paired_tests import DeLong, McNemar, compare_aurocs, compare_calls

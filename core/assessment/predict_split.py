@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.answers.heatmaps import Vote
-from core.answers.votes import join_novelty, mix_votes, read_batch
+from core.answers.votes import Vote, join_novelty, mix_votes, read_batch
 from core.data.datasets import Dataset, Record, load_ahead
 from core.errors import DataError, ImageError
 from core.images.decode import Image

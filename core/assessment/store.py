@@ -25,9 +25,10 @@ from core.assessment.record import Evaluation
 from core.config import Settings
 from core.errors import CheckpointError, CoreError
 from core.files import abandoned
+from core.files.whole import write_text
 from core.gallery.corrections_db import open_store
 from core.models.bundle import check_model_id
-from core.models.bundle_files import read_bundle_config, read_json, write_text
+from core.models.bundle_files import read_bundle_config, read_json
 from core.models.registry import ModelSummary, find_model, list_models
 
 SCHEMA_VERSION = 1

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from core.answers.diagnosis import RESEARCH_USE, Diagnosis, to_csv, to_json
+from core.answers.diagnosis import RESEARCH_USE, Diagnosis
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
@@ -23,6 +23,7 @@ from core.cli.terminal import (
     write_text,
 )
 from core.errors import ConfigError, CoreError
+from core.export.worklist import to_csv, to_json
 
 _STEM_BYTES = 100  # of a file's name in its heatmap's: with the rest it stays under any limit
 

@@ -60,7 +60,7 @@ def findings(
     """What deserves a look in a gallery: wrong answers, suspect labels, repeats, outliers."""
     from core.exploring import review_lists as finding
     from core.exploring.gallery_table import explore, prepare, read_manifest
-    from core.gallery.selection import export_csv
+    from core.export.tables import export_csv
     from core.models.registry import load_bundle
 
     machine = read_settings(checkpoints)

@@ -49,8 +49,8 @@ def train(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Check the data and queue a fine-tuning run; it goes on when this terminal is closed."""
+    from core.config.presets import build_config
     from core.data.datasets import read_dataset
-    from core.jobs.work import build_config
     from core.models.bundle import check_model_id
     from core.training.ensemble import name_members
 

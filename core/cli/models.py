@@ -215,8 +215,8 @@ def estimate(
 ) -> None:
     """Measure a few steps here and say what time, memory and disk a run will take."""
     from core.cli.terminal import quiet_lightning
+    from core.config.presets import build_config
     from core.data.datasets import read_dataset
-    from core.jobs.work import build_config
     from core.training.cost_estimate import run_trial
 
     config = build_config(

@@ -1,6 +1,8 @@
 """The presets: which backbones, and the recipes that train them."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from core.config.sections import (
     RECIPES,
@@ -94,3 +96,16 @@ def build_preset(name: str, *, recipe: str = RECIPES[0]) -> RunConfig:
         return config
     overrides = [*_ROBUST, *(_ROBUST_OFFLINE if name == "offline" else ())]
     return dataclasses.replace(config.with_overrides(overrides), recipe=recipe)
+
+
+def build_config(params: Mapping[str, Any]) -> RunConfig:
+    """The recipe of a train or trial job: preset, recipe, objective, seed, overrides.
+
+    Raises:
+        ConfigError: unknown or out of range.
+    """
+    chosen = [f"objective.name={params.get('objective', 'triplet')}"]
+    chosen.append(f"train.seed={params.get('seed', 0)}")
+    overrides = [*chosen, *params.get("overrides", [])]
+    recipe = params.get("recipe", RECIPES[0])
+    return build_preset(params.get("preset", "offline"), recipe=recipe).with_overrides(overrides)

@@ -5,7 +5,6 @@ array. A notebook gets the same from ``explore``. Answers on training images are
 the network has seen those images: they look better than on new ones.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 from core.data import manifest
 from core.errors import DataError
 from core.exploring.map_store import load_neighbours
-from core.gallery.corrections import Change, GalleryState
+from core.gallery.corrections import Change
 from core.gallery.leave_one_out import LeaveOneOut, NeighbourTable, compute_leave_one_out
-from core.models.bundle import Member, ModelBundle
-from core.models.ensemble import Ensemble, Model
+from core.models.bundle import Member
+from core.models.corrected import curate
+from core.models.ensemble import Model
 
 Progress = Callable[[float, str], None]
 _MAX_VALUES = 12  # a numeric column with more different values is shown as a scale
@@ -156,29 +156,6 @@ def _mix(members: Sequence[Member], votes: Sequence[LeaveOneOut], *, n: int) -> 
     mixed: NDArray[np.float64] = np.full(n, np.nan)
     np.divide(total, weight, out=mixed, where=weight > 0)
     return mixed
-
-
-def curate(model: Model, states: Mapping[str, GalleryState]) -> Model:
-    """The same model voting with other corrections; networks are shared, nothing is reloaded.
-
-    Args:
-        model: loaded.
-        states: by the training data's id; a member whose data is not named keeps its own.
-    """
-    if isinstance(model, Ensemble):
-        members = tuple(
-            dataclasses.replace(member, bundle=_curate_bundle(member.bundle, states))
-            for member in model.members
-        )
-        return dataclasses.replace(model, members=members)
-    return _curate_bundle(model, states)
-
-
-def _curate_bundle(bundle: ModelBundle, states: Mapping[str, GalleryState]) -> ModelBundle:
-    state = states.get(bundle.config.data_id, bundle.curation)
-    curated = dataclasses.replace(bundle, curation=state)
-    _ = curated.gallery  # a state that cannot be applied says so here
-    return curated
 
 
 @dataclass(frozen=True)

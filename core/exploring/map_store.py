@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from core.errors import JobError
+from core.files.whole import write_text
 from core.gallery.leave_one_out import NeighbourTable, find_neighbours
 from core.gallery.projection import MapSettings, compute_cache_key, fit_map
 from core.gallery.projection_quality import MapQuality, measure_map
 from core.models.bundle import ModelBundle
-from core.models.bundle_files import write_text
 
 FOLDER = "maps"
 N_SPARE = 30  # neighbours kept beyond K, so that images can be set aside without a new search

@@ -21,7 +21,8 @@ from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Spacer, Table
 
 from core.answers.diagnosis import RESEARCH_USE, Diagnosis, Novelty, write_percent
-from core.answers.scrutiny import HEATMAP_METHODS, Scrutiny, describe_reliability
+from core.answers.reliability import describe_reliability
+from core.answers.scrutiny import HEATMAP_METHODS, Scrutiny
 from core.errors import ImageError
 from core.explanations.grad_cam import overlay, resize_heatmap
 from core.export.pdf_text import spell

@@ -1,12 +1,10 @@
-"""Which images are meant: inside a drawn outline, passing filters, found by name; and their export.
+"""Which images are meant: inside a drawn outline, passing filters, found by name.
 
 Owns masks over the rows of a table. Knows nothing of models or maps: coordinates and columns come
 in as arrays. A filter is a record with its JSON, so that it can be saved.
 """
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,40 +124,3 @@ def count_values(values: NDArray[Any]) -> dict[str, int]:
     names, counts = np.unique(values.astype(str), return_counts=True)
     pairs = zip(names.tolist(), counts.tolist(), strict=True)
     return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
-
-
-def export_csv(
-    rows: NDArray[np.int64], keys: Sequence[str], columns: Mapping[str, NDArray[Any]]
-) -> str:
-    """The selected rows as a table; cells that a spreadsheet would run are quoted."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["file", *columns])
-    for row in rows.tolist():
-        cells = [_write_cell(values[row]) for values in columns.values()]
-        writer.writerow([_defuse(cell) for cell in (keys[row], *cells)])
-    return out.getvalue()
-
-
-def export_listing(rows: NDArray[np.int64], keys: Sequence[str], *, root: str) -> str:
-    """The selected files, one full path a line, for ``xargs``, ``rsync --files-from`` and alike."""
-    base = root.rstrip("/")
-    return "".join(f"{base}/{keys[row]}\n" for row in rows.tolist())
-
-
-def _write_cell(value: Any) -> str:
-    if isinstance(value, np.floating | float):
-        return "" if np.isnan(value) else f"{value:.6g}"
-    return str(value)
-
-
-def _defuse(cell: str) -> str:
-    return f"'{cell}" if cell[:1] in tuple("=+-@\t\r") and not _is_number(cell) else cell
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 
-from core.config import RECIPES, RunConfig, Settings, TrainConfig, build_preset
+from core.config import RunConfig, Settings, TrainConfig
+from core.config.presets import build_config
 from core.errors import CoreError, JobError
 from core.jobs import ending, state
 
@@ -56,19 +57,6 @@ class Work:
             val_fraction=config.train.val_fraction,
             seed=config.train.seed,
         )
-
-
-def build_config(params: Mapping[str, Any]) -> RunConfig:
-    """The recipe of a train or trial job: preset, recipe, objective, seed, overrides.
-
-    Raises:
-        ConfigError: unknown or out of range.
-    """
-    chosen = [f"objective.name={params.get('objective', 'triplet')}"]
-    chosen.append(f"train.seed={params.get('seed', 0)}")
-    overrides = [*chosen, *params.get("overrides", [])]
-    recipe = params.get("recipe", RECIPES[0])
-    return build_preset(params.get("preset", "offline"), recipe=recipe).with_overrides(overrides)
 
 
 def _train(work: Work) -> dict[str, Any]:

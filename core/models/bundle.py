@@ -22,7 +22,7 @@ from core.gallery.search import Gallery
 from core.images.decode import decode
 from core.network.backbone import BackboneInfo
 from core.network.embedder import Embedder
-from core.stats.metrics import Calibration
+from core.stats.calibration import Calibration
 
 _N_SHOWN_BY_CLASSIFIER = 15
 _N_SAMPLED = 512  # gallery rows behind the typical distance

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from core.config import Settings, build_record
 from core.errors import CheckpointError, ConfigError, CoreError
 from core.files.mapped_memory import release_pages
+from core.files.whole import hash_file, write_text
 from core.gallery import novelty
 from core.gallery.corrections import GalleryState
 from core.gallery.corrections_db import CurationStore, default_url
@@ -34,7 +35,7 @@ from core.network.backbone import Backbone
 from core.network.build import build_embedder
 from core.network.devices import choose_device, choose_precision
 from core.network.embedder import Embedder
-from core.stats.metrics import Calibration
+from core.stats.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def _load_net(folder: Path, config: BundleConfig, embedder: Embedder) -> None:
     path, net = folder / WEIGHTS_FILE, embedder.net
     kinds = {key: value.dtype for key, value in net.state_dict().items()}
     try:
-        if _hash_file(path) != config.weights_sha256:
+        if hash_file(path) != config.weights_sha256:
             raise _damaged(folder, f"{WEIGHTS_FILE} does not match its recorded hash")
         state = load_file(path)
         net.load_state_dict(state, assign=True)
@@ -301,18 +302,3 @@ def _damaged(folder: Path, reason: str) -> CheckpointError:
         code="checkpoint.damaged",
         params={"model_id": folder.name, "reason": reason},
     )
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole: temporary name, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)

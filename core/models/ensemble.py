@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from core.config import SCHEMA_VERSION, Settings, build_record
 from core.errors import CheckpointError, ConfigError
+from core.files.whole import write_text
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
 from core.models.bundle import BundleConfig, Member, ModelBundle, check_model_id
-from core.models.bundle_files import read_bundle, read_bundle_config, read_json, write_text
+from core.models.bundle_files import read_bundle, read_bundle_config, read_json
 from core.stats import metrics as evaluation
 
 KIND = "ensemble"

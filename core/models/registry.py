@@ -13,8 +13,9 @@ from pathlib import Path
 from core.config import Settings
 from core.errors import CheckpointError, CoreError
 from core.files import abandoned
+from core.files.whole import write_text
 from core.models.bundle import MODEL_ID
-from core.models.bundle_files import read_bundle, read_bundle_config, read_json, write_text
+from core.models.bundle_files import read_bundle, read_bundle_config, read_json
 from core.models.ensemble import Model, is_ensemble, read_ensemble, read_record
 
 _ACTIVE_FILE = "active"

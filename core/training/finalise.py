@@ -18,6 +18,7 @@ from core.gallery.voting import cast_votes, read_shares
 from core.models.bundle import BundleConfig, Contents
 from core.network.embedder import Embedded, Embedder
 from core.stats import metrics
+from core.stats.calibration import fit_calibration
 from core.training.fitting import Log, compute_separation, compute_spread, find_collapse
 from core.training.trunk_cache import TrunkCache
 
@@ -71,7 +72,7 @@ def finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log)
             cache, dataset, gallery, queries, val_rows, labels, config=config
         )
     groups = [cache.records[row].group or "" for row in val_rows]
-    calibration = metrics.fit_calibration(is_disease, scores, k=found.k, groups=groups)
+    calibration = fit_calibration(is_disease, scores, k=found.k, groups=groups)
     p_disease = calibration.apply(scores)
     report = metrics.evaluate(is_disease, p_disease, groups=groups)
     spread = compute_spread(embeddings)

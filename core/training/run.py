@@ -19,8 +19,9 @@ from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.files.locks import hold_run
+from core.files.whole import write_text
 from core.models.bundle import check_model_id
-from core.models.bundle_files import freeze_trained, save_bundle, write_text
+from core.models.bundle_files import freeze_trained, save_bundle
 from core.network.build import build_embedder
 from core.network.embedder import Embedder, Progress
 from core.training.finalise import describe, finish, write_card

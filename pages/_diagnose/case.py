@@ -8,6 +8,7 @@ import streamlit as st
 
 from core.answers import scrutiny as second_look
 from core.answers.diagnosis import Diagnosis
+from core.answers.reliability import describe_reliability
 from core.models.ensemble import Model
 from pages._charts import cases as charts
 from pages._diagnose.display import show_controls, show_patient_tags, warn_of_text
@@ -135,7 +136,7 @@ def _show_probability(model: Model, diagnosis: Diagnosis) -> None:
 
 def _show_reliability(model: Model) -> None:
     """What the held-out validation images say of these probabilities."""
-    known = second_look.describe_reliability(model)
+    known = describe_reliability(model)
     if known is None:
         return
     before = (

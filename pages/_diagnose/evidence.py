@@ -5,10 +5,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core.answers import scrutiny
 from core.answers.diagnosis import Diagnosis, Neighbour
 from core.images.decode import fit_square
 from core.models.ensemble import Model
+from core.models.originals import load_case
 from pages import _shared as shared
 from pages._charts import cases as charts
 from pages._text import _, class_label, ngettext, percent, plain
@@ -141,7 +141,7 @@ def _show_side_by_side(model: Model, diagnosis: Diagnosis) -> None:
             st.caption(_("Your image"))
         with right:
             st.image(
-                fit_square(scrutiny.load_case(model, index), side=_SIDE_PX),
+                fit_square(load_case(model, index), side=_SIDE_PX),
                 width="stretch",
                 output_format="PNG",
                 alt=_("Training image number {rank}, labelled {name}").format(

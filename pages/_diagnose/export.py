@@ -10,11 +10,12 @@ from pathlib import PurePath
 
 import streamlit as st
 
-from core.answers.diagnosis import Diagnosis, dump_json, to_csv
+from core.answers.diagnosis import Diagnosis
 from core.answers.scrutiny import HEATMAP_METHODS, Scrutiny
 from core.errors import CoreError
 from core.explanations.grad_cam import outline, overlay, resize_heatmap
 from core.export import case_dicom, case_pdf
+from core.export.worklist import dump_json, to_csv
 from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._diagnose.sources import Source

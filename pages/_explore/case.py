@@ -3,7 +3,6 @@
 import numpy as np
 import streamlit as st
 
-from core.answers import scrutiny
 from core.answers.diagnose import diagnose
 from core.errors import CoreError
 from core.explanations.grad_cam import overlay, resize_heatmap
@@ -12,6 +11,7 @@ from core.exploring.gallery_table import Exploration
 from core.gallery.corrections import Change
 from core.gallery.leave_one_out import NeighbourTable
 from core.models.ensemble import Model
+from core.models.originals import load_image
 from pages import _shared as shared
 from pages._explore import data
 from pages._explore.words import value_label
@@ -212,7 +212,7 @@ def _show_neighbours(model: Model, tables: Tables, table: Exploration, row: int)
 def _show_heatmap(model: Model, row: int) -> None:
     if st.button(_("Show the heatmap"), key="explore_heatmap", icon=":material/blur_on:"):
         with st.spinner(_("Reading the image …")):
-            image, is_original = scrutiny.load_image(model, row)
+            image, is_original = load_image(model, row)
             diagnosis = diagnose(model, [image])[0]
         if not is_original:
             st.caption(

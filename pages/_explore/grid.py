@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from core.errors import CoreError
 from core.exploring.gallery_table import Exploration
 from core.exploring.review_lists import N_OUTLIERS, Finding, embed_query, find_similar
+from core.export.tables import export_csv, export_listing
 from core.gallery.corrections import Change
 from core.gallery.leave_one_out import NeighbourTable
-from core.gallery.selection import count_values, export_csv, export_listing
+from core.gallery.selection import count_values
 from core.images import decode
 from core.models.ensemble import Model
 from pages import _shared as shared

@@ -7,8 +7,8 @@ import streamlit as st
 
 from core import jobs
 from core.config import OBJECTIVES, PRESETS, RECIPES, Settings, build_preset
+from core.config.presets import build_config
 from core.errors import ConfigError, CoreError
-from core.jobs.work import build_config
 from core.models.bundle import check_model_id
 from core.training.ensemble import name_members
 from pages import _shared as shared

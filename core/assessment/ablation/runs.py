@@ -22,7 +22,8 @@ from core.assessment.predict_split import SplitReading, describe_reading, read_s
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset
 from core.errors import ConfigError
-from core.models.bundle_files import read_bundle_config, write_text
+from core.files.whole import write_text
+from core.models.bundle_files import read_bundle_config
 from core.models.ensemble import Model, build_ensemble
 from core.models.registry import load_bundle
 from core.network.embedder import Progress

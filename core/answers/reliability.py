@@ -1,0 +1,87 @@
+"""How often answers like this one were right on validation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.models.ensemble import Model, mix_validation
+from core.stats import metrics
+
+COVERAGES = (1.0, 0.9, 0.8)
+_MIN_VALIDATION = 20  # images; below, shares of them say nothing
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Accuracy when only the surest share of the images is answered."""
+
+    share: float
+    accuracy: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How a model's probabilities did on its validation images."""
+
+    n: int
+    ece_before: float | None  # of the raw vote; None for a vote of several models
+    ece: float  # calibration error of the probabilities shown
+    method: str  # "temperature", "isotonic", or "vote" of several models
+    is_held_out: bool  # whether ``ece`` is of folds that the calibration did not see
+    coverage: tuple[Coverage, ...]  # at COVERAGES
+    answered: Coverage | None  # at the model's own abstain zone; None where it answers nothing
+
+
+def describe_reliability(model: Model) -> Reliability | None:
+    """What the model's validation images say of its probabilities.
+
+    None where too few images were held out, or where members of a vote held out different ones.
+    """
+    truth, p_disease = _read_validation(model)
+    if len(truth) < _MIN_VALIDATION or len(np.unique(truth)) < 2:
+        return None
+    sure = np.abs(p_disease - 0.5) >= model.abstain_margin
+    right = (p_disease > 0.5) == truth
+    calibration = model.members[0].bundle.contents.calibration
+    is_single = len(model.members) == 1
+    return Reliability(
+        n=len(truth),
+        ece_before=calibration.ece_before if is_single else None,
+        ece=calibration.ece_after if is_single else metrics.compute_ece(truth, p_disease),
+        method=calibration.method if is_single else "vote",
+        is_held_out=is_single and calibration.n_folds > 0,
+        coverage=tuple(compute_coverage(truth, p_disease, share=share) for share in COVERAGES),
+        answered=Coverage(float(sure.mean()), float(right[sure].mean()), int(sure.sum()))
+        if sure.any()
+        else None,
+    )
+
+
+def compute_coverage(
+    is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating], *, share: float
+) -> Coverage:
+    """Accuracy on the surest share of the images, rounded up to whole images.
+
+    Args:
+        is_disease: (N,) truth, N of at least 1.
+        p_disease: (N,) probability; sure is far from 0.5.
+        share: 0..1; ties at the border go in order.
+    """
+    n = max(1, int(np.ceil(share * len(p_disease) - 1e-9)))
+    surest = np.argsort(-np.abs(p_disease - 0.5), kind="stable")[:n]
+    right = (p_disease[surest] > 0.5) == is_disease[surest]
+    return Coverage(share, float(right.mean()), n)
+
+
+def _read_validation(model: Model) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Truth and the members' mixed probabilities; empty where they cannot be put together."""
+    mixed = mix_validation(
+        [member.bundle.metrics for member in model.members],
+        data_ids=[member.bundle.config.data_id for member in model.members],
+        weights=[member.weight for member in model.members],
+    )
+    if mixed is None:
+        return np.zeros(0, bool), np.zeros(0)
+    return np.array(mixed["is_disease"], dtype=bool), mixed["p_disease"]

@@ -1,0 +1,129 @@
+"""Answers as JSON and CSV, in the form that other programs read."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+
+from core.answers.diagnosis import RESEARCH_USE, Diagnosis
+from core.export.tables import defuse
+
+
+def to_json(
+    diagnosis: Diagnosis, *, heatmap_files: Mapping[str, str] | None = None
+) -> dict[str, object]:
+    """Return the agreed plain-JSON form (DESIGN section 4); numbers rounded to 6 places.
+
+    The contract has a class and its probabilities of an image without an answer too: ``answer`` is
+    null there.
+
+    Args:
+        diagnosis: one answer.
+        heatmap_files: backbone name -> file written, when heatmaps were saved.
+    """
+    novelty = diagnosis.novelty
+    return {
+        "file": diagnosis.file,
+        "status": diagnosis.status,
+        "answer": diagnosis.answer,
+        "predicted_class": diagnosis.predicted_class,
+        "probabilities": _rounded(diagnosis.probabilities),
+        "vote_shares": _rounded(diagnosis.vote_shares),
+        "neighbours": [
+            {
+                "rank": n.rank,
+                "file": n.key,
+                "label": n.class_name,
+                "distance": round(n.distance, 6),
+                "weight": round(n.weight, 6),
+                "share": round(n.share, 6),
+            }
+            for n in diagnosis.neighbours
+        ],
+        "left_out": [{"file": n.key, "reason": n.reason} for n in diagnosis.left_out],
+        "members": [
+            {
+                "model_id": m.model_id,
+                "probabilities": _rounded(m.probabilities),
+                "weight": round(m.weight, 6),
+            }
+            for m in diagnosis.members
+        ],
+        "novelty": None
+        if novelty is None
+        else {
+            "distance_percentile": round(novelty.distance_percentile, 3),
+            "is_novel": novelty.is_novel,
+        },
+        "abstain_reason": diagnosis.abstain_reason,
+        "has_close_case": diagnosis.has_close_case,
+        "view_probabilities": [round(p, 6) for p in diagnosis.view_probabilities],
+        "heatmaps": dict(heatmap_files or {}),
+        "frame": diagnosis.frame,
+        "n_frames": diagnosis.n_frames,
+        "window": diagnosis.window,
+        "is_inverted": diagnosis.is_inverted,
+        "burned_in_text": bool(diagnosis.burned_in),
+        "synthetic_mark": diagnosis.has_synthetic_mark,
+        "reader": None
+        if diagnosis.reader is None
+        else {
+            "class": diagnosis.reader.class_name,
+            "confidence": diagnosis.reader.confidence,
+            "created": diagnosis.reader.created,
+            "before_answer": diagnosis.reader.is_before_answer,
+        },
+        "model_id": diagnosis.model_id,
+        "data_id": diagnosis.data_id,
+        "created": diagnosis.created,
+        "notice": RESEARCH_USE,
+        "error": diagnosis.error,
+    }
+
+
+def dump_json(diagnoses: Sequence[Diagnosis]) -> str:
+    """Return the whole list as indented JSON text."""
+    return json.dumps([to_json(d) for d in diagnoses], indent=2, ensure_ascii=False)
+
+
+def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
+    """Return a worklist table, one row per file. Cells that a spreadsheet would run are quoted.
+
+    It says what the screen says: no class without an answer, no probability of a novel image.
+    """
+    classes = sorted({name for d in diagnoses for name in d.probabilities})
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(
+        [
+            *("file", "status", "predicted_class"),
+            *(f"p_{c}" for c in classes),
+            *("distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"),
+            *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
+            *("abstain_reason", "frame_number", "n_frames"),  # the frame as DICOM counts, from 1
+            *("window_centre", "window_width", "is_inverted", "reader_before_answer"),
+        ]
+    )
+    for d in diagnoses:
+        nearest = d.nearest
+        shown = {} if d.abstain_reason == "novel" else d.probabilities
+        row: list[object] = [d.file, d.status, d.answer or ""]
+        row += [f"{shown[c]:.4f}" if c in shown else "" for c in classes]
+        row += (
+            [f"{d.novelty.distance_percentile:.1f}", d.novelty.is_novel] if d.novelty else ["", ""]
+        )
+        row += [nearest.key, f"{nearest.distance:.4f}"] if nearest else ["", ""]
+        row += [d.model_id, d.data_id, d.created]
+        row += [d.reader.class_name, f"{d.reader.confidence:.2f}"] if d.reader else ["", ""]
+        row += [d.error or "", RESEARCH_USE, d.abstain_reason or ""]
+        if d.status == "rejected":
+            row += [""] * 5
+        else:
+            row += [d.frame + 1, d.n_frames, *(d.window or ("", "")), d.is_inverted]
+        row += [d.reader.is_before_answer if d.reader else ""]
+        writer.writerow([defuse(cell) for cell in row])
+    return out.getvalue()
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(float(value), 6) for name, value in values.items()}
