@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from core.config import Settings
 from core.errors import ConfigError
+from core.files import whole
 
 CONSOLE = Console(stderr=True)
 
@@ -61,9 +61,7 @@ def _drop_nan(value: object) -> object:
 def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.writing")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        whole.write_text(path, text)
     except OSError as err:
         raise ConfigError(f"cannot write {path} ({err.strerror}).") from err
 

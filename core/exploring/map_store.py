@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from core.errors import JobError
-from core.files.whole import write_text
+from core.files.whole import write_text, write_whole
 from core.gallery.leave_one_out import NeighbourTable, find_neighbours
 from core.gallery.projection import MapSettings, compute_cache_key, fit_map
 from core.gallery.projection_quality import MapQuality, measure_map
@@ -215,7 +215,5 @@ def _save_map(path: Path, fitted: FittedMap) -> None:
 
 
 def _save_arrays(path: Path, **arrays: Any) -> None:
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    with temporary.open("wb") as handle:
+    with write_whole(path, durable=False) as temporary, temporary.open("wb") as handle:
         np.savez(handle, **arrays)
-    temporary.replace(path)

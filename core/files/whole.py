@@ -1,20 +1,53 @@
-"""Files written whole: under a temporary name, then renamed; and their hashes."""
+"""Files written whole: under a temporary name, then renamed; and their hashes.
+
+A reader finds the old file or the new one, never half of either. A writer that fails leaves no
+temporary file; what a killed one leaves bears its process id (core.files.abandoned).
+"""
 
 import hashlib
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole: temporary name, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+@contextmanager
+def write_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; rename it when the block ends.
+
+    Args:
+        path: the file that is to appear or to be replaced; its folder must exist.
+        durable: flush to the disk before the rename, so that it survives a power cut.
+
+    Raises:
+        OSError: from the block, the flush or the rename; the temporary file is gone then.
+    """
+    temporary = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
+    try:
+        yield temporary
+        if durable:
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a whole text file as UTF-8; see ``write_whole``."""
+    with write_whole(path, durable=durable) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a whole binary file; see ``write_whole``."""
+    with write_whole(path, durable=durable) as temporary:
+        temporary.write_bytes(data)

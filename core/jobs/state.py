@@ -19,6 +19,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from core.errors import JobError
+from core.files.whole import write_text
 
 # Work of one lane runs one at a time; looking at data must not wait for hours of training.
 LANES = {
@@ -247,15 +248,5 @@ def is_alive(process: ProcessId | None) -> bool:
 
 
 def write_json(path: Path, value: object, *, durable: bool = False) -> None:
-    """Write a file whole: temporary name, flushed if it must survive a power cut, renamed."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as handle:
-            json.dump(value, handle, ensure_ascii=False)
-            if durable:
-                handle.flush()
-                os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a JSON file whole; ``durable``: it must survive a power cut."""
+    write_text(path, json.dumps(value, ensure_ascii=False), durable=durable)

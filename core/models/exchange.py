@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from core.config import Settings
 from core.errors import BackboneError, CheckpointError, CoreError
+from core.files.whole import write_whole
 from core.models.bundle import check_model_id
 from core.models.bundle_files import WEIGHTS_FILE, read_bundle, read_bundle_config
 from core.models.ensemble import is_ensemble, read_record
@@ -59,13 +60,8 @@ def export_model(directory: Path, model_id: str, path: Path) -> Path:
     manifest: dict[str, Any] = {"format": _FORMAT, "model_id": model_id, "folders": folders}
     manifest["sha256"] = _compute_digest(manifest, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
+    with write_whole(path) as temporary:
         save_file(tensors, temporary, metadata={"neighbordx": json.dumps(manifest)})
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     return path
 
 

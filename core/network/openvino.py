@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.files.mapped_memory import release_pages
+from core.files.whole import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -170,9 +171,7 @@ class _Kept:
             if precision != trial.route:
                 for suffix in (".xml", ".bin"):
                     self.find_model(precision).with_suffix(suffix).unlink(missing_ok=True)
-        temporary = self._trial_file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        temporary.write_text(json.dumps(vars(trial)), encoding="utf-8")
-        os.replace(temporary, self._trial_file)
+        write_text(self._trial_file, json.dumps(vars(trial)), durable=False)
         _drop_unused()
 
 

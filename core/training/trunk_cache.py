@@ -9,7 +9,6 @@ bytes a value: bfloat16 of a trunk that runs in it, else float16.
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from core.data.datasets import Record, load_ahead, load_record
 from core.errors import DataError, ImageError
+from core.files.whole import write_text
 from core.images.decode import Image, encode_jpeg, thumbnail
 from core.network.embedder import Embedder, Progress
 from core.network.transforms import augment, build_batch, build_test_views
@@ -292,19 +292,13 @@ class TrunkCache:
         return _Progress(self._key, 0, {}, {})
 
     def _write_progress(self, state: _Progress) -> None:
-        temporary = self.folder / ".progress.json"
-        temporary.write_text(
-            json.dumps(
-                {
-                    "key": state.key,
-                    "n_done": state.n_done,
-                    "sha256": state.sha256,
-                    "skipped": state.skipped,
-                }
-            ),
-            encoding="utf-8",
-        )
-        os.replace(temporary, self.folder / "progress.json")
+        told = {
+            "key": state.key,
+            "n_done": state.n_done,
+            "sha256": state.sha256,
+            "skipped": state.skipped,
+        }
+        write_text(self.folder / "progress.json", json.dumps(told), durable=False)
         self._state = state
 
 

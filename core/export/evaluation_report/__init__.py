@@ -11,6 +11,7 @@ from core.errors import ConfigError
 from core.export.evaluation_report.content import build_report
 from core.export.evaluation_report.html import to_html
 from core.export.evaluation_report.pdf import to_pdf
+from core.files.whole import write_bytes
 
 __all__ = ["build_report", "to_html", "to_pdf", "write_report"]
 
@@ -36,10 +37,8 @@ def write_report(
     if pdf is not None:
         written[pdf] = to_pdf(report)
     for path, data in written.items():
-        temporary = path.with_name(f".{path.name}.writing")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            write_bytes(path, data)
         except OSError as err:
             raise ConfigError(f"cannot write {path} ({err.strerror}).") from err
