@@ -5,8 +5,8 @@ import streamlit as st
 from core.config import Settings
 from pages import _shared as shared
 from pages._finetune.data import choose_data, show_audit
-from pages._finetune.job import show_jobs
 from pages._finetune.recipe import choose_recipe, show_estimate, show_start
+from pages._job import show_jobs
 from pages._text import _
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
-from test_readiness import report
+from test_data_readiness import report
 
 from core import jobs
 from core.config import OBJECTIVES, RECIPES

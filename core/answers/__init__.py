@@ -1,1 +1,1 @@
-"""Image + model -> diagnosis with its evidence."""
+"""Image and model to diagnosis with its evidence."""

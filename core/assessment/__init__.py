@@ -1,1 +1,3 @@
-"""What a model is worth: a split measured, studies, comparison, ablation, the activation gate."""
+"""The performance of a model: a split measured, studies, comparison, ablation, the activation
+gate.
+"""

@@ -1,1 +1,1 @@
-"""The command line, one module per subject; ``core.__main__`` puts them together."""
+"""The commands, one module per subject: arguments and progress bars only."""

@@ -1,4 +1,4 @@
-"""Run configuration, presets and machine settings."""
+"""The run configuration, presets, machine settings."""
 
 from core.config.presets import PRESETS, build_preset
 from core.config.sections import (

@@ -1,3 +1,3 @@
-"""Bytes -> one image: pictures, DICOM, intensity, frames, zips of images, lettering in a picture,
+"""Bytes to one image: pictures, DICOM, intensity, frames, zips of images, lettering in a picture,
 corruption, phantoms.
 """

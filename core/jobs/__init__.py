@@ -1,4 +1,4 @@
-"""Background work: a queue of processes whose state lies on disk.
+"""Work that outlives the page: queue, state, resume.
 
 One job of a lane runs, the others wait in the order they came. Nothing depends on the process that
 asked: page, server or terminal may end, the job goes on and is found again. Owns starting,

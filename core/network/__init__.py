@@ -1,3 +1,3 @@
-"""Pixels -> unit embeddings: backbones cut into trunk and tail, weights, compiled trunks, views,
+"""Pixels to unit embeddings: backbones cut into trunk and tail, weights, compiled trunks, views,
 devices.
 """

@@ -1,1 +1,1 @@
-"""Data -> model: trunk cache, fitting, resume, estimate, the demo."""
+"""Data to model: trunk cache, fitting, resume, estimate, the demo."""

@@ -16,7 +16,7 @@ from core.jobs import Job
 from core.jobs.state import LANES
 from core.models.registry import ModelSummary
 from pages import _shared as shared
-from pages._finetune.job import describe_message, show_cancel
+from pages._job import describe_message, show_cancel
 from pages._text import _, describe, describe_error, moment, ngettext, percent, plain
 
 

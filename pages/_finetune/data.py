@@ -15,7 +15,7 @@ from core.errors import CoreError
 from core.jobs.uploads import delete_upload, list_models_of, list_users
 from pages import _shared as shared
 from pages._finetune.findings import SPLITS, show_findings, show_pictures
-from pages._finetune.job import show_short_job
+from pages._job import show_short_job
 from pages._text import _, class_label, describe, describe_error, plain
 
 SEEDS = tuple(range(10))  # of the validation split and the adapter; the check looks at all

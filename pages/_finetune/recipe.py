@@ -13,7 +13,7 @@ from core.models.bundle import check_model_id
 from core.training.ensemble import name_members
 from pages import _shared as shared
 from pages._finetune.data import SEEDS, read_findings
-from pages._finetune.job import show_short_job
+from pages._job import show_short_job
 from pages._text import N_, _, describe, describe_error, plain
 
 _PRESET_WORDS = {

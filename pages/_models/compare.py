@@ -15,7 +15,7 @@ from core.models import registry
 from core.models.registry import ModelSummary
 from core.stats.paired_tests import write_p
 from pages import _shared as shared
-from pages._finetune.job import show_short_job
+from pages._job import show_short_job
 from pages._text import N_, _, class_label, describe_error, percent, plain
 
 _CHANGES = {

@@ -22,8 +22,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from safetensors.torch import load, save
-from test_archives import SETTINGS, read
-from test_data_zip import LIMITS, pack
+from test_data_uploads import LIMITS, pack
+from test_models_exchange import SETTINGS, read
 
 from core.data.datasets import read_dataset
 from core.data.uploads import store, uploads_dir
