@@ -8,6 +8,7 @@ import streamlit as st
 
 from core.config import Settings
 from core.errors import CoreError
+from core.explanations.methods import METHODS
 from core.gallery.corrections_db import CurationStore, default_url
 from core.models import registry
 from core.models.corrected import curate
@@ -206,3 +207,9 @@ def show_errors() -> Iterator[None]:
             icon=":material/error:",
         )
         st.stop()
+
+
+def heatmap_method_label(key: str) -> str:
+    """The name of a heatmap method, translated where it is a phrase and not a proper name."""
+    translated = {"integrated": _("integrated gradients of the vote")}
+    return translated.get(key) or (METHODS[key].name if key in METHODS else key)

@@ -12,11 +12,11 @@ import pytest
 from core.answers.diagnose import diagnose
 from core.answers.diagnosis import Diagnosis, Heatmap, Novelty
 from core.answers.reliability import compute_coverage, describe_reliability
-from core.answers.scrutiny import HEATMAP_METHODS, compute_map_agreement, draw_maps, scrutinise
+from core.answers.scrutiny import compute_map_agreement, draw_maps, scrutinise
 from core.answers.votes import Vote, compute_close_limit
 from core.errors import ConfigError, ShapeError
 from core.explanations.grad_cam import find_voters
-from core.explanations.integrated_gradients import INTEGRATED, explain_vote
+from core.explanations.methods import explain_vote, list_offered
 from core.gallery.voting import cast_votes
 from core.images.decode import decode, encode_png
 from core.images.phantom import draw
@@ -31,7 +31,7 @@ def case(tiny_ensemble: Ensemble) -> Diagnosis:
     return diagnose(tiny_ensemble, [image])[0]
 
 
-@pytest.mark.parametrize("method", HEATMAP_METHODS)
+@pytest.mark.parametrize("method", list_offered())
 def test_every_heatmap_is_tested_for_either_class(
     tiny_ensemble: Ensemble, case: Diagnosis, method: str
 ) -> None:
@@ -50,13 +50,14 @@ def test_every_heatmap_is_tested_for_either_class(
 def test_maps_by_integrated_gradients_are_those_of_the_vote(tiny_bundle: ModelBundle) -> None:
     image = decode(encode_png(draw(900001, is_diseased=True, size=96).pixels), name="a.png")
     case = diagnose(tiny_bundle, [image])[0]
-    maps = draw_maps(tiny_bundle, case, class_name="disease", method=INTEGRATED)
+    maps = draw_maps(tiny_bundle, case, class_name="disease", method="integrated")
     embedded = tiny_bundle.embedder.embed_batch([image.pixels])
     expected = explain_vote(
         tiny_bundle.embedder,
         [a[:, 0] for a in embedded.activations],
         class_index=tiny_bundle.class_names.index("disease"),
         neighbours=find_voters(tiny_bundle.gallery, embedded.embeddings[0], k=tiny_bundle.n_shown),
+        method="integrated",
     )
     assert {m.backbone for m in maps} == set(expected)
     for heatmap in maps:

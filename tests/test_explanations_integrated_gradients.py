@@ -8,13 +8,12 @@ from core.config import Settings, build_preset
 from core.errors import ConfigError
 from core.explanations.grad_cam import find_voters, randomise_net, resize_heatmap
 from core.explanations.integrated_gradients import (
-    ALL_METHODS,
     Recipe,
     compute_log_odds,
     draw_shares,
-    explain_vote,
     integrate_vote,
 )
+from core.explanations.methods import METHODS, explain_vote
 from core.images.phantom import draw
 from core.models.bundle import ModelBundle
 from core.network.build import build_embedder
@@ -49,7 +48,7 @@ def test_the_shares_sum_to_the_change_of_the_log_odds(tiny_bundle: ModelBundle) 
     assert {maps.shape[0] for maps in shares.values()} == {4}  # one per view
 
 
-@pytest.mark.parametrize("method", ALL_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_one_map_per_backbone(tiny_bundle: ModelBundle, method: str) -> None:
     maps = explain_one(tiny_bundle, method)
     assert set(maps) == {"convnext_atto", "vit_tiny_patch16_224"}
@@ -126,6 +125,7 @@ def test_the_map_gathers_at_what_moves_the_vote() -> None:
             [a[:, 0] for a in embedder.embed_batch([marked]).activations],
             class_index=1,
             neighbours=[[reference[:1], reference[1:] + np.float32(0.01)]],
+            method="integrated",
         )
         for name, heatmap in maps.items():
             fine = resize_heatmap(heatmap, height=288, width=288)

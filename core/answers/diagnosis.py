@@ -84,7 +84,7 @@ class Heatmap:
     class_name: str
     values: NDArray[np.float32]  # (h, w) in [0, 1], at the network's resolution
     views: NDArray[np.float32]  # (V, h, w) the same of each test-time view alone, upright
-    method: str = "grad-cam"  # of ``core.explanations.integrated_gradients.ALL_METHODS``
+    method: str = "grad-cam"  # of ``core.explanations.methods``
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,16 @@ resolution: a few hundred numbers, brought to the picture where they are shown
 (``core.explanations.grad_cam.resize_heatmap``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.answers.diagnosis import Heatmap
 from core.explanations import grad_cam
+from core.explanations.methods import SHOWN, ViewMaps
 from core.models.bundle import Member, ModelBundle
 from core.network.embedder import Embedded
-
-# As explain.compute_view_heatmaps: backbone name -> (V, h, w) float32, signed or not, upright.
-ViewMaps = Callable[..., dict[str, NDArray[np.float32]]]
 
 
 def draw_heatmaps(
@@ -26,8 +24,8 @@ def draw_heatmaps(
     *,
     class_names: Sequence[str],
     excluded: Sequence[Sequence[int]],
-    method: str = "grad-cam",
-    compute: ViewMaps | None = None,
+    method: str = SHOWN,
+    draw_views: ViewMaps | None = None,
 ) -> tuple[Heatmap, ...]:
     """One heatmap per class and backbone: the weighted mean over the members that see through it.
 
@@ -36,9 +34,9 @@ def draw_heatmaps(
         embedded: what each member made of this one image, with its activations.
         class_names: the classes to argue for.
         excluded: per member the gallery rows that may not vote.
-        method: what ``compute`` does, by its name; kept with the maps.
-        compute: one member's map of every view; where it is negative nothing speaks for the class.
-            None: Grad-CAM, from what the prediction has computed.
+        method: the key of ``draw_views``, kept with the maps.
+        draw_views: one member's maps of every view. None: Grad-CAM, from what the prediction has
+            computed.
     """
     drawn: dict[tuple[str, str], list[tuple[float, NDArray[np.float32]]]] = {}
     for member, outcome, rows in zip(members, embedded, excluded, strict=True):
@@ -49,7 +47,7 @@ def draw_heatmaps(
                 bundle.gallery, outcome.embeddings[0], k=bundle.n_shown, excluded=rows
             )
         asked = [bundle.class_names.index(name) for name in class_names]
-        by_class = _compute_maps(bundle, outcome, neighbours, compute, asked=asked)
+        by_class = _compute_maps(bundle, outcome, neighbours, draw_views, asked=asked)
         for class_name, found in zip(class_names, by_class, strict=True):
             for backbone, views in found.items():
                 drawn.setdefault((class_name, backbone), []).append((member.weight, views))
@@ -63,18 +61,18 @@ def _compute_maps(
     bundle: ModelBundle,
     outcome: Embedded,
     neighbours: Sequence[Sequence[NDArray[np.float32]]],
-    compute: ViewMaps | None,
+    draw_views: ViewMaps | None,
     *,
     asked: Sequence[int],
 ) -> list[dict[str, NDArray[np.float32]]]:
     """One member's maps of every view, for each class asked for."""
-    if compute is None:
+    if draw_views is None:
         late = [activation[:, 0] for activation in outcome.late]
         both = grad_cam.compute_class_heatmaps(bundle.embedder, late, neighbours=neighbours)
         return [both[index] for index in asked]
     activations = [a[:, 0] for a in outcome.activations]
     return [
-        compute(bundle.embedder, activations, class_index=index, neighbours=neighbours)
+        draw_views(bundle.embedder, activations, class_index=index, neighbours=neighbours)
         for index in asked
     ]
 

@@ -1,30 +1,25 @@
 """What a reader asks for after the answer: are the heatmaps true, how does the case compare.
 
 Owns what is worked out on demand for the one case on view, because it costs more than the answer:
-heatmaps by integrated gradients, the test of heatmaps on this very image, a training image as
+heatmaps by another method, the test of heatmaps on this very image, a training image as
 large as it can be had, and how far the model's figures may be trusted, from its validation images.
 The caller need not hold the model's lock.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.answers.diagnosis import Diagnosis, Heatmap
 from core.answers.heatmaps import draw_heatmaps
-from core.errors import ConfigError, ShapeError
+from core.errors import ShapeError
 from core.explanations import faithfulness
 from core.explanations.faithfulness import Faithfulness
-from core.explanations.integrated_gradients import INTEGRATED, integrate_vote, prepare_views
+from core.explanations.methods import SHOWN, find_method
 from core.models.ensemble import Model
-from core.network.embedder import Embedder, embed_together
-
-GRAD_CAM = "grad-cam"
-# How heatmaps may be drawn -> the name in exports; the first comes with the answer.
-HEATMAP_METHODS = {GRAD_CAM: "Grad-CAM", INTEGRATED: "integrated gradients of the vote"}
+from core.network.embedder import embed_together
 
 
 @dataclass(frozen=True)
@@ -40,14 +35,14 @@ class Scrutiny:
     """The heatmaps of one case that argue for one class, drawn one way, tested."""
 
     class_name: str
-    method: str  # one of HEATMAP_METHODS
+    method: str  # of core.explanations.methods
     maps: tuple[Heatmap, ...]  # one per backbone: what was tested
     by_backbone: dict[str, MapScrutiny]
     map_agreement: float | None  # mean rank correlation of the backbones' maps, -1..1
 
 
 def draw_maps(
-    model: Model, diagnosis: Diagnosis, *, class_name: str, method: str = GRAD_CAM
+    model: Model, diagnosis: Diagnosis, *, class_name: str, method: str = SHOWN
 ) -> tuple[Heatmap, ...]:
     """The heatmaps of a case, one per backbone: those it came with, or drawn another way now.
 
@@ -58,19 +53,17 @@ def draw_maps(
         model: the one that answered.
         diagnosis: with pixels and maps.
         class_name: the class to argue for.
-        method: one of HEATMAP_METHODS.
+        method: of ``core.explanations.methods``.
 
     Raises:
         ShapeError: the case has no heatmap for that class, or no pixels.
         ConfigError: an unknown method.
     """
-    if method not in HEATMAP_METHODS:
-        known = ", ".join(HEATMAP_METHODS)
-        raise ConfigError(f"unknown method {method!r}; choose one of {known}.")
+    draw_views = find_method(method).draw_views
     maps = tuple(m for m in diagnosis.maps if m.class_name == class_name)
     if diagnosis.pixels is None or not maps:
         raise ShapeError(f"expected a case with pixels and heatmaps for {class_name!r}, got none.")
-    if method == GRAD_CAM:
+    if method == SHOWN:
         return maps
     with model.lock:
         return draw_heatmaps(
@@ -79,16 +72,8 @@ def draw_maps(
             class_names=[class_name],
             excluded=_list_excluded(model, diagnosis),
             method=method,
-            compute=_integrate,
+            draw_views=draw_views,
         )
-
-
-def _integrate(
-    embedder: Embedder, activations: Sequence[Any], **target: Any
-) -> dict[str, NDArray[np.float32]]:
-    """Integrated gradients of every view, as the study of the Evaluate page draws them."""
-    shares = integrate_vote(embedder, activations, **target)
-    return {name: prepare_views(maps) for name, maps in shares.items()}
 
 
 def scrutinise(model: Model, diagnosis: Diagnosis, maps: Sequence[Heatmap]) -> Scrutiny:

@@ -18,14 +18,13 @@ from core.data.datasets import Dataset, Record, load_record
 from core.errors import DataError, ImageError
 from core.explanations import grad_cam
 from core.explanations.faithfulness import compute_agreement, compute_energy, has_hit, measure
-from core.explanations.integrated_gradients import explain_vote
+from core.explanations.methods import explain_vote, list_studied
 from core.images.decode import Image, load
 from core.models.bundle import Member
 from core.models.ensemble import Model
 from core.network.embedder import Embedded, Progress, embed_together
 from core.stats.proportions import Mean, Share, measure_mean, measure_share
 
-_METHODS = ("integrated", "grad-cam", "hirescam", "layercam")
 _BASELINE_PX = 9  # cells of the random maps: as coarse as the heatmaps
 _TOLERANCE_PX = 15
 _N_FAITHFUL = 16
@@ -66,7 +65,7 @@ def study_heatmaps(
     dataset: Dataset,
     *,
     split: str,
-    methods: Sequence[str] = _METHODS,
+    methods: Sequence[str] | None = None,
     n_images: int | None = None,
     n_faithful: int = _N_FAITHFUL,
     n_steps: int = _N_STEPS,
@@ -79,8 +78,8 @@ def study_heatmaps(
         model: a model or an ensemble.
         dataset: with the model's classes.
         split: of the images: those with a mask where there are masks, else all diseased ones.
-        methods: of ``integrated_gradients.ALL_METHODS``; the first is the one
-            that ``randomisation`` and ``agreement`` are of.
+        methods: keys of ``core.explanations.methods``; the first is the one that
+            ``randomisation`` and ``agreement`` are of. None: all that are studied.
         n_images: at most so many, drawn; None for all.
         n_faithful: deletion and insertion on the first so many of them.
         n_steps: points of their curves; each costs a run of the model per map and image.
@@ -95,6 +94,7 @@ def study_heatmaps(
     Raises:
         DataError: no diseased image can be read.
     """
+    methods = list(methods or list_studied())
     rng = np.random.default_rng(seed)
     disease = model.disease_class  # the data may have been read for another model
     diseased = [r for r in dataset.subset(split) if dataset.class_names[r.label] == disease]
@@ -130,7 +130,7 @@ def study_heatmaps(
 def find_checked_method(study: Mapping[str, Any]) -> str:
     """Which method a study's ``randomisation`` and ``agreement`` are of."""
     default = (
-        study["rows"][0]["method"] if study["rows"] else _METHODS[0]
+        study["rows"][0]["method"] if study["rows"] else list_studied()[0]
     )  # kept before it was said
     return str(study.get("checked_method", default))
 

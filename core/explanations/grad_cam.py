@@ -59,8 +59,8 @@ class _XGradCam(_AtLayerSize, XGradCAM):  # type: ignore[misc]
     pass
 
 
-# Of the grad-cam package; the first is the one shown.
-METHODS: Mapping[str, type[BaseCAM]] = {
+# Of the grad-cam package.
+CAMS: Mapping[str, type[BaseCAM]] = {
     "grad-cam": _GradCam,
     "grad-cam++": _GradCamPlusPlus,
     "hirescam": _HiResCam,
@@ -173,7 +173,7 @@ def compute_heatmaps(
         activations: per backbone the (V, ...) trunk activations of the image's views.
         class_index: the class argued for.
         neighbours: what ``find_voters`` found; empty for a classifier.
-        method: one of METHODS.
+        method: one of CAMS.
 
     Returns:
         backbone name -> (h, w) float32 in [0, 1] at the layer's resolution: the mean over the
@@ -219,7 +219,7 @@ def compute_class_heatmaps(
         late: per backbone the (V, ...) activations that ``Embedder.run_bodies`` returns, which the
             prediction has computed.
         neighbours: what ``find_voters`` found; empty for a classifier.
-        method: one of METHODS.
+        method: one of CAMS.
 
     Returns:
         Per class: backbone name -> (V, h, w) float32, non-negative, each view turned upright.
@@ -227,8 +227,8 @@ def compute_class_heatmaps(
     Raises:
         ConfigError: an unknown method.
     """
-    if method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}.")
+    if method not in CAMS:
+        raise ConfigError(f"unknown method {method!r}; choose one of {', '.join(CAMS)}.")
     layers, gradients = _follow_vote(embedder, late, neighbours)
     by_class: tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]] = ({}, {})
     for backbone, layer, gradient in zip(embedder.backbones, layers, gradients, strict=True):
@@ -272,7 +272,7 @@ def _draw_views(
     tail: Tail, activation: Tensor, gradient: Tensor, *, method: str
 ) -> NDArray[np.float32]:
     """Let the package weigh a layer (V, C, h, w) by its gradient: (V, h, w), upright."""
-    cam = METHODS[method](tail, [])  # no layer to hook: both are known already
+    cam = CAMS[method](tail, [])  # no layer to hook: both are known already
     cam.target_layers = [tail.cam_layer]
     cam.activations_and_grads.activations = [activation]
     cam.activations_and_grads.gradients = [gradient]

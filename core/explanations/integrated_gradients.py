@@ -19,19 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.explanations.grad_cam import (
-    METHODS,
-    compute_feature_log_odds,
-    compute_heatmaps,
-    keep_positive,
-)
+from core.explanations.grad_cam import compute_feature_log_odds, keep_positive
 from core.network.backbone import Tail
 from core.network.embedder import Embedder
 from core.network.net import EmbeddingNet
 from core.network.transforms import undo_views
 
-INTEGRATED = "integrated"
-ALL_METHODS = (INTEGRATED, *METHODS)
 _N_STEPS = 6
 
 
@@ -48,35 +41,16 @@ class Recipe:
 SHOWN = Recipe(sigma=0.08)
 
 
-def explain_vote(
+def integrate_views(
     embedder: Embedder,
     activations: Sequence[Tensor],
     *,
     class_index: int,
     neighbours: Sequence[Sequence[NDArray[np.float32]]],
-    method: str = INTEGRATED,
 ) -> dict[str, NDArray[np.float32]]:
-    """Explain the vote for one class on one image by any method.
-
-    Args:
-        embedder: the model.
-        activations: per backbone the (V, ...) trunk activations of the image's views.
-        class_index: the class argued for.
-        neighbours: what ``explain.find_voters`` found; empty for a classifier.
-        method: one of ALL_METHODS.
-
-    Returns:
-        backbone name -> (h, w) float32 in [0, 1]; all zero where nothing speaks for the class.
-
-    Raises:
-        ConfigError: an unknown method.
-    """
-    if method != INTEGRATED:
-        return compute_heatmaps(
-            embedder, activations, class_index=class_index, neighbours=neighbours, method=method
-        )
+    """The (V, h, w) signed map of every view; see ``core.explanations.methods.ViewMaps``."""
     shares = integrate_vote(embedder, activations, class_index=class_index, neighbours=neighbours)
-    return {name: draw_shares(maps) for name, maps in shares.items()}
+    return {name: prepare_views(maps) for name, maps in shares.items()}
 
 
 def draw_shares(shares: NDArray[np.float32], recipe: Recipe = SHOWN) -> NDArray[np.float32]:

@@ -22,9 +22,10 @@ from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Sp
 
 from core.answers.diagnosis import RESEARCH_USE, Diagnosis, Novelty, write_percent
 from core.answers.reliability import describe_reliability
-from core.answers.scrutiny import HEATMAP_METHODS, Scrutiny
+from core.answers.scrutiny import Scrutiny
 from core.errors import ImageError
 from core.explanations.grad_cam import overlay, resize_heatmap
+from core.explanations.methods import METHODS
 from core.export.pdf_text import spell
 from core.images.decode import encode_jpeg, thumbnail
 from core.models.ensemble import Model
@@ -212,7 +213,7 @@ def _draw_pictures(
         fine = resize_heatmap(heatmap.values, height=pixels.shape[0], width=pixels.shape[1])
         row.append(_picture(overlay(pixels, fine, opacity=opacity), **box))
         text = f"What speaks for {_spell(heatmap.class_name)}, seen by {_spell(heatmap.backbone)}"
-        text += f" ({HEATMAP_METHODS[heatmap.method]}). {_say_test(scrutiny, heatmap.backbone)}"
+        text += f" ({METHODS[heatmap.method].name}). {_say_test(scrutiny, heatmap.backbone)}"
         captions.append(_say(text, style=_style(fontSize=8, leading=10)))
     table = Table(
         [row, captions], colWidths=[_WIDTH / n] * n, style=[("VALIGN", (0, 0), (-1, -1), "TOP")]

@@ -6,9 +6,9 @@ Shows what the Diagnosis record holds and computes nothing.
 import pandas as pd
 import streamlit as st
 
-from core.answers import scrutiny as second_look
 from core.answers.diagnosis import Diagnosis
 from core.answers.reliability import describe_reliability
+from core.answers.scrutiny import Scrutiny
 from core.models.ensemble import Model
 from pages._charts import cases as charts
 from pages._diagnose.display import show_controls, show_patient_tags, warn_of_text
@@ -51,7 +51,7 @@ def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) 
     _show_provenance(diagnosis)
 
 
-def _show_evidence(model: Model, diagnosis: Diagnosis) -> second_look.Scrutiny | None:
+def _show_evidence(model: Model, diagnosis: Diagnosis) -> Scrutiny | None:
     """Everything behind the answer; the heatmaps on view with their test."""
     show_neighbours(model, diagnosis)
     if len(diagnosis.members) > 1:

@@ -11,9 +11,10 @@ from pathlib import PurePath
 import streamlit as st
 
 from core.answers.diagnosis import Diagnosis
-from core.answers.scrutiny import HEATMAP_METHODS, Scrutiny
+from core.answers.scrutiny import Scrutiny
 from core.errors import CoreError
 from core.explanations.grad_cam import outline, overlay, resize_heatmap
+from core.explanations.methods import METHODS
 from core.export import case_dicom, case_pdf
 from core.export.worklist import dump_json, to_csv
 from core.models.ensemble import Model
@@ -130,7 +131,7 @@ def _capture(
     for heatmap in scrutiny.maps:
         fine = resize_heatmap(heatmap.values, height=height, width=width)
         picture = overlay(diagnosis.pixels, fine, opacity=opacity)
-        caption = f"{heatmap.class_name}: {heatmap.backbone}, {HEATMAP_METHODS[heatmap.method]}"
+        caption = f"{heatmap.class_name}: {heatmap.backbone}, {METHODS[heatmap.method].name}"
         pictures[caption] = outline(picture, fine) if has_line else picture
     sheet = case_dicom.lay_out(diagnosis, pictures)
     return case_dicom.build_secondary_capture(diagnosis, sheet, source=source[2]())

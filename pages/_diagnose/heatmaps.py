@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from core.answers import scrutiny as second_look
 from core.answers.diagnosis import Diagnosis, Heatmap
-from core.answers.scrutiny import MapScrutiny, Scrutiny
+from core.answers.scrutiny import MapScrutiny, Scrutiny, draw_maps, scrutinise
 from core.explanations.grad_cam import outline, overlay, resize_heatmap
+from core.explanations.methods import SHOWN, list_offered
 from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._text import _, class_label, percent, plain
@@ -56,12 +56,12 @@ def show_heatmaps(model: Model, diagnosis: Diagnosis) -> Scrutiny | None:
         maps = known.maps
     else:
         with st.spinner(_("Drawing the heatmaps …")):
-            maps = second_look.draw_maps(model, diagnosis, class_name=class_name, method=method)
+            maps = draw_maps(model, diagnosis, class_name=class_name, method=method)
     places = _draw(diagnosis, maps, opacity=opacity / 100, has_line=has_line)
     agreement = st.empty()
     if known is None:
         with st.spinner(_("Testing the heatmaps on this image …")):
-            known = kept[key] = second_look.scrutinise(model, diagnosis, maps)
+            known = kept[key] = scrutinise(model, diagnosis, maps)
         while len(kept) > _N_KEPT:
             del kept[next(iter(kept))]
     for backbone, place in places.items():
@@ -93,16 +93,12 @@ def _choose_class(model: Model, diagnosis: Diagnosis) -> str:
 
 
 def _choose_method() -> str:
-    names = {
-        second_look.GRAD_CAM: second_look.HEATMAP_METHODS[second_look.GRAD_CAM],  # a name
-        second_look.INTEGRATED: _("integrated gradients of the vote"),
-    }
     chosen = st.segmented_control(
         _("Drawn by"),
-        list(second_look.HEATMAP_METHODS),
-        default=second_look.GRAD_CAM,
+        list_offered(),
+        default=SHOWN,
         required=True,
-        format_func=names.__getitem__,
+        format_func=shared.heatmap_method_label,
         key=shared.METHOD_KEY,
         help=_(
             "Grad-CAM weighs the last layer, whose cells each see a large part of the image: its "
@@ -111,7 +107,7 @@ def _choose_method() -> str:
             "and a few seconds slower. Each is tested on this image; trust the one that passes."
         ),
     )
-    return chosen or second_look.GRAD_CAM
+    return chosen or SHOWN
 
 
 def _draw(

@@ -11,6 +11,7 @@ from core.config import Settings
 from core.errors import CoreError
 from core.images.corruptions import STRENGTHS
 from core.stats import shift as external
+from pages import _shared as shared
 from pages._charts import evaluate as charts
 from pages._evaluate.answers import figure_label, show_seen
 from pages._evaluate.run import damage_label, split_label
@@ -157,11 +158,8 @@ def _describe_method(row: dict[str, Any]) -> dict[str, object]:
 
 
 def _name_method(method: str) -> str:
-    return {
-        "random": _("random map"),
-        "centre": _("always the centre"),
-        "integrated": _("integrated gradients of the vote"),
-    }.get(method, method)
+    references = {"random": _("random map"), "centre": _("always the centre")}
+    return references.get(method) or shared.heatmap_method_label(method)
 
 
 def _say_kept(value: float | None, interval: list[float] | None) -> str:

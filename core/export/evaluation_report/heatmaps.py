@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.answers.scrutiny import GRAD_CAM, HEATMAP_METHODS
 from core.assessment.heatmap_study import find_checked_method
+from core.explanations.methods import METHODS, SHOWN
 from core.export.evaluation_report.blocks import Block, Paragraph, Section, TableBlock
 
 
@@ -15,7 +15,7 @@ def build_explanations(study: Mapping[str, Any] | None) -> Section:
     rows = tuple(
         (
             row["backbone"],
-            row["method"],
+            _name(row["method"]),
             _say(row["pointing_game"], row["pointing_ci95"]),
             _say(row["energy_in_mask"], row["energy_ci95"]),
             _say(row["deletion_auc"], row["deletion_ci95"]),
@@ -31,15 +31,13 @@ def build_explanations(study: Mapping[str, Any] | None) -> Section:
             "Pointing game: share whose brightest point lies on the lesion. Energy: share of the "
             "brightness on it. Deletion (low is true) and insertion (high is true): mean vote "
             f"while the brightest areas go or come first, on {n_followed} of the images. 95 % "
-            "intervals over patients. The method 'integrated' is integrated gradients of the vote; "
-            f"the app shows {HEATMAP_METHODS[GRAD_CAM]} first."
+            f"intervals over patients. The app shows {METHODS[SHOWN].name} first."
         ),
         TableBlock(
             ("backbone", "method", "pointing game", "energy", "deletion", "insertion"), rows
         ),
     ]
-    checked = find_checked_method(study)
-    checked = HEATMAP_METHODS.get(checked, checked)
+    checked = _name(find_checked_method(study))
     if study["randomisation"]:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in study["randomisation"].items())
         blocks.append(
@@ -52,6 +50,10 @@ def build_explanations(study: Mapping[str, Any] | None) -> Section:
         text = f"Agreement of the backbones' maps by {checked}: {study['agreement']:.2f}."
         blocks.append(Paragraph(text))
     return Section("Explanations", (31,), (*blocks,))
+
+
+def _name(method: str) -> str:
+    return METHODS[method].name if method in METHODS else method  # a random map, the centre
 
 
 def _say(value: float | None, interval: Sequence[float] | None) -> str:
