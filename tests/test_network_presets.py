@@ -85,7 +85,7 @@ def test_a_preset_trains_its_tails_alone_and_explains(
     tails = [p.clone() for p in embedder.net.tails.parameters()]
     embedder.net.train()
     parts = embedder.net.embed_parts(embedder.net.pool(activations))
-    module.triplet(parts[0], labels, module.batch_hard(parts[0], labels)).backward()
+    module.loss.triplet(parts[0], labels, module.loss.batch_hard(parts[0], labels)).backward()
     optimiser.step()
     changed = [
         not torch.equal(a, b) for a, b in zip(tails, embedder.net.tails.parameters(), strict=True)

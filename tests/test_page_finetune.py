@@ -190,7 +190,10 @@ def test_a_change_of_language_keeps_the_recipe(
     objective = app.radio(key=shared.FT_OBJECTIVE_KEY)
     assert (recipe.value, objective.value) == ("report", "metric-ensemble")
     # A browser keeps the old words unless it is told the new.
-    places = ((recipe, RECIPES.index("report")), (objective, OBJECTIVES.index("metric-ensemble")))
+    places = (
+        (recipe, RECIPES.index("report")),
+        (objective, list(OBJECTIVES).index("metric-ensemble")),
+    )
     for shown, place in places:
         assert shown.proto.set_value
         assert shown.proto.raw_value == shown.options[place]

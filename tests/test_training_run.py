@@ -114,7 +114,7 @@ def test_one_step_changes_tails_and_adapter_and_never_the_trunks(
     step = module.steps[0]
     labels = torch.tensor([records[row].label for row in step.rows])
     embeddings = embedder.net(cache.read_views(step.rows, step.views))
-    loss = module.triplet(embeddings, labels, module.batch_hard(embeddings, labels))
+    loss = module.loss.triplet(embeddings, labels, module.loss.batch_hard(embeddings, labels))
     loss.backward()
     optimiser.step()
     assert float(loss.detach()) > 0
@@ -150,7 +150,7 @@ def test_batch_hard_takes_the_farthest_positive_and_the_nearest_negative(
     angles = torch.tensor([0.0, 0.3, 1.0, 0.5, 2.0])
     embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
     labels = torch.tensor([0, 0, 0, 1, 1])
-    anchors, positives, negatives = module.batch_hard(embeddings, labels)
+    anchors, positives, negatives = module.loss.batch_hard(embeddings, labels)
     mined = {
         int(a): (int(p), int(n)) for a, p, n in zip(anchors, positives, negatives, strict=True)
     }

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ SCHEMA_VERSION = 1
 K_CANDIDATES = (5, 9, 15, 20, 25, 30, 40, 50)
 _TESTS_ONLY = "embedder.random_weights"
 PRECISIONS = ("auto", "float32", "bfloat16")
-OBJECTIVES = ("triplet", "cross-entropy", "metric-ensemble")
+# Name -> adapters side by side, none for a plain classifier; the losses: core.training.objectives.
+OBJECTIVES: Mapping[str, int] = {"triplet": 1, "cross-entropy": 0, "metric-ensemble": 3}
 RECIPES = ("robust", "report")
 MEMBERS = {"triplet": "triplet", "metric": "metric-ensemble"}  # of an ensemble: suffix, objective
 K_RULES = ("best", "one-standard-error")
@@ -138,7 +139,7 @@ class ObjectiveConfig:
     @property
     def n_adapters(self) -> int:
         """Adapters side by side: one per metric loss, none for a plain classifier."""
-        return {"triplet": 1, "metric-ensemble": 3, "cross-entropy": 0}[self.name]
+        return OBJECTIVES[self.name]
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,6 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from numpy.typing import NDArray
-from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import (
-    MultiSimilarityLoss,
-    ProxyAnchorLoss,
-    TripletMarginLoss,
-)
-from pytorch_metric_learning.miners import (
-    BatchHardMiner,
-    MultiSimilarityMiner,
-    TripletMarginMiner,
-)
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -35,11 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 from core.config import RunConfig
 from core.network.embedder import Embedder, Progress
 from core.network.net import N_CLASSES, EmbeddingNet
+from core.training.objectives import LOSSES, Batch
 from core.training.trunk_cache import TrunkCache
 
 _STEPS_PER_GROUP = 20  # steps between two checkpoints: what a kill can lose
 _COLLAPSED = 0.02  # spread below this: all images point in nearly the same direction ...
-_PROXY_LR_FACTOR = 100.0  # proxies start at random and must travel (Kim et al. 2020, section 4.2)
 _SEPARATION_ROWS = 256  # images compared with all others at a time
 _NOT_APART = 1.1  # ... and classes no farther from each other than from themselves
 
@@ -123,22 +112,11 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
         self.net = net
         self.config = config
         self.cache = cache
-        distance = LpDistance(p=2, power=1, normalize_embeddings=False)
-        margin = config.objective.margin
-        self.batch_hard = BatchHardMiner(distance=distance)
-        self.semi_hard = TripletMarginMiner(
-            margin=margin, type_of_triplets="semihard", distance=distance
-        )
-        self.triplet = TripletMarginLoss(margin=margin, distance=distance)
-        self.similarity_miner = MultiSimilarityMiner()
-        self.similarity = MultiSimilarityLoss()
+        aim = LOSSES[config.objective.name]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
-            self.proxies = (
-                ProxyAnchorLoss(num_classes=N_CLASSES, embedding_size=config.embedder.embedding_dim)
-                if config.objective.name == "metric-ensemble"
-                else None
-            )
+            self.loss = aim.build(config)
+            self.loss_lr = config.train.adapter_lr * aim.lr_factor
             has_auxiliary = config.objective.auxiliary_weight > 0 and net.classifier is None
             self.auxiliary = nn.Linear(net.n_features, N_CLASSES) if has_auxiliary else None
         rows = cache.find_rows("train")
@@ -177,9 +155,8 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
             {"params": head_params, "lr": config.adapter_lr},
             {"params": list(self.net.tails.parameters()), "lr": config.tail_lr},
         ]
-        if self.proxies is not None:
-            rate = config.adapter_lr * _PROXY_LR_FACTOR
-            groups.append({"params": list(self.proxies.parameters()), "lr": rate})
+        if own := list(self.loss.parameters()):
+            groups.append({"params": own, "lr": self.loss_lr})
         optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         schedule: torch.optim.lr_scheduler.LRScheduler
         n_warmup = round(config.warmup_share * len(self.steps))
@@ -205,10 +182,8 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
         activations, labels = batch
         features = self.net.pool(activations)
         parts = self.net.embed_parts(features)
-        if self.net.classifier is not None:
-            loss = nn.functional.cross_entropy(self.net.classifier(features), labels)
-        else:
-            loss = self._compute_metric_loss(parts, labels)
+        seen = Batch(features, parts, labels, self.global_step, len(self.steps))
+        loss: Tensor = self.loss(self.net, seen)
         if self.auxiliary is not None:
             # The features learn from every image, not only from the hardest of a batch; the
             # classifier itself is thrown away (Luo et al. 2019, arXiv:1903.07071).
@@ -223,24 +198,6 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
             ),
         }
         self.log_dict({"loss": loss, **measured}, batch_size=len(labels))
-        return loss
-
-    def _compute_metric_loss(self, parts: list[Tensor], labels: Tensor) -> Tensor:
-        """Triplet loss on the first adapter; of a metric ensemble, each other one has its own.
-
-        Mining the hardest pairs of a net that has learnt nothing can pull all images into one
-        point (Schroff et al. 2015, arXiv:1503.03832, section 3.2): semi-hard ones may go first.
-
-        Reference: Wang et al. 2019, arXiv:1904.06627 (multi-similarity); Kim et al. 2020,
-        arXiv:2003.13911 (proxy-anchor).
-        """
-        n_semihard = round(self.config.objective.semihard_share * len(self.steps))
-        miner = self.semi_hard if self.global_step < n_semihard else self.batch_hard
-        loss: Tensor = self.triplet(parts[0], labels, miner(parts[0], labels))
-        if self.proxies is not None:
-            _, similar, near_proxy = parts
-            loss = loss + self.similarity(similar, labels, self.similarity_miner(similar, labels))
-            loss = loss + self.proxies(near_proxy, labels)
         return loss
 
 

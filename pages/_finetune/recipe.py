@@ -77,7 +77,7 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
         objective = st.radio(
             _("What it is trained for"),
             list(OBJECTIVES),
-            format_func=lambda name: _(_OBJECTIVE_WORDS[name]),
+            format_func=lambda name: _(_OBJECTIVE_WORDS.get(name, name)),
             disabled=is_ensemble,
             key=shared.keep_choice(shared.FT_OBJECTIVE_KEY),
         )
@@ -96,7 +96,7 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
         "disease_class": audit["disease_class"],
         "preset": preset,
         "recipe": recipe,
-        "objective": OBJECTIVES[0] if is_ensemble else objective,
+        "objective": next(iter(OBJECTIVES)) if is_ensemble else objective,
         "is_ensemble": is_ensemble,
         "overrides": overrides,
         "cache_trunk": bool(st.session_state.get(shared.FT_CACHE_KEY, True)),

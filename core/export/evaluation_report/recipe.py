@@ -8,6 +8,7 @@ from typing import Any
 
 from core.config import RunConfig
 from core.models.bundle import BundleConfig
+from core.training.objectives import LOSSES
 
 
 def say_way(run: RunConfig) -> str:
@@ -93,14 +94,8 @@ def say_fitting(config: BundleConfig) -> str:
 
 def _say_loss(run: RunConfig) -> str:
     aim = run.objective
-    if aim.n_adapters == 0:
-        return "cross-entropy of the classifier"
-    text = f"triplet loss, margin {aim.margin:g}, on the hardest triplets of a batch"
-    if aim.semihard_share:
-        text += f" (on semi-hard ones in the first {aim.semihard_share:.0%} of the steps)"
-    if aim.n_adapters > 1:
-        text += ", multi-similarity loss and proxy-anchor loss, each on an adapter of its own"
-    if aim.auxiliary_weight:
+    text = LOSSES[aim.name].describe(aim)
+    if aim.auxiliary_weight and aim.n_adapters:
         text += (
             f", plus {aim.auxiliary_weight:g} times the cross-entropy of a helping linear "
             "classifier on the features, which is not kept"
