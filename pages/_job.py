@@ -9,6 +9,7 @@ import streamlit as st
 
 from core import jobs
 from core.config import Settings
+from core.jobs.kinds import lane_of
 from core.jobs.metrics import read_log, read_metrics
 from pages import _shared as shared
 from pages._charts import jobs as charts
@@ -16,8 +17,13 @@ from pages._text import N_, _, class_label, describe_error, moment, percent, pla
 
 _POLL_S = 2.0
 _N_SHOWN = 12
-_KINDS = {"train": N_("training"), "evaluate": N_("evaluation"), "compare": N_("comparison")}
-_LOOK_KINDS = {"audit": N_("data check"), "trial": N_("measurement")}
+_KIND_WORDS = {
+    "train": N_("training"),
+    "evaluate": N_("evaluation"),
+    "compare": N_("comparison"),
+    "audit": N_("data check"),
+    "trial": N_("measurement"),
+}
 STATUS = {
     "queued": N_(":blue-badge[:material/hourglass_empty: waiting]"),
     "running": N_(":violet-badge[:material/play_arrow: running]"),
@@ -53,7 +59,7 @@ def describe_message(message: str) -> str:
 
 def show_jobs() -> None:
     """The list of model jobs, then the one on view; polls while anything is open."""
-    found = [j for j in _list() if j.kind in _KINDS]
+    found = [j for j in _list() if lane_of(j.kind) == "model"]
     if not found:
         return
     is_open = any(job.is_open for job in found)
@@ -65,7 +71,7 @@ def _list() -> list[jobs.Job]:
 
 
 def _show_all(was_open: bool) -> None:
-    found = [j for j in _list() if j.kind in _KINDS]
+    found = [j for j in _list() if lane_of(j.kind) == "model"]
     if was_open and not any(job.is_open for job in found):
         st.rerun()  # once more, without polling
     st.subheader(_("Jobs"), divider="gray")
@@ -88,7 +94,7 @@ def _show_all(was_open: bool) -> None:
 def _show_row(job: jobs.Job) -> None:
     with st.container(border=True, key=f"job-{job.job_id}"):
         left, middle, right = st.columns([3, 4, 3], vertical_alignment="center")
-        left.markdown(f"**{plain(job.title)}** · {_(_KINDS[job.kind])} {_(STATUS[job.status])}")
+        left.markdown(f"**{plain(job.title)}** · {_kind_label(job.kind)} {_(STATUS[job.status])}")
         left.caption(_("Asked for {time} (UTC)").format(time=moment(job.created)))
         if job.status == "running":
             words = describe_message(job.message) or _("Starting: importing, opening the data …")
@@ -272,7 +278,10 @@ def _poll_short(job_id: str) -> None:
     waiting = _("Waiting for its turn") if job.status == "queued" else _("Working")
     st.progress(
         min(1.0, job.progress),
-        text=f"{_(_LOOK_KINDS.get(job.kind, _KINDS.get(job.kind, '')))}: "
-        f"{describe_message(job.message) or waiting}",
+        text=f"{_kind_label(job.kind)}: {describe_message(job.message) or waiting}",
     )
     show_cancel(job, _("Cancel"), key=f"cancel-{job_id}")
+
+
+def _kind_label(kind: str) -> str:
+    return _(_KIND_WORDS.get(kind, kind))

@@ -19,9 +19,9 @@ from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
 from core.errors import DataError, JobError
 from core.jobs import ending, state
+from core.jobs.kinds import KINDS, Work
 from core.jobs.metrics import MetricsWriter, read_log, read_metrics
 from core.jobs.state import Job, ProcessId
-from core.jobs.work import KINDS, Work
 
 QUICK = ["train.epochs=1", "train.val_fraction=0.25"]
 LONG = ["train.epochs=1000", "train.val_fraction=0.25"]
@@ -348,9 +348,9 @@ def test_a_resumed_job_knows_its_own_model_from_one_that_took_the_name(
     for name in ("demo", "demo-triplet", "demo-metric"):
         shutil.copytree(tiny_checkpoints / name, directory / name)
     work = Work(directory, params, settings)
-    assert KINDS["train"](work) == {"model_id": "demo"}
+    assert KINDS["train"].run(work) == {"model_id": "demo"}
     alone = {**params, "name": "demo-triplet", "is_ensemble": False}
-    assert KINDS["train"](Work(directory, alone, settings)) == {"model_id": "demo-triplet"}
+    assert KINDS["train"].run(Work(directory, alone, settings)) == {"model_id": "demo-triplet"}
     shutil.rmtree(directory / "demo-metric")
     shutil.copytree(directory / "demo-triplet", directory / "demo-metric")
     for wrong, name in (
@@ -362,7 +362,7 @@ def test_a_resumed_job_knows_its_own_model_from_one_that_took_the_name(
         ({**params, "name": "demo-triplet"}, "demo-triplet"),
     ):
         with pytest.raises(JobError, match=f"another model called '{name}'") as caught:
-            KINDS["train"](Work(directory, wrong, settings))
+            KINDS["train"].run(Work(directory, wrong, settings))
         assert (caught.value.code, caught.value.params) == ("job.name_taken", {"name": name})
 
 

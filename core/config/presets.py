@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from core.config.sections import (
@@ -40,20 +41,34 @@ _ROBUST_OFFLINE = (
     "train.n_views=4",
     "train.warmup_share=0.2",
 )
-_BACKBONES = {
-    "paper": ("convnext_large.fb_in22k", "vit_large_patch16_224.augreg_in21k_ft_in1k"),
-    "swin-effnetv2": (
-        "swin_large_patch4_window7_224.ms_in22k",
-        "tf_efficientnetv2_l.in21k_ft_in1k",
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A pair of backbones with the input size that they are used at."""
+
+    backbones: tuple[str, ...]  # timm names
+    input_size: int = 448  # px
+    is_commercial: bool = True  # whether the weights' licence allows commercial use
+    robust: tuple[str, ...] = ()  # overrides that the robust recipe adds for these backbones
+
+
+PRESETS: Mapping[str, Preset] = {
+    "offline": Preset(
+        ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k"),
+        input_size=288,
+        robust=_ROBUST_OFFLINE,
     ),
-    "convnextv2-beit": (
-        "convnextv2_large.fcmae_ft_in22k_in1k",
-        "beit_large_patch16_224.in22k_ft_in22k_in1k",
+    "paper": Preset(("convnext_large.fb_in22k", "vit_large_patch16_224.augreg_in21k_ft_in1k")),
+    "swin-effnetv2": Preset(
+        ("swin_large_patch4_window7_224.ms_in22k", "tf_efficientnetv2_l.in21k_ft_in1k")
     ),
-    "compact": ("convnext_tiny.fb_in22k", "vit_small_patch16_224.augreg_in21k_ft_in1k"),
-    "offline": ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k"),
+    "convnextv2-beit": Preset(
+        ("convnextv2_large.fcmae_ft_in22k_in1k", "beit_large_patch16_224.in22k_ft_in22k_in1k"),
+        is_commercial=False,  # ConvNeXtV2: CC BY-NC 4.0
+    ),
+    "compact": Preset(("convnext_tiny.fb_in22k", "vit_small_patch16_224.augreg_in21k_ft_in1k")),
 }
-PRESETS = tuple(_BACKBONES)
 
 
 def _tiny_random() -> RunConfig:
@@ -85,16 +100,17 @@ def build_preset(name: str, *, recipe: str = RECIPES[0]) -> RunConfig:
     require(recipe in RECIPES, f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}.")
     if name == "tiny-random":
         return _tiny_random()
-    if name not in _BACKBONES:
+    if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
+    preset = PRESETS[name]
     config = RunConfig(
         preset=name,
-        embedder=EmbedderConfig(backbones=_BACKBONES[name]),
-        preprocess=PreprocessConfig(input_size=288 if name == "offline" else 448),
+        embedder=EmbedderConfig(backbones=preset.backbones),
+        preprocess=PreprocessConfig(input_size=preset.input_size),
     )
     if recipe == "report":
         return config
-    overrides = [*_ROBUST, *(_ROBUST_OFFLINE if name == "offline" else ())]
+    overrides = [*_ROBUST, *preset.robust]
     return dataclasses.replace(config.with_overrides(overrides), recipe=recipe)
 
 

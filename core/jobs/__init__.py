@@ -2,7 +2,7 @@
 
 One job of a lane runs, the others wait in the order they came. Nothing depends on the process that
 asked: page, server or terminal may end, the job goes on and is found again. Owns starting,
-cancelling, resuming and deleting; the work itself is in ``core.jobs.work``.
+cancelling, resuming and deleting; what a kind of job does is in ``core.jobs.kinds``.
 """
 
 import json
@@ -22,6 +22,7 @@ from core.config import MEMBERS, Settings
 from core.errors import JobError
 from core.files.locks import hold_run
 from core.jobs import ending, state
+from core.jobs.kinds import KINDS, makes_model
 from core.jobs.state import Job
 
 logger = logging.getLogger(__name__)
@@ -39,17 +40,17 @@ def start(kind: str, params: Mapping[str, Any], *, title: str, settings: Setting
     """Queue a job and launch the process that waits for its turn and runs it.
 
     Args:
-        kind: one of ``state.LANES``.
-        params: plain JSON values, see ``core.jobs.work``; paths absolute. A ``name`` is that of the
-            model to be made: no second open job may make the same.
+        kind: one of ``kinds.KINDS``.
+        params: plain JSON values, see ``core.jobs.kinds``; paths absolute. A ``name`` is that of
+            the model to be made: no second open job may make the same.
         title: shown to people.
         settings: the worker gets the same device and threads, and this checkpoints folder.
 
     Raises:
         JobError: unknown kind, the name is taken, or the disk is full.
     """
-    if kind not in state.LANES:
-        raise JobError(f"unknown kind of job {kind!r}; choose one of {', '.join(state.LANES)}.")
+    if kind not in KINDS:
+        raise JobError(f"unknown kind of job {kind!r}; choose one of {', '.join(KINDS)}.")
     directory = state.jobs_dir(settings.checkpoints_dir)
     job_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     job = Job(job_id, kind, title, dict(params), created=state.now())
@@ -201,7 +202,7 @@ def _delete_runs(checkpoints_dir: Path, names: Sequence[str]) -> None:
 
 def _list_runs(job: Job) -> list[str]:
     """Folders in ``.runs`` that a train job uses, or left unfinished."""
-    if job.kind != "train" or job.status == "done":
+    if not makes_model(job.kind) or job.status == "done":
         return []
     models = _list_models(job)
     return [*models, f"{models[0]}-cache"] if len(models) > 1 else models
@@ -216,12 +217,12 @@ def _list_models(job: Job) -> list[str]:
 
 
 def _check_name(checkpoints_dir: Path, directory: Path, job: Job) -> None:
-    if job.kind != "train" or job.params.get("name") is None:
+    if not makes_model(job.kind) or job.params.get("name") is None:
         return
     mine = _list_models(job)
     others = [state.read_job(f) for f in state.list_folders(directory) if f.name != job.job_id]
     for rival in others:
-        if rival.kind != "train" or not rival.is_open:
+        if not makes_model(rival.kind) or not rival.is_open:
             continue
         for name in set(mine) & set(_list_models(rival)):
             raise JobError(

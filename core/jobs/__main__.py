@@ -13,6 +13,7 @@ from pathlib import Path
 
 from core import jobs
 from core.jobs import ending, state
+from core.jobs.kinds import lane_of
 
 _POLL_S = 0.25
 _GRACE_S = 2.0  # between asking a worker to end and ending it
@@ -61,7 +62,7 @@ def _wait_for_turn(folder: Path) -> bool:
 
 def _is_first(folder: Path, job: state.Job) -> bool:
     others = [state.read_job(f) for f in state.list_folders(folder.parent) if f != folder]
-    lane = [o for o in others if state.LANES.get(o.kind) == state.LANES[job.kind]]
+    lane = [o for o in others if lane_of(o.kind) == lane_of(job.kind)]
     if any(other.status == "running" for other in lane):
         return False
     return all(o.queued > job.queued for o in lane if o.status == "queued")

@@ -21,14 +21,6 @@ from filelock import FileLock, Timeout
 from core.errors import JobError
 from core.files.whole import write_text
 
-# Work of one lane runs one at a time; looking at data must not wait for hours of training.
-LANES = {
-    "train": "model",
-    "evaluate": "model",
-    "compare": "model",
-    "audit": "look",
-    "trial": "look",
-}
 OPEN = ("queued", "running")
 ENDED = ("done", "failed", "cancelled")
 _ALLOWED = {

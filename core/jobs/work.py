@@ -1,246 +1,22 @@
-"""The worker: what each kind of job does, its progress and its outcome on disk.
+"""The worker: runs one job, and leaves its outcome on disk.
 
-Owns the step from a job's parameters to a call into core. It ends when its supervisor does.
-Parameters are plain JSON; each function says which it takes.
+It ends when its supervisor does. What each kind of job does is in ``core.jobs.kinds``.
 """
 
-import contextlib
-import dataclasses
-import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from core.config import RunConfig, Settings, TrainConfig
-from core.config.presets import build_config
-from core.errors import CoreError, JobError
+from core.config import Settings
 from core.jobs import ending, state
+from core.jobs.kinds import KINDS, Work
 
 logger = logging.getLogger(__name__)
 
-_REPORT_EVERY_S = 0.3
 _WATCH_EVERY_S = 0.5
 _NICE = 5  # the app's answers come first
-
-
-class Work:
-    """What a kind of job is given: its parameters, its folder, and where to report."""
-
-    def __init__(self, folder: Path, params: Mapping[str, Any], settings: Settings) -> None:
-        self.folder = folder
-        self.params = params
-        self.settings = settings
-        self._last = 0.0
-
-    def report(self, done: float, text: str) -> None:
-        """Write the share done and a sentence, a few times a second at most."""
-        if time.monotonic() - self._last < _REPORT_EVERY_S and done < 1.0:
-            return
-        self._last = time.monotonic()
-        value = {"progress": round(float(done), 4), "message": text}
-        state.write_json(self.folder / "progress.json", value)
-
-    def read_data(self, config: RunConfig, *, model_disease: str | None = None) -> Any:
-        """The data set of ``data``, with the run's validation split; see ``read_dataset``."""
-        from core.data.datasets import read_dataset
-
-        return read_dataset(
-            Path(self.params["data"]),
-            disease_class=self.params.get("disease_class"),
-            model_disease=model_disease,
-            val_fraction=config.train.val_fraction,
-            seed=config.train.seed,
-        )
-
-
-def _train(work: Work) -> dict[str, Any]:
-    """Fine-tune. Takes data, name, preset, recipe, objective, seed, overrides, disease_class,
-    cache_trunk, is_synthetic; with is_ensemble two models and their vote."""
-    config = build_config(work.params)
-    name = str(work.params["name"])
-    if _is_made(work, config):
-        return {"model_id": name}
-    dataset = work.read_data(config)  # before the slow imports: it may not be there
-    from core.jobs.metrics import MetricsWriter
-    from core.training.ensemble import train_ensemble
-    from core.training.live_metrics import build_watcher
-    from core.training.run import train
-
-    for logger_name in ("lightning.pytorch", "lightning.fabric"):  # import sets its own level
-        logging.getLogger(logger_name).setLevel(logging.WARNING)
-    with contextlib.ExitStack() as stack:
-
-        def watch(member: str, embedder: Any, cache: Any) -> Any:
-            sink = stack.enter_context(MetricsWriter(work.folder, member=member))
-            return build_watcher(embedder, cache, sink=sink)
-
-        common: dict[str, Any] = {
-            "name": name,
-            "settings": work.settings,
-            "resume": True,
-            "cache_trunk": bool(work.params.get("cache_trunk", True)),
-            "is_synthetic": bool(work.params.get("is_synthetic", False)),
-            "progress": work.report,
-        }
-        if work.params.get("is_ensemble"):
-            train_ensemble(dataset, config, **common, watch=watch)
-        else:
-            train(dataset, config, **common, watch=functools.partial(watch, ""))
-    return {"model_id": name}
-
-
-def _is_made(work: Work, config: RunConfig) -> bool:
-    """Whether the model is there, as a worker of this job wrote it: only its last word was lost.
-
-    Raises:
-        JobError: another model took the name, or that of a member, while the job did not run.
-    """
-    directory, name = work.settings.checkpoints_dir, str(work.params["name"])
-    recipes = config.for_members(name) if work.params.get("is_ensemble") else {name: config}
-    for model_id in dict.fromkeys((name, *recipes)):
-        folder = directory / model_id
-        if folder.exists() and not _is_own(work, folder, recipes):
-            raise JobError(
-                f"another model called {model_id!r} was made meanwhile; delete it, or train under "
-                "another name.",
-                code="job.name_taken",
-                params={"name": model_id},
-            )
-    return (directory / name).exists()
-
-
-def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
-    """Whether a model is of this job's recipe and data folder; of members training asks more."""
-    from core.models.ensemble import read_record
-    from core.training.ensemble import read_if_of_recipe
-
-    if folder.name not in recipes:
-        try:
-            return {member.model_id for member in read_record(folder).members} == set(recipes)
-        except CoreError:
-            return False
-    found = read_if_of_recipe(folder, recipes[folder.name])
-    if found is None:
-        return False
-    disease = found.class_names[found.disease_index]
-    return (
-        Path(found.data_root) == Path(work.params["data"]).resolve()
-        and (work.params.get("disease_class") or disease) == disease
-    )
-
-
-def _evaluate(work: Work) -> dict[str, Any]:
-    """Measure a model and keep it with its bundle. Takes model, data, split, parts,
-    disease_class."""
-    from core.assessment.assess import assess
-    from core.assessment.record import to_json
-
-    evaluation = assess(
-        str(work.params["model"]),
-        Path(work.params["data"]),
-        split=str(work.params.get("split", "test")),
-        settings=work.settings,
-        parts=list(work.params.get("parts", [])),
-        disease_class=work.params.get("disease_class"),
-        progress=work.report,
-    )
-    return to_json(evaluation)
-
-
-def _audit(work: Work) -> dict[str, Any]:
-    """Look at data before training. Takes data, disease_class, val_fraction, seeds (of the
-    validation split: each is judged, the images are read once)."""
-    from core.data.audit import audit, restate
-    from core.data.datasets import read_splits
-    from core.data.readiness import combine, judge
-    from core.jobs.pictures import save_pictures
-
-    default = TrainConfig()
-    splits = read_splits(
-        Path(work.params["data"]),
-        seeds=work.params.get("seeds", [default.seed]),
-        disease_class=work.params.get("disease_class"),
-        val_fraction=work.params.get("val_fraction", default.val_fraction),
-    )
-    dataset = next(iter(splits.values()))
-    report = audit(dataset, progress=lambda done, text: work.report(0.95 * done, text))
-    reports = {seed: restate(report, mine) for seed, mine in splits.items()}
-    judged = {seed: judge(mine) for seed, mine in reports.items()}
-    pictures = save_pictures(dataset, combine(judged.values()), work.folder / "pictures")
-    return {
-        "report": report.to_json(),
-        "counts": {str(seed): mine.counts for seed, mine in reports.items()},
-        "class_names": list(dataset.class_names),
-        "disease_class": dataset.class_names[dataset.disease_index],
-        "findings": {
-            str(seed): [dataclasses.asdict(finding) for finding in findings]
-            for seed, findings in judged.items()
-        },
-        **pictures,
-    }
-
-
-def _trial(work: Work) -> dict[str, Any]:
-    """Measure what a run would cost. Takes what train takes but the name."""
-    config = build_config(work.params)
-    dataset = work.read_data(config)
-    from core.training.cost_estimate import run_trial
-
-    for logger_name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(logger_name).setLevel(logging.ERROR)
-    found = run_trial(
-        dataset,
-        config,
-        settings=work.settings,
-        cache_trunk=bool(work.params.get("cache_trunk", True)),
-        is_ensemble=bool(work.params.get("is_ensemble", False)),
-        process_s=time.time() - psutil.Process().create_time(),
-        progress=work.report,
-    )
-    return {
-        **dataclasses.asdict(found),
-        "total_s": found.total_s,
-        "has_disk": found.has_disk,
-        "has_memory": found.has_memory,
-        "has_gpu_memory": found.has_gpu_memory,
-    }
-
-
-def _compare(work: Work) -> dict[str, Any]:
-    """Put two models side by side. Takes first, second, data, split, disease_class."""
-    from core.assessment.model_comparison import compare_models, save_comparison
-    from core.models.registry import find_model, load_bundle
-
-    directory = work.settings.checkpoints_dir
-    names = [str(work.params[key]) for key in ("first", "second")]
-    first, second = (load_bundle(directory, n, settings=work.settings) for n in names)
-    hashes = [find_model(directory, name).weights_sha256 for name in names]
-    found = compare_models(
-        first,
-        second,
-        work.read_data(first.lead.config.run, model_disease=first.disease_class),
-        split=str(work.params.get("split", "test")),
-        hashes=(hashes[0], hashes[1]),
-        pictures=work.folder / "pictures",
-        progress=work.report,
-    )
-    save_comparison(directory, found)
-    return dataclasses.asdict(found)
-
-
-KINDS: dict[str, Callable[[Work], dict[str, Any]]] = {
-    "train": _train,
-    "evaluate": _evaluate,
-    "compare": _compare,
-    "audit": _audit,
-    "trial": _trial,
-}
 
 
 def work(folder: Path, *, parent_pid: int) -> int:
@@ -256,7 +32,7 @@ def work(folder: Path, *, parent_pid: int) -> int:
     os.nice(_NICE)
     try:
         job = state.read_job(folder)
-        result = KINDS[job.kind](Work(folder, job.params, Settings.from_env()))
+        result = KINDS[job.kind].run(Work(folder, job.params, Settings.from_env()))
         state.write_json(folder / "result.json", result, durable=True)
         state.write_json(folder / "outcome.json", {"status": "done"}, durable=True)
     except Exception as err:  # whatever it is, the job ends in a state that says so

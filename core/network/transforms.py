@@ -1,7 +1,7 @@
 """Preprocessing: pixels to batches, training augmentation, test-time views and their merge.
 
 Owns geometry and colour jitter. Normalisation is not here: each backbone normalises its own
-input (core.backbones), because two backbones of one model may want different statistics.
+input (core.network.backbone), because two backbones of one model may want different statistics.
 Images are squashed to a square, so a heatmap goes back to the image by a plain resize.
 """
 

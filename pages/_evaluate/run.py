@@ -13,7 +13,7 @@ from core.config import Settings
 from core.data.datasets import SPLITS, read_dataset
 from core.errors import CoreError
 from core.jobs import Job
-from core.jobs.state import LANES
+from core.jobs.kinds import lane_of
 from core.models.registry import ModelSummary
 from pages import _shared as shared
 from pages._job import describe_message, show_cancel
@@ -169,7 +169,7 @@ def _watch(model_id: str) -> None:
 def say_progress(job: Job) -> str:
     """What an open evaluation does, or waits for."""
     listed = jobs.list_jobs(Settings.from_env().checkpoints_dir)
-    others = [j for j in listed if LANES.get(j.kind) == LANES[job.kind]]
+    others = [j for j in listed if lane_of(j.kind) == lane_of(job.kind)]
     if job.status == "queued" and any(other.status == "running" for other in others):
         return _("Waits for other work to end …")
     damage = re.fullmatch(r"(\w+), level (\d+)", job.message)

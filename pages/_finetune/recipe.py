@@ -32,11 +32,9 @@ _RECIPE_WORDS = {
     "robust": N_("robust: holds up better on images of other devices (recommended)"),
     "report": N_("report: as the report that this method comes from trained it"),
 }
-_NON_COMMERCIAL = {"convnextv2-beit"}
 _MAX_SEEDS = 5
 _SIZES = (224, 288, 384, 448, 512, 640, 768)
 _LARGEST_ADVISED = 512  # beyond it no gain was measured
-_ORDER = ("offline", *(name for name in PRESETS if name != "offline"))
 # Fields of their own, or part of what the check above looked at.
 _ELSEWHERE = ("train.seed", "train.epochs", "train.val_fraction", "objective.name")
 _EXAMPLE = "train.adapter_lr=0.001\ntrain.tail_lr=0.0001\ntrain.n_views=6"
@@ -53,8 +51,8 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
     )
     preset = st.selectbox(
         _("Preset"),
-        _ORDER,
-        format_func=lambda name: _(_PRESET_WORDS[name]),
+        list(PRESETS),
+        format_func=lambda name: _(_PRESET_WORDS.get(name, name)),
         key=shared.keep_choice(shared.FT_PRESET_KEY),
         help=_("Which pretrained networks the model stands on, and how large they are."),
     )
@@ -86,7 +84,7 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
         resized = _choose_size(preset, audit["report"])
     more = _choose_more()
     overrides = [f"train.epochs={epochs}", *resized, *more]
-    if preset in _NON_COMMERCIAL:
+    if not PRESETS[preset].is_commercial:
         st.warning(
             _("The pretrained weights of ConvNeXtV2 are CC BY-NC 4.0: no commercial use."),
             icon=":material/copyright:",
