@@ -11,6 +11,7 @@ import pydicom
 import pytest
 
 from core.cli import terminal
+from core.export.formats import CASE_FORMATS
 from core.images.decode import decode
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -62,6 +63,24 @@ def test_a_folder_that_cannot_hold_heatmaps_is_refused_before_the_first_image(
     monkeypatch.setattr("core.images.decode.load", lambda _path: pytest.fail("an image was read"))
     assert run("predict", "--model", "demo", str(taken), "--explain", str(taken)) == 2
     assert f"Error: cannot write heatmaps into {taken} (File exists)" in capsys.readouterr().err
+
+
+def test_cases_are_exported_in_every_format_asked_for(
+    run, tiny_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eye = next((tiny_checkpoints / ".demo-data" / "test").rglob("*.png"))
+    (tmp_path / "note.png").write_text("not a picture", encoding="utf-8")
+    command = ["predict", "--model", "demo-triplet", str(eye), str(tmp_path / "note.png")]
+    formats = [part for key in CASE_FORMATS for part in ("--export", key)]
+    folder = tmp_path / "cases"
+    assert run(*command, *formats, "--to", str(folder)) == 0
+    expected = {f"0000-{eye.stem}{export.suffix}" for export in CASE_FORMATS.values()}
+    assert {path.name for path in folder.iterdir()} == expected
+    report = pydicom.dcmread(folder / f"0000-{eye.stem}-report.dcm")
+    assert report.SOPClassUID.name == "Comprehensive SR Storage"
+    capsys.readouterr()
+    assert run(*command, "--export", "docx") == 2
+    assert "unknown format 'docx'; choose among pdf, sc, sr." in capsys.readouterr().err
 
 
 def test_undefined_numbers_are_null_in_json(tmp_path: Path) -> None:

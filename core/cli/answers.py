@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -24,6 +24,11 @@ from core.cli.terminal import (
 )
 from core.errors import ConfigError, CoreError
 from core.export.worklist import to_csv, to_json
+from core.files.whole import write_bytes
+
+if TYPE_CHECKING:
+    from core.export.formats import CaseFormat
+    from core.models.ensemble import Model as LoadedModel
 
 _STEM_BYTES = 100  # of a file's name in its heatmap's: with the rest it stays under any limit
 
@@ -36,6 +41,15 @@ def predict(
     explain: Annotated[
         Path | None, typer.Option("--explain", help="Write heatmap pictures into this folder.")
     ] = None,
+    exports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--export",
+            metavar="FORMAT",
+            help="Also write each answered case as a file; a wrong format lists the right ones.",
+        ),
+    ] = None,
+    export_to: Annotated[Path, typer.Option("--to", help="Folder of --export.")] = Path("exports"),
     checkpoints: Checkpoints = None,
 ) -> None:
     """Answer on images, each with its evidence; bad files get their reason and stop nothing.
@@ -54,18 +68,24 @@ def predict(
         raise ConfigError(f"there is nothing at {named}; check the paths.")
     if not files:
         raise ConfigError("no file was found under the given paths; name images or folders.")
+    chosen = _choose_formats(exports or ())
     if explain is not None:
-        _check_writable(explain)
+        _check_writable(explain, "heatmaps")
+    if chosen:
+        _check_writable(export_to, "exports")
+    draws = explain is not None or bool(chosen)
     diagnoses: list[Diagnosis] = []
     written: list[dict[str, str]] = []
     with show_progress("predict") as report:
         for index, path in enumerate(files):
             try:
                 image = dataclasses.replace(load(path), name=str(path))
-                done = diagnose(bundle, [image], explain=explain is not None)[0]
+                done = diagnose(bundle, [image], explain=draws)[0]
             except CoreError as err:
                 done = reject(str(path), err, model=bundle)
             written.append(_save_heatmaps(done, explain, index=index) if explain else {})
+            if chosen and done.pixels is not None:
+                _export(chosen, bundle, done, path, folder=export_to, index=index)
             diagnoses.append(dataclasses.replace(done, maps=(), pixels=None))
             report((index + 1) / len(files), f"{index + 1} of {len(files)} files")
     rows = [to_json(d, heatmap_files=f) for d, f in zip(diagnoses, written, strict=True)]
@@ -75,6 +95,20 @@ def predict(
     if json_file is None and csv_file is None:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     _print_worklist(diagnoses)
+
+
+def _choose_formats(keys: Sequence[str]) -> "list[CaseFormat]":
+    """The formats asked for.
+
+    Raises:
+        ConfigError: one of them does not exist.
+    """
+    from core.export.formats import CASE_FORMATS
+
+    unknown = [key for key in keys if key not in CASE_FORMATS]
+    if unknown:
+        raise ConfigError(f"unknown format {unknown[0]!r}; choose among {', '.join(CASE_FORMATS)}.")
+    return [CASE_FORMATS[key] for key in dict.fromkeys(keys)]
 
 
 def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -96,7 +130,7 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path, what: str) -> None:
     """Make the folder and a file in it: better now than after hours of answers.
 
     Raises:
@@ -107,11 +141,45 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as err:
-        raise _refuse_folder(folder, err) from err
+        raise _refuse_folder(folder, what, err) from err
 
 
-def _refuse_folder(folder: Path, err: OSError) -> ConfigError:
-    return ConfigError(f"cannot write heatmaps into {folder} ({err.strerror or err}).")
+def _refuse_folder(folder: Path, what: str, err: OSError) -> ConfigError:
+    return ConfigError(f"cannot write {what} into {folder} ({err.strerror or err}).")
+
+
+def _name_case(diagnosis: Diagnosis, index: int) -> str:
+    """The beginning of the names of a case's files: unlike any other's, and not too long."""
+    stem = Path(diagnosis.file).stem.encode(errors="ignore")[:_STEM_BYTES].decode(errors="ignore")
+    return f"{index:04d}-{stem}"
+
+
+def _export(
+    formats: "Sequence[CaseFormat]",
+    model: "LoadedModel",
+    diagnosis: Diagnosis,
+    path: Path,
+    *,
+    folder: Path,
+    index: int,
+) -> None:
+    """Write one case in each format; its heatmaps are tested first, as on the page."""
+    from core.answers.scrutiny import draw_maps, scrutinise
+    from core.export.formats import Case
+
+    scrutiny = None
+    if diagnosis.abstain_reason != "novel" and diagnosis.predicted_class:
+        maps = draw_maps(model, diagnosis, class_name=diagnosis.predicted_class)
+        scrutiny = scrutinise(model, diagnosis, maps)
+    case = Case(model, diagnosis, scrutiny, path.read_bytes)
+    for export in formats:
+        try:
+            data = export.build(case)
+            write_bytes(folder / f"{_name_case(diagnosis, index)}{export.suffix}", data)
+        except OSError as err:
+            raise _refuse_folder(folder, "exports", err) from err
+        except CoreError as err:
+            CONSOLE.print(f"{path.name}: {export.name} could not be made. {err}", markup=False)
 
 
 def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[str, str]:
@@ -120,16 +188,15 @@ def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[st
 
     if diagnosis.pixels is None:
         return {}
-    stem = Path(diagnosis.file).stem.encode(errors="ignore")[:_STEM_BYTES].decode(errors="ignore")
     files = {}
     for backbone, heatmap in diagnosis.heatmaps.items():
-        path = folder / f"{index:04d}-{stem}-{backbone}.png"
+        path = folder / f"{_name_case(diagnosis, index)}-{backbone}.png"
         height, width = diagnosis.pixels.shape[:2]
         fine = resize_heatmap(heatmap, height=height, width=width)
         try:
             path.write_bytes(encode_png(overlay(diagnosis.pixels, fine, opacity=0.6)))
         except OSError as err:
-            raise _refuse_folder(folder, err) from err
+            raise _refuse_folder(folder, "heatmaps", err) from err
         files[backbone] = str(path)
     return files
 

@@ -4,28 +4,33 @@ Files are made when asked for and go to the browser; nothing is written to the s
 Streamlit logs what a download raises, with its message: none here may quote a file's tags.
 """
 
+import functools
 import logging
 from collections.abc import Callable
-from pathlib import PurePath
 
 import streamlit as st
 
 from core.answers.diagnosis import Diagnosis
 from core.answers.scrutiny import Scrutiny
 from core.errors import CoreError
-from core.explanations.grad_cam import outline, overlay, resize_heatmap
-from core.explanations.methods import METHODS
-from core.export import case_dicom, case_pdf
-from core.export.worklist import dump_json, to_csv
+from core.export.formats import CASE_FORMATS, WORKLIST_FORMATS, Case
 from core.models.ensemble import Model
 from pages import _shared as shared
 from pages._diagnose.sources import Source
-from pages._text import _, describe, ngettext
+from pages._text import N_, _, describe, ngettext
 
 logger = logging.getLogger(__name__)
 
-_DICOM = "application/dicom"
-_PDF = "application/pdf"
+_ICON = ":material/download:"
+_CASE_WORDS = {
+    "pdf": (N_("Report (PDF)"), ":material/picture_as_pdf:"),
+    "sc": (N_("Picture with heatmap (DICOM SC)"), ":material/image:"),
+    "sr": (N_("Structured report (DICOM SR)"), ":material/article:"),
+}
+_WORKLIST_WORDS = {
+    "json": N_("Download all results (JSON)"),
+    "csv": N_("Download all results (CSV)"),
+}
 
 
 def show_case_downloads(
@@ -34,10 +39,14 @@ def show_case_downloads(
     """PDF, Secondary Capture and Structured Report of the case, with the heatmaps on view."""
     if diagnosis.status == "rejected" or diagnosis.pixels is None:
         return
-    stem = PurePath(diagnosis.file).stem or "case"
-    pdf_name, sc_name, sr_name = f"{stem}.pdf", f"{stem}-overlay.dcm", f"{stem}-report.dcm"
-    opacity = st.session_state.get(shared.OPACITY_KEY, 60) / 100
-    has_line = bool(st.session_state.get(shared.CONTOUR_KEY))
+    case = Case(
+        model,
+        diagnosis,
+        scrutiny,
+        source[2],
+        opacity=st.session_state.get(shared.OPACITY_KEY, 60) / 100,
+        has_line=bool(st.session_state.get(shared.CONTOUR_KEY)),
+    )
     st.markdown(
         "#### " + _("Take this case with you"),
         help=_(
@@ -47,37 +56,17 @@ def show_case_downloads(
     )
     sure = _guard(diagnosis)
     with st.container(horizontal=True):
-        st.download_button(
-            _("Report (PDF)"),
-            sure(lambda: case_pdf.build_pdf(model, diagnosis, scrutiny=scrutiny, opacity=opacity)),
-            pdf_name,
-            _PDF,
-            on_click="ignore",
-            icon=":material/picture_as_pdf:",
-            key="diagnose_pdf",
-        )
-        st.download_button(
-            _("Picture with heatmap (DICOM SC)"),
-            sure(
-                lambda: case_dicom.encode(
-                    _capture(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line)
-                )
-            ),
-            sc_name,
-            _DICOM,
-            on_click="ignore",
-            icon=":material/image:",
-            key="diagnose_sc",
-        )
-        st.download_button(
-            _("Structured report (DICOM SR)"),
-            sure(lambda: _report(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line)),
-            sr_name,
-            _DICOM,
-            on_click="ignore",
-            icon=":material/article:",
-            key="diagnose_sr",
-        )
+        for key, export in CASE_FORMATS.items():
+            label, icon = _CASE_WORDS.get(key, (export.name, _ICON))
+            st.download_button(
+                _(label),
+                sure(functools.partial(export.build, case)),
+                export.name_file(diagnosis.file),
+                export.mime,
+                on_click="ignore",
+                icon=icon,
+                key=f"diagnose_{key}",
+            )
 
 
 def _guard(diagnosis: Diagnosis) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
@@ -114,42 +103,6 @@ def _guard(diagnosis: Diagnosis) -> Callable[[Callable[[], bytes]], Callable[[],
     return sure
 
 
-def _capture(
-    diagnosis: Diagnosis,
-    source: Source,
-    scrutiny: Scrutiny | None,
-    *,
-    opacity: float,
-    has_line: bool,
-) -> "case_dicom.Dataset":
-    pictures = {}
-    assert diagnosis.pixels is not None
-    height, width = diagnosis.pixels.shape[:2]
-    if scrutiny is None:
-        sheet = case_dicom.lay_out(diagnosis, {})
-        return case_dicom.build_secondary_capture(diagnosis, sheet, source=source[2]())
-    for heatmap in scrutiny.maps:
-        fine = resize_heatmap(heatmap.values, height=height, width=width)
-        picture = overlay(diagnosis.pixels, fine, opacity=opacity)
-        caption = f"{heatmap.class_name}: {heatmap.backbone}, {METHODS[heatmap.method].name}"
-        pictures[caption] = outline(picture, fine) if has_line else picture
-    sheet = case_dicom.lay_out(diagnosis, pictures)
-    return case_dicom.build_secondary_capture(diagnosis, sheet, source=source[2]())
-
-
-def _report(
-    diagnosis: Diagnosis,
-    source: Source,
-    scrutiny: Scrutiny | None,
-    *,
-    opacity: float,
-    has_line: bool,
-) -> bytes:
-    capture = _capture(diagnosis, source, scrutiny, opacity=opacity, has_line=has_line)
-    report = case_dicom.build_report(diagnosis, source=source[2](), picture=capture)
-    return case_dicom.encode(report)
-
-
 def show_downloads(cases: list[Diagnosis], *, n_hidden: int) -> None:
     """The whole worklist; cases whose answer still waits for the reader are left out."""
     if n_hidden:
@@ -163,21 +116,13 @@ def show_downloads(cases: list[Diagnosis], *, n_hidden: int) -> None:
     if not cases:
         return
     with st.container(horizontal=True):
-        st.download_button(
-            _("Download all results (JSON)"),
-            lambda: dump_json(cases),
-            "neighbordx.json",
-            "application/json",
-            on_click="ignore",
-            icon=":material/download:",
-            key="diagnose_json",
-        )
-        st.download_button(
-            _("Download all results (CSV)"),
-            lambda: "\ufeff" + to_csv(cases),
-            "neighbordx.csv",
-            "text/csv",
-            on_click="ignore",
-            icon=":material/download:",
-            key="diagnose_csv",
-        )
+        for key, export in WORKLIST_FORMATS.items():
+            st.download_button(
+                _(_WORKLIST_WORDS.get(key, export.name)),
+                functools.partial(export.build, cases),
+                export.file_name,
+                export.mime,
+                on_click="ignore",
+                icon=_ICON,
+                key=f"diagnose_{key}",
+            )
