@@ -3,12 +3,13 @@
 import logging
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from core.answers.diagnosis import RESEARCH_USE
 from core.cli import answers, evaluation, exploring, jobs, listing, models, training
+from core.config import describe_software
 from core.errors import CoreError
 from core.jobs import ending
 
@@ -53,6 +54,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
+    app.callback()(_set_up)
     for command in COMMANDS:
         app.command()(command)
     for name, named in NAMED.items():
@@ -63,6 +65,23 @@ def build_app() -> typer.Typer:
             group.command(verb)(function)
         app.add_typer(group, name=name)
     return app
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"NeighborDx {describe_software()}")
+        raise typer.Exit
+
+
+def _set_up(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_say_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

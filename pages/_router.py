@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 from PIL import Image
 
-from core.config import Settings
+from core.config import Settings, describe_software
 from core.models import registry
 from pages._shared import MODEL_KEY, show_errors
 from pages._text import LANGUAGE_KEY, LANGUAGES, _, class_label, default_language, percent, plain
@@ -81,6 +81,7 @@ def main() -> None:
         st.markdown(_("**Research use, not a diagnosis.** Every answer comes with its evidence."))
     with show_errors():
         _choose_model()
+        st.sidebar.caption(f"NeighborDx {describe_software()}")
         page = st.navigation(
             [
                 st.Page(

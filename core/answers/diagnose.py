@@ -19,6 +19,7 @@ from core.answers.votes import (
     mix_votes,
     read_batch,
 )
+from core.config import describe_software
 from core.errors import CoreError
 from core.images.burned_in_text import find_text
 from core.images.decode import Image, thumbnail
@@ -69,6 +70,7 @@ def reject(name: str, error: CoreError, *, model: Model) -> Diagnosis:
         model_id=model.model_id,
         data_id=model.data_id,
         created=_now(),
+        software=describe_software(),
         disease_class=model.disease_class,
         error=str(error),
         error_code=error.code,
@@ -103,6 +105,7 @@ def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
         model_id=model.model_id,
         data_id=model.data_id,
         created=_now(),
+        software=describe_software(),
         disease_class=model.disease_class,
         predicted_class=predicted,
         probabilities=_name_probabilities(model, p_disease),

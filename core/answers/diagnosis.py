@@ -130,6 +130,7 @@ class Diagnosis:
     burned_in: tuple[TextRegion, ...] = ()  # where lettering seems to be, but for the mark below
     has_synthetic_mark: bool = False  # bears the mark of core.images.phantom: drawn, of no patient
     reader: ReaderRead | None = None
+    software: str = ""  # the version of NeighborDx that answered
     error: str | None = None
     error_code: str | None = None
     error_params: Mapping[str, object] = field(default_factory=dict)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.answers.votes import Vote, join_novelty, mix_votes, read_batch
+from core.config import describe_software
 from core.data.datasets import Dataset, Record, load_ahead
 from core.errors import DataError, ImageError
 from core.images.decode import Image
@@ -161,6 +162,7 @@ def describe_reading(
         )
     return {
         "model_id": model.model_id,
+        "software_version": describe_software(),
         "data": data,
         "split": split,
         **dataclasses.asdict(report),

@@ -19,6 +19,7 @@ from core.config.sections import (
     build_record,
 )
 from core.config.settings import Settings
+from core.config.software import describe_software
 
 __all__ = [
     "K_CANDIDATES",
@@ -39,4 +40,5 @@ __all__ = [
     "TrainConfig",
     "build_preset",
     "build_record",
+    "describe_software",
 ]

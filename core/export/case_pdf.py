@@ -316,6 +316,7 @@ def _write_provenance(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
         "Model": f"{diagnosis.model_id}, made {model.created}",
         "Training data": diagnosis.data_id,
         "Read": diagnosis.created,
+        "Software": f"NeighborDx {diagnosis.software}",
         "Shown": _say_display(diagnosis),
     }
     lines = "<br/>".join(f"{name}: {_spell(value)}" for name, value in facts.items() if value)

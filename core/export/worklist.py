@@ -76,6 +76,7 @@ def to_json(
         "model_id": diagnosis.model_id,
         "data_id": diagnosis.data_id,
         "created": diagnosis.created,
+        "software_version": diagnosis.software,
         "notice": RESEARCH_USE,
         "error": diagnosis.error,
     }
@@ -102,6 +103,7 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
             *("abstain_reason", "frame_number", "n_frames"),  # the frame as DICOM counts, from 1
             *("window_centre", "window_width", "is_inverted", "reader_before_answer"),
+            "software_version",
         ]
     )
     for d in diagnoses:
@@ -120,7 +122,7 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             row += [""] * 5
         else:
             row += [d.frame + 1, d.n_frames, *(d.window or ("", "")), d.is_inverted]
-        row += [d.reader.is_before_answer if d.reader else ""]
+        row += [d.reader.is_before_answer if d.reader else "", d.software]
         writer.writerow([defuse(cell) for cell in row])
     return out.getvalue()
 

@@ -280,11 +280,12 @@ def _show_members(diagnosis: Diagnosis) -> None:
 def _show_provenance(diagnosis: Diagnosis) -> None:
     st.caption(
         _(
-            "Model {model} · training data {data} · read {when} UTC · "
+            "Model {model} · training data {data} · read {when} UTC · NeighborDx {software} · "
             "**Research use, not a diagnosis.**"
         ).format(
             model=plain(diagnosis.model_id),
             data=plain(diagnosis.data_id),
             when=moment(diagnosis.created),
+            software=plain(diagnosis.software),
         )
     )

@@ -12,7 +12,6 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 
 import highdicom as hd
 import numpy as np
@@ -118,6 +117,7 @@ def build_secondary_capture(
     capture.SeriesDescription = _cut(f"NeighborDx overlay. {RESEARCH_USE}", 64)
     capture.ImageComments = f"{say_answer(diagnosis)}. Model {diagnosis.model_id}. {RESEARCH_USE}"
     capture.BurnedInAnnotation = "YES"
+    capture.SoftwareVersions = _cut(diagnosis.software, 64)
     what = "The image alone" if diagnosis.abstain_reason == "novel" else "Heatmap over the image"
     capture.DerivationDescription = _cut(f"{what}, {now:%Y-%m-%d}", 1024)
     return capture
@@ -162,7 +162,7 @@ def _write_report(diagnosis: Diagnosis, evidence: Dataset) -> ComprehensiveSR:
         imaging_measurements=[_build_group(diagnosis, evidence, frame=diagnosis.frame)],
         title=codes.DCM.ImagingMeasurementReport,
     )
-    return ComprehensiveSR(
+    report = ComprehensiveSR(
         evidence=[evidence],
         content=content[0],
         series_instance_uid=_name(diagnosis, "report series"),
@@ -177,6 +177,8 @@ def _write_report(diagnosis: Diagnosis, evidence: Dataset) -> ComprehensiveSR:
         series_description=_cut(f"NeighborDx answer. {RESEARCH_USE}", 64),
         specific_character_set=_CHARACTERS,
     )
+    report.SoftwareVersions = _cut(diagnosis.software, 64)
+    return report
 
 
 @_tell_no_tags()
@@ -216,7 +218,7 @@ def _build_group(
         ("Answer of the model", say_answer(diagnosis)),
         ("Model", diagnosis.model_id),
         ("Training data", diagnosis.data_id),
-        ("Software version", _find_version()),
+        ("Software version", diagnosis.software),
         ("Intended use", RESEARCH_USE),
     ]
     measured: list[tuple[str, float]] = []
@@ -256,13 +258,6 @@ def _code(meaning: str) -> CodedConcept:
         scheme_designator=SCHEME,
         meaning=_cut(meaning, 64),
     )
-
-
-def _find_version() -> str:
-    try:
-        return version("neighbordx")
-    except PackageNotFoundError:  # run from the source tree
-        return "source tree"
 
 
 def _name(diagnosis: Diagnosis, kind: str) -> str:

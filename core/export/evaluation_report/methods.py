@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.assessment.record import Evaluation, say_seen
+from core.config import describe_software
 from core.export.evaluation_report.blocks import Block, Paragraph, Section, TableBlock
 from core.export.evaluation_report.recipe import (
     say_choice,
@@ -116,7 +117,9 @@ def describe_model(members: Sequence[BundleConfig]) -> Section:
             ),
             *(Paragraph(say_network(config)) for config in members),
             TableBlock(("model", "backbone", "input", "embedding", "trunk"), (*rows,)),
-            Paragraph(f"Python {platform.python_version()}, {versions}."),
+            Paragraph(
+                f"NeighborDx {describe_software()}, Python {platform.python_version()}, {versions}."
+            ),
         ),
     )
 
