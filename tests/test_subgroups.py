@@ -11,7 +11,7 @@ from sklearn.metrics import (
 
 from core.errors import ShapeError
 from core.evaluation import evaluate
-from core.intervals import compute_headlines
+from core.intervals import _measure_precision, compute_headlines
 from core.proportions import compute_share
 from core.subgroups import can_split, split_by
 
@@ -94,6 +94,15 @@ def test_which_columns_make_subgroups() -> None:
     assert not can_split(names)
     with pytest.raises(ShapeError, match="100 different words"):
         split_by(np.arange(100) % 2 == 0, np.linspace(0, 1, 100), names)
+
+
+def test_the_bootstraps_average_precision_is_scikit_learns_with_ties_too(
+    rng: np.random.Generator,
+) -> None:
+    truth = rng.random(80) < 0.4
+    for probs in (rng.random(80), np.round(rng.random(80), 1), np.full(80, 0.5)):
+        expected = average_precision_score(truth, probs)
+        assert _measure_precision(truth, probs) == pytest.approx(expected, abs=1e-12)
 
 
 def test_headlines_are_scikit_learns_and_inside_their_intervals(rng: np.random.Generator) -> None:
