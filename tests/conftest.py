@@ -2,9 +2,16 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# One thread in every process of the tests, before a library reads these. Of two or more, each waits
+# busily at the end of every small operation for one that has no core: ten times as slow beside
+# another process. Numba sets the threads of torch too when a map is fitted.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -7,11 +7,12 @@ place does not depend on what else was uploaded (UMAP's own transform does: umap
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,9 +114,7 @@ def fit_map(
     check_shape("embeddings", embeddings, (None, None))
     if settings.method == "pca" or len(embeddings) < _MIN_FOR_UMAP:
         return _principal_components(embeddings, n_dimensions=settings.n_dimensions)
-    import umap  # compiles for seconds: only fitting pays for it, never a page
-
-    reducer = umap.UMAP(
+    reducer = _load_umap().UMAP(
         n_components=settings.n_dimensions,
         n_neighbors=min(settings.n_neighbors, len(embeddings) - 1),
         min_dist=settings.min_dist,
@@ -129,6 +128,20 @@ def fit_map(
     with contextlib.redirect_stdout(io.StringIO()):  # its verbose sentences are not ours
         xy = reducer.fit_transform(embeddings)
     return np.asarray(xy, dtype=np.float32)
+
+
+def _load_umap() -> Any:
+    """Import UMAP, which takes seconds: only fitting pays for it, never a page.
+
+    Three of its functions would be compiled anew in every process; Numba keeps them where it keeps
+    UMAP's others.
+    """
+    umap = importlib.import_module("umap")
+    inner = importlib.import_module("umap.umap_")
+    for name in ("fast_knn_indices", "smooth_knn_dist", "compute_membership_strengths"):
+        with contextlib.suppress(AttributeError, RuntimeError):  # renamed; no folder to write in
+            getattr(inner, name).enable_caching()
+    return umap
 
 
 class _EpochReader(io.StringIO):
