@@ -53,7 +53,7 @@ def _drop(bundle: ModelBundle) -> ModelBundle:
 
 def judge(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
     """Test figures of one set of probabilities."""
-    report = metrics.evaluate(truth, probs)
+    report = metrics.compute_metrics(truth, probs)
     return {
         "ece": report.ece,
         "brier": report.brier,

@@ -21,8 +21,7 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvisio
 from core.config import Settings
 from core.explanations.grad_cam import compute_vote_log_odds
 from core.models.bundle import Member
-from core.network import backbone as parts
-from core.network.backbone import Tail
+from core.network.backbone import _CUTS, Tail
 from core.network.weight_sources import load_pretrained
 
 
@@ -173,7 +172,7 @@ def load_whole(name: str, size: int, *, random_weights: bool) -> nn.Module:
 
 def fill_tail(model: nn.Module, tail: Tail, *, tail_depth: int) -> list[nn.Module]:
     """Copy a trained tail into the whole model; return the modules that were trained."""
-    stages_name, norm_names, per_depth = parts._CUTS[type(model).__name__]
+    stages_name, norm_names, per_depth = _CUTS[type(model).__name__]
     stages = list(getattr(model, stages_name).children())[-tail_depth * per_depth :]
     pairs = list(zip(stages, tail.blocks, strict=True))
     pairs += [(getattr(model, n), m) for n, m in zip(norm_names, tail.norm, strict=True)]

@@ -14,7 +14,6 @@ from torch import nn
 
 from core.config import Settings, build_preset
 from core.images.phantom import draw
-from core.network import backbone as parts
 from core.network import openvino
 from core.network.build import build_embedder
 from core.network.embedder import embed_together
@@ -150,7 +149,9 @@ def test_a_transformer_compiled_in_half_precision_answers_as_in_float32(
     assert routes == {"f32", "bf16"}
 
     known = [backbone.info for backbone in half.backbones]
-    monkeypatch.setattr(parts, "load_pretrained", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(
+        "core.network.backbone.load_pretrained", lambda *_, **__: pytest.fail("read")
+    )
     again = build_embedder(asked, Settings(device="cpu"), known=known)
     batch = torch.rand(2, 3, 128, 128)
     for one, other in zip(half.run_trunks(batch), again.run_trunks(batch), strict=True):

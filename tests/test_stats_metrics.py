@@ -10,14 +10,14 @@ from sklearn.metrics import roc_auc_score
 from core.config import build_record
 from core.errors import DataError, ShapeError
 from core.stats.calibration import Calibration, _draw_folds, fit_calibration
-from core.stats.metrics import compute_ece, evaluate, rank_auroc
+from core.stats.metrics import compute_ece, compute_metrics, rank_auroc
 from core.stats.proportions import measure_share
 
 
 def test_report_by_hand() -> None:
     truth = np.array([False, False, False, True, True])
     probs = np.array([0.1, 0.2, 0.7, 0.6, 0.9])
-    report = evaluate(truth, probs)
+    report = compute_metrics(truth, probs)
     assert report.confusion == {"tn": 2, "fp": 1, "fn": 0, "tp": 2}
     assert report.accuracy == 0.8
     assert report.sensitivity == 1.0
@@ -36,7 +36,7 @@ def test_the_bootstraps_auroc_is_scikit_learns_with_ties_too(rng: np.random.Gene
 
 
 def test_half_counts_as_normal() -> None:
-    assert evaluate(np.array([False, True]), np.array([0.5, 0.5])).confusion["fp"] == 0
+    assert compute_metrics(np.array([False, True]), np.array([0.5, 0.5])).confusion["fp"] == 0
 
 
 def test_ece_by_hand() -> None:
@@ -50,7 +50,7 @@ def test_intervals_hold_the_figure_and_shrink_with_n(rng: np.random.Generator) -
         truth = rng.random(n) < 0.5
         return truth, np.clip(0.5 + 0.3 * (truth - 0.5) + 0.25 * rng.normal(size=n), 0, 1)
 
-    small, large = evaluate(*draw(50)), evaluate(*draw(1000))
+    small, large = compute_metrics(*draw(50)), compute_metrics(*draw(1000))
     for report in (small, large):
         assert report.auroc_ci95[0] <= report.auroc <= report.auroc_ci95[1]
         assert report.accuracy_ci95[0] <= report.accuracy <= report.accuracy_ci95[1]
@@ -61,14 +61,14 @@ def test_images_of_one_patient_widen_the_interval(rng: np.random.Generator) -> N
     truth = np.repeat(rng.random(40) < 0.5, 10)
     probs = np.clip(0.5 + 0.3 * (truth - 0.5) + np.repeat(0.3 * rng.normal(size=40), 10), 0, 1)
     groups = [f"p{i // 10}" for i in range(400)]
-    alone, grouped = evaluate(truth, probs), evaluate(truth, probs, groups=groups)
+    alone, grouped = compute_metrics(truth, probs), compute_metrics(truth, probs, groups=groups)
     assert np.ptp(grouped.accuracy_ci95) > 1.5 * np.ptp(alone.accuracy_ci95)
 
 
 def test_no_mistake_among_few_patients_is_not_certainty() -> None:
     truth = np.array([False, True] * 4)
     groups = [f"p{i // 2}" for i in range(8)]
-    report = evaluate(truth, np.where(truth, 0.9, 0.1), groups=groups)
+    report = compute_metrics(truth, np.where(truth, 0.9, 0.1), groups=groups)
     share = measure_share(np.ones(8, dtype=bool), groups=groups)
     assert report.auroc_ci95 == (share.low, share.high)
     assert report.accuracy_ci95 == (share.low, share.high) == (pytest.approx(0.51, abs=0.01), 1.0)
@@ -153,6 +153,6 @@ def test_calibration_survives_json(rng: np.random.Generator) -> None:
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(DataError, match="one class only"):
-        evaluate(np.array([True, True]), np.array([0.1, 0.2]))
+        compute_metrics(np.array([True, True]), np.array([0.1, 0.2]))
     with pytest.raises(ShapeError, match="p_disease"):
-        evaluate(np.array([True, False]), np.array([0.1]))
+        compute_metrics(np.array([True, False]), np.array([0.1]))

@@ -57,15 +57,15 @@ def test_patients_stay_together(rng: np.random.Generator, monkeypatch: pytest.Mo
     truth, probs = draw_overcalling(rng, 200)
     groups = [f"p{i // 4}" for i in range(200)]
     seen: list[int] = []
-    from core.stats import shift as external
+    from core.stats import shift as stats_shift
 
-    real = external.fit_recalibration
+    real = stats_shift.fit_recalibration
 
     def fit(sample_truth: np.ndarray, sample_probs: np.ndarray) -> tuple[float, float]:
         seen.append(len(sample_truth))
         return real(sample_truth, sample_probs)
 
-    monkeypatch.setattr(external, "fit_recalibration", fit)
+    monkeypatch.setattr(stats_shift, "fit_recalibration", fit)
     measure_recalibration(truth, probs, n_sample=30, groups=groups)
     assert set(seen) == {32}  # 8 whole patients of 4
 

@@ -11,7 +11,7 @@ from sklearn.metrics import (
 
 from core.errors import ShapeError
 from core.stats.headlines import compute_headlines
-from core.stats.metrics import evaluate
+from core.stats.metrics import compute_metrics
 from core.stats.proportions import compute_share
 from core.stats.subgroups import can_split, split_by
 
@@ -107,8 +107,8 @@ def test_headlines_are_scikit_learns_and_inside_their_intervals(rng: np.random.G
         "specificity": recall_score(~truth, ~called),
         "average_precision": average_precision_score(truth, probs),
         "brier": brier_score_loss(truth, probs),
-        "auroc": evaluate(truth, probs).auroc,
-        "ece": evaluate(truth, probs).ece,
+        "auroc": compute_metrics(truth, probs).auroc,
+        "ece": compute_metrics(truth, probs).ece,
     }
     for key, value in expected.items():
         assert figures[key].value == pytest.approx(value), key

@@ -17,7 +17,7 @@ from core.errors import DataError, ImageError
 from core.images.decode import Image
 from core.models.ensemble import Model
 from core.network.embedder import Progress
-from core.stats import metrics as evaluation
+from core.stats.metrics import compute_metrics
 
 _BATCH_SIZE = 8
 
@@ -144,13 +144,13 @@ def describe_reading(
     """Sum a reading up as the ``evaluate`` JSON of DESIGN section 4."""
     truth, p_disease = reading.truth, reading.p_disease
     copies = find_copies(model, reading)
-    report = evaluation.evaluate(truth, p_disease, groups=reading.groups)
+    report = compute_metrics(truth, p_disease, groups=reading.groups)
     unsure = np.abs(p_disease - 0.5) < model.abstain_margin
     answered = ~unsure & ~reading.is_novel
     right = (p_disease > 0.5) == truth
     members = []
     for member, probs in zip(model.members, reading.member_p, strict=True):
-        own = evaluation.evaluate(truth, probs, groups=reading.groups)
+        own = compute_metrics(truth, probs, groups=reading.groups)
         members.append(
             {
                 "model_id": member.bundle.model_id,

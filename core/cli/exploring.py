@@ -58,7 +58,7 @@ def findings(
     checkpoints: Checkpoints = None,
 ) -> None:
     """What deserves a look in a gallery: wrong answers, suspect labels, repeats, outliers."""
-    from core.exploring import review_lists as finding
+    from core.exploring import review_lists
     from core.exploring.gallery_table import explore, prepare, read_manifest
     from core.export.tables import export_csv
     from core.models.registry import load_bundle
@@ -70,11 +70,11 @@ def findings(
     extra, _ = read_manifest(Path(bundle.lead.config.data_root), bundle.gallery.keys)
     seen = explore(bundle, tables, extra=extra)
     lists = {
-        "wrong_when_left_out": finding.find_wrong(seen),
-        "suspected_label_errors": finding.find_suspects(bundle, seen),
-        "duplicates": finding.find_duplicates(bundle),
-        "outliers": finding.find_outliers(bundle),
-        "mixed_regions": finding.find_mixed(seen, tables, bundle),
+        "wrong_when_left_out": review_lists.find_wrong(seen),
+        "suspected_label_errors": review_lists.find_suspects(bundle, seen),
+        "duplicates": review_lists.find_duplicates(bundle),
+        "outliers": review_lists.find_outliers(bundle),
+        "mixed_regions": review_lists.find_mixed(seen, tables, bundle),
     }
     result = {
         "model_id": bundle.model_id,

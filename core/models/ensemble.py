@@ -27,7 +27,7 @@ from core.gallery.projection import Projection
 from core.gallery.search import Gallery
 from core.models.bundle import BundleConfig, Member, ModelBundle, check_model_id
 from core.models.bundle_files import read_bundle, read_bundle_config, read_json
-from core.stats import metrics as evaluation
+from core.stats.metrics import compute_metrics
 
 KIND = "ensemble"
 
@@ -291,7 +291,7 @@ def _measure_validation(
     if mixed is None:
         return joint
     truth = np.array(mixed["is_disease"], dtype=bool)
-    report = evaluation.evaluate(truth, mixed["p_disease"], groups=mixed["groups"])
+    report = compute_metrics(truth, mixed["p_disease"], groups=mixed["groups"])
     return {**joint, "validation": dataclasses.asdict(report)}
 
 

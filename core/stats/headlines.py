@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from core.stats.metrics import compute_ece, evaluate
+from core.stats.metrics import compute_ece, compute_metrics
 from core.stats.proportions import bound_figure, find_clusters, measure_share
 
 _N_BOOTSTRAP = 1000
@@ -74,11 +74,11 @@ def compute_headlines(
             others those of ``proportions.bound_figure``.
 
     Raises:
-        ShapeError, DataError: as ``evaluation.evaluate``.
+        ShapeError, DataError: as ``metrics.compute_metrics``.
 
     Reference: Efron & Tibshirani 1993, ch. 13.
     """
-    report = evaluate(is_disease, p_disease, groups=groups, seed=seed)
+    report = compute_metrics(is_disease, p_disease, groups=groups, seed=seed)
     truth, probs = np.asarray(is_disease, dtype=bool), np.asarray(p_disease, dtype=np.float64)
     drawn = _resample(truth, probs, groups, seed=seed)
     figures = [

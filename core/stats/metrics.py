@@ -43,7 +43,7 @@ class Report:
     confusion: dict[str, int]  # tn, fp, fn, tp
 
 
-def evaluate(
+def compute_metrics(
     is_disease: NDArray[np.bool_],
     p_disease: NDArray[np.floating],
     *,

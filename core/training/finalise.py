@@ -74,7 +74,7 @@ def finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log)
     groups = [cache.records[row].group or "" for row in val_rows]
     calibration = fit_calibration(is_disease, scores, k=found.k, groups=groups)
     p_disease = calibration.apply(scores)
-    report = metrics.evaluate(is_disease, p_disease, groups=groups)
+    report = metrics.compute_metrics(is_disease, p_disease, groups=groups)
     spread = compute_spread(embeddings)
     separation = compute_separation(queries, labels)
     collapse = find_collapse(spread, separation)

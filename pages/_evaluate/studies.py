@@ -10,7 +10,7 @@ from core.assessment.record import Evaluation, order_pair
 from core.config import Settings
 from core.errors import CoreError
 from core.images.corruptions import STRENGTHS
-from core.stats import shift as external
+from core.stats.shift import Comparison, Recalibration, compare
 from pages import _shared as shared
 from pages._charts import evaluate as charts
 from pages._evaluate.answers import figure_label, show_seen
@@ -230,7 +230,7 @@ def show_external(evaluation: Evaluation) -> None:
         )
     show_seen(away)
     try:
-        result = external.compare(home.to_answers(), away.to_answers(), n_sample=n_sample)
+        result = compare(home.to_answers(), away.to_answers(), n_sample=n_sample)
     except CoreError as error:
         st.warning(describe(error))
         return
@@ -264,7 +264,7 @@ def _name(evaluation: Evaluation) -> str:
     return f"{evaluation.data_name}, {split_label(str(evaluation.result['split']))}"
 
 
-def _show_side_by_side(home: Evaluation, away: Evaluation, result: external.Comparison) -> None:
+def _show_side_by_side(home: Evaluation, away: Evaluation, result: Comparison) -> None:
     rows = [
         {
             "figure": figure_label(a.key),
@@ -285,7 +285,7 @@ def _show_side_by_side(home: Evaluation, away: Evaluation, result: external.Comp
     )
 
 
-def _show_gains(result: external.Recalibration) -> None:
+def _show_gains(result: Recalibration) -> None:
     st.markdown(
         "#### " + _("Recalibrated on {n} labelled images").format(n=result.n_sample),
         help=_(

@@ -49,7 +49,7 @@ def measure_floors(
         memo: what the trunks saw of each image, by key; what is missing is added.
 
     Returns:
-        A row for each: the figures of ``evaluation.evaluate``, system, label and predictions.
+        A row for each: the figures of ``metrics.compute_metrics``, system, label and predictions.
 
     Raises:
         DataError: too few images to choose K, or nobody is left to vote on one.
@@ -152,7 +152,7 @@ def _describe_floor(
     truth = np.array([record.label == dataset.disease_index for record in records])
     groups = [record.group or "" for record in records]
     return {
-        **dataclasses.asdict(metrics.evaluate(truth, p_disease, groups=groups)),
+        **dataclasses.asdict(metrics.compute_metrics(truth, p_disease, groups=groups)),
         "system": key,
         "label": label,
         "predictions": {

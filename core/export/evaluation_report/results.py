@@ -16,9 +16,9 @@ from core.export.evaluation_report.blocks import (
     TableBlock,
 )
 from core.images.decode import encode_png
-from core.stats import shift as external
 from core.stats.curves import compute_coverage, compute_curves, compute_reliability
 from core.stats.headlines import Figure
+from core.stats.shift import Comparison, compare
 from core.stats.subgroups import can_split, split_by
 
 _N_PICTURES = 6
@@ -194,7 +194,7 @@ def show_external(checkpoints_dir: Path, evaluation: Evaluation) -> Section:
         home, away = order_pair(evaluation, other)
         n_sample = min(_N_SAMPLE, len(away.keys) // 2)
         try:
-            result = external.compare(home.to_answers(), away.to_answers(), n_sample=n_sample)
+            result = compare(home.to_answers(), away.to_answers(), n_sample=n_sample)
         except CoreError as error:
             blocks.append(Paragraph(f"{summary.data_name}: {error}"))
             continue
@@ -207,9 +207,7 @@ def show_external(checkpoints_dir: Path, evaluation: Evaluation) -> Section:
     return Section("External test", (33,) if n_external else (), (*blocks,))
 
 
-def _describe_comparison(
-    home: Evaluation, away: Evaluation, result: external.Comparison
-) -> list[Block]:
+def _describe_comparison(home: Evaluation, away: Evaluation, result: Comparison) -> list[Block]:
     pairs = zip(result.home, result.away, strict=True)
     shift, again = result.shift, result.recalibration
     return [
