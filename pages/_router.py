@@ -81,7 +81,9 @@ def main() -> None:
         st.markdown(_("**Research use, not a diagnosis.** Every answer comes with its evidence."))
     with show_errors():
         _choose_model()
-        st.sidebar.caption(f"NeighborDx {describe_software()}")
+        st.sidebar.markdown(
+            ":small[" + _("Version {version}").format(version=plain(describe_software())) + "]"
+        )
         page = st.navigation(
             [
                 st.Page(

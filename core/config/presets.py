@@ -54,11 +54,6 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "offline": Preset(
-        ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k"),
-        input_size=288,
-        robust=_ROBUST_OFFLINE,
-    ),
     "paper": Preset(("convnext_large.fb_in22k", "vit_large_patch16_224.augreg_in21k_ft_in1k")),
     "swin-effnetv2": Preset(
         ("swin_large_patch4_window7_224.ms_in22k", "tf_efficientnetv2_l.in21k_ft_in1k")
@@ -68,6 +63,11 @@ PRESETS: Mapping[str, Preset] = {
         is_commercial=False,  # ConvNeXtV2: CC BY-NC 4.0
     ),
     "compact": Preset(("convnext_tiny.fb_in22k", "vit_small_patch16_224.augreg_in21k_ft_in1k")),
+    "offline": Preset(
+        ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k"),
+        input_size=288,
+        robust=_ROBUST_OFFLINE,
+    ),
 }
 
 

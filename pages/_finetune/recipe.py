@@ -51,7 +51,7 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
     )
     preset = st.selectbox(
         _("Preset"),
-        list(PRESETS),
+        sorted(PRESETS, key=lambda name: name != "offline"),  # the one that needs no hub
         format_func=lambda name: _(_PRESET_WORDS.get(name, name)),
         key=shared.keep_choice(shared.FT_PRESET_KEY),
         help=_("Which pretrained networks the model stands on, and how large they are."),
