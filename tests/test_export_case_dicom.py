@@ -32,6 +32,7 @@ CASE = Diagnosis(
     model_id="cxr",
     data_id="0123456789ab",
     created="2026-11-24T22:00:00+00:00",
+    software="0.2.0 (commit 1a2b3c4)",
     disease_class="pneumonia",
     predicted_class="pneumonia",
     probabilities={"normal": 0.125, "pneumonia": 0.875},
@@ -225,6 +226,21 @@ def test_a_validator_finds_no_error(source: bytes, tmp_path: Path) -> None:
         run = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
         errors = [line for line in run.stderr.splitlines() if line.startswith("Error")]
         assert errors == [], name
+
+
+def test_the_objects_say_which_version_answered_where_it_is_known(source: bytes) -> None:
+    unknown = dataclasses.replace(CASE, software="")
+    for build in (
+        lambda case: build_secondary_capture(case, PICTURE, source=source),
+        lambda case: build_report(case, source=source),
+    ):
+        assert read(encode(build(CASE))).SoftwareVersions == "0.2.0 (commit 1a2b3c4)"
+        assert not read(encode(build(unknown))).SoftwareVersions
+    stated = str(read(encode(build_report(CASE, source=source))).ContentSequence)
+    assert "0.2.0 (commit 1a2b3c4)" in stated
+    assert "Software version" not in str(
+        read(encode(build_report(unknown, source=source))).ContentSequence
+    )
 
 
 def test_the_sheet_keeps_the_overlays_pixels_and_is_stored_whole(source: bytes) -> None:

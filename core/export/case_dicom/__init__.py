@@ -117,7 +117,7 @@ def build_secondary_capture(
     capture.SeriesDescription = _cut(f"NeighborDx overlay. {RESEARCH_USE}", 64)
     capture.ImageComments = f"{say_answer(diagnosis)}. Model {diagnosis.model_id}. {RESEARCH_USE}"
     capture.BurnedInAnnotation = "YES"
-    capture.SoftwareVersions = _cut(diagnosis.software, 64)
+    capture.SoftwareVersions = _cut(diagnosis.software, 64) or None
     what = "The image alone" if diagnosis.abstain_reason == "novel" else "Heatmap over the image"
     capture.DerivationDescription = _cut(f"{what}, {now:%Y-%m-%d}", 1024)
     return capture
@@ -177,7 +177,7 @@ def _write_report(diagnosis: Diagnosis, evidence: Dataset) -> ComprehensiveSR:
         series_description=_cut(f"NeighborDx answer. {RESEARCH_USE}", 64),
         specific_character_set=_CHARACTERS,
     )
-    report.SoftwareVersions = _cut(diagnosis.software, 64)
+    report.SoftwareVersions = _cut(diagnosis.software, 64) or None
     return report
 
 
@@ -218,7 +218,7 @@ def _build_group(
         ("Answer of the model", say_answer(diagnosis)),
         ("Model", diagnosis.model_id),
         ("Training data", diagnosis.data_id),
-        ("Software version", diagnosis.software),
+        *([("Software version", diagnosis.software)] if diagnosis.software else []),
         ("Intended use", RESEARCH_USE),
     ]
     measured: list[tuple[str, float]] = []
