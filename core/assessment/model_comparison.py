@@ -289,7 +289,6 @@ def _read(path: Path) -> Comparison | None:
         found = build_record(Comparison, json.loads(path.read_text(encoding="utf-8")), path.name)
     except (ValueError, ConfigError) as err:
         raise CheckpointError(f"{path} cannot be read ({err}); compare the models again.") from err
-    assert isinstance(found, Comparison)
     return found
 
 

@@ -5,14 +5,16 @@ Owns every default in one place. Refuses to know paths of data or anything about
 
 import dataclasses
 import json
-import types
-import typing
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from core.errors import ConfigError
 
+_Record = TypeVar("_Record")
 SCHEMA_VERSION = 1
 K_CANDIDATES = (5, 9, 15, 20, 25, 30, 40, 50)
 _TESTS_ONLY = "embedder.random_weights"
@@ -261,8 +263,7 @@ class RunConfig:
             version == SCHEMA_VERSION,
             f"config.json: expected schema_version {SCHEMA_VERSION}, got {version!r}.",
         )
-        config: RunConfig = build_record(RunConfig, raw, "config")
-        return config
+        return build_record(RunConfig, raw, "config")
 
     def for_members(self, name: str) -> dict[str, "RunConfig"]:
         """The models that an ensemble of this name is trained from, each with its objective."""
@@ -291,42 +292,32 @@ class RunConfig:
                 raw[section][key] = json.loads(text)
             except json.JSONDecodeError:
                 raw[section][key] = text
-        config: RunConfig = build_record(RunConfig, raw, "config")
-        return config
+        return build_record(RunConfig, raw, "config")
 
 
-def build_record(cls: Any, raw: object, where: str) -> Any:
-    """Build a frozen dataclass from plain JSON values, refusing unknown keys and wrong types."""
-    require(isinstance(raw, dict), f"{where}: expected an object, got {type(raw).__name__}.")
-    assert isinstance(raw, dict)
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(raw) - set(hints))
-    require(
-        not unknown,
-        f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(hints))}.",
-    )
-    values = {k: _convert(hints[k], v, f"{where}.{k}") for k, v in raw.items()}
+def build_record(cls: type[_Record], raw: object, where: str) -> _Record:
+    """Build a frozen dataclass from plain JSON values, refusing unknown keys and wrong types.
+
+    Args:
+        cls: the dataclass; it may hold others.
+        raw: JSON values; lists become tuples.
+        where: what a message calls the record.
+
+    Raises:
+        ConfigError: what is wrong, where, and what was found there.
+    """
     try:
-        return cls(**values)
-    except TypeError as err:
-        raise ConfigError(f"{where}: {err}.") from err
+        adapter = TypeAdapter(cls)
+        return adapter.validate_json(json.dumps(raw), strict=True, extra="forbid")
+    except ValidationError as err:
+        raise ConfigError(_explain(err, where)) from err
 
 
-def _convert(hint: Any, value: object, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return build_record(hint, value, where)
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        require(isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}.")
-        item = typing.get_args(hint)[0]
-        return tuple(_convert(item, v, where) for v in typing.cast(list[object], value))
-    if isinstance(hint, types.UnionType):
-        kind, *others = (arg for arg in typing.get_args(hint) if arg is not types.NoneType)
-        require(not others, f"{where}: unsupported type.")
-        return None if value is None else _convert(kind, value, where)
-    require(origin is None, f"{where}: unsupported type.")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    require(right, f"{where}: expected {hint.__name__}, got {value!r}.")
-    return value
+def _explain(err: ValidationError, where: str) -> str:
+    lines = []
+    for fault in err.errors(include_url=False):
+        place = ".".join((where, *map(str, fault["loc"])))
+        says_all = fault["type"] in ("missing", "value_error")
+        found = "" if says_all else f", got {reprlib.repr(fault['input'])}"
+        lines.append(f"{place}: {fault['msg'].removeprefix('Value error, ').rstrip('.')}{found}.")
+    return " ".join(lines)

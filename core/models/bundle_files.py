@@ -273,7 +273,6 @@ def read_bundle_config(folder: Path) -> BundleConfig:
         config = build_record(BundleConfig, raw, "config.json")
     except ConfigError as err:
         raise _damaged(folder, str(err)) from err
-    assert isinstance(config, BundleConfig)
     if not 0 <= config.disease_index < len(config.class_names):
         raise _damaged(folder, "config.json: disease_index is not one of the classes")
     # The folder's name is the id: a copied or renamed bundle goes by its new name.

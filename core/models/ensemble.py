@@ -337,7 +337,6 @@ def read_record(folder: Path) -> EnsembleRecord:
             code="checkpoint.damaged",
             params={"model_id": folder.name, "reason": str(err)},
         ) from err
-    assert isinstance(record, EnsembleRecord)
     for member in record.members:
         path = folder.parent / check_model_id(member.model_id)
         if not path.is_dir() or (read_bundle_config(path).weights_sha256 != member.weights_sha256):
