@@ -172,7 +172,7 @@ def test_train_then_resume_of_a_finished_model(run, tiny_checkpoints: Path, tmp_
         ),
         (
             ("train", "--data", ".", "--name", "m", "--objective", "luck"),
-            "objective must be one of triplet, cross-entropy, metric-ensemble, got 'luck'",
+            "Input should be 'triplet', 'cross-entropy' or 'metric-ensemble', got 'luck'",
         ),
         (("evaluate", "--model", "demo", "--data", "/nowhere"), "there is no data at /nowhere"),
     ],

@@ -150,7 +150,7 @@ def test_good_data_and_a_name_let_training_start(
     app.text_area(key=shared.FT_MORE_KEY).input("train.seed=3").run()
     assert "Train.seed is not set here\\: seeds, epochs and objective have" in words(app)
     app.text_area(key=shared.FT_MORE_KEY).input("train.n_views=0").run()
-    assert "must be 1..64, got 0" in words(app)
+    assert "Input should be greater than or equal to 1, got 0" in words(app)
 
 
 def test_large_images_may_be_looked_at_larger(
