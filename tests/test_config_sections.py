@@ -89,6 +89,9 @@ def test_unknown_keys_and_versions_are_refused() -> None:
         RunConfig.from_json(json.dumps({**raw, "colour": 1}))
     with pytest.raises(ConfigError, match="schema_version: Input should be 1, got 9"):
         RunConfig.from_json(json.dumps({**raw, "schema_version": 9}))
+    del raw["schema_version"]
+    with pytest.raises(ConfigError, match="expected schema_version 1, got none"):
+        RunConfig.from_json(json.dumps(raw))
     with pytest.raises(ConfigError, match="Invalid JSON"):
         RunConfig.from_json("{")
 

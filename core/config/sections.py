@@ -195,7 +195,11 @@ class RunConfig:
             ConfigError: malformed JSON, an unknown key, a wrong type or a value out of range.
         """
         with explained("config.json"):
-            return TypeAdapter(RunConfig).validate_json(text)
+            config = TypeAdapter(RunConfig).validate_json(text)
+        # A file that does not say its version is of no version that we know.
+        is_said = "schema_version" in json.loads(text)
+        require(is_said, f"config.json: expected schema_version {SCHEMA_VERSION}, got none.")
+        return config
 
     def for_members(self, name: str) -> dict[str, "RunConfig"]:
         """The models that an ensemble of this name is trained from, each with its objective."""
