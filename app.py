@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core import jobs
 from core.config import Settings
 from core.data import uploads
+from core.jobs import queue
 from pages import _thumbnails as thumbnails
 from pages._sessions import sweep_closed_sessions
 
@@ -90,7 +90,7 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
     set_up_logging()
     if (directory := Settings.from_env().checkpoints_dir).is_dir():
         uploads.clean_uploads(directory)
-        jobs.settle(directory)
+        queue.settle(directory)
     sweeper = asyncio.create_task(sweep_closed_sessions())
     importer = asyncio.create_task(asyncio.to_thread(import_and_tidy, directory))
     yield

@@ -25,10 +25,10 @@ from typing import Any
 
 import psutil
 
-from core import jobs
 from core.config import Settings
 from core.files.whole import write_text
 from core.images.phantom import write_dataset
+from core.jobs import queue
 from core.jobs.state import Job
 from core.models.bundle_files import read_json
 
@@ -79,7 +79,7 @@ class Watched:
 def watch(settings: Settings, job: Job) -> Watched:
     """Follow a job to its end."""
     seen = Watched()
-    while (now := jobs.find(settings.checkpoints_dir, job.job_id)).is_open:
+    while (now := queue.find(settings.checkpoints_dir, job.job_id)).is_open:
         if now.worker is not None:
             seen.memory_bytes = max(seen.memory_bytes, read_peak(now.worker.pid))
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -103,11 +103,11 @@ def measure(name: str, run: dict[str, Any], folder: Path) -> dict[str, Any]:
     settings = Settings(checkpoints_dir=folder / "checkpoints", device="cpu", n_threads=1)
     params = {"data": str(data), "preset": "offline", "is_synthetic": True, "overrides": SMALL}
     params |= {key: value for key, value in run.items() if key != "n_train"}
-    job = jobs.start("trial", params, title=name, settings=settings)
+    job = queue.start("trial", params, title=name, settings=settings)
     trial = watch(settings, job)
-    told = jobs.read_result(settings.checkpoints_dir, job.job_id)
+    told = queue.read_result(settings.checkpoints_dir, job.job_id)
     model = f"m{len(list(settings.checkpoints_dir.iterdir()))}"
-    job = jobs.start("train", {**params, "name": model}, title=name, settings=settings)
+    job = queue.start("train", {**params, "name": model}, title=name, settings=settings)
     train = watch(settings, job)
     actual: dict[str, float] = {
         "total_s": train.total_s,

@@ -7,8 +7,8 @@ import re
 
 import streamlit as st
 
-from core import jobs
 from core.config import Settings
+from core.jobs import queue
 from core.jobs.kinds import lane_of
 from core.jobs.metrics import read_log, read_metrics
 from pages import _shared as shared
@@ -66,8 +66,8 @@ def show_jobs() -> None:
     st.fragment(_show_all, run_every=_POLL_S if is_open else None)(is_open)
 
 
-def _list() -> list[jobs.Job]:
-    return jobs.list_jobs(Settings.from_env().checkpoints_dir)
+def _list() -> list[queue.Job]:
+    return queue.list_jobs(Settings.from_env().checkpoints_dir)
 
 
 def _show_all(was_open: bool) -> None:
@@ -91,7 +91,7 @@ def _show_all(was_open: bool) -> None:
         _show_run(on_view)
 
 
-def _show_row(job: jobs.Job) -> None:
+def _show_row(job: queue.Job) -> None:
     with st.container(border=True, key=f"job-{job.job_id}"):
         left, middle, right = st.columns([3, 4, 3], vertical_alignment="center")
         left.markdown(f"**{plain(job.title)}** · {_kind_label(job.kind)} {_(STATUS[job.status])}")
@@ -116,7 +116,7 @@ def _show_row(job: jobs.Job) -> None:
             ):
                 with shared.show_errors():
                     settings = Settings.from_env()
-                    jobs.resume(settings.checkpoints_dir, job.job_id, settings=settings)
+                    queue.resume(settings.checkpoints_dir, job.job_id, settings=settings)
                 st.rerun()
             if not job.is_open and st.button(
                 _("Remove"), key=f"remove-{job.job_id}", icon=":material/delete:"
@@ -124,7 +124,7 @@ def _show_row(job: jobs.Job) -> None:
                 st.dialog(_("Please confirm"))(_confirm_removal)(job)
 
 
-def show_cancel(job: jobs.Job, words: str, *, key: str) -> None:
+def show_cancel(job: queue.Job, words: str, *, key: str) -> None:
     """The button that ends an open job; once pressed it says so until the job has ended."""
     pressed = f"cancelling-{job.job_id}-{job.queued}"  # resumed, it can be cancelled again
     is_pressed = st.session_state.get(pressed, False)
@@ -140,7 +140,7 @@ def show_cancel(job: jobs.Job, words: str, *, key: str) -> None:
 
 def _cancel(job_id: str, pressed: str) -> None:
     with shared.show_errors():
-        jobs.cancel(Settings.from_env().checkpoints_dir, job_id)
+        queue.cancel(Settings.from_env().checkpoints_dir, job_id)
     st.session_state[pressed] = True
 
 
@@ -148,7 +148,7 @@ def _look(job_id: str) -> None:
     st.session_state[shared.FT_JOB_KEY] = job_id
 
 
-def _confirm_removal(job: jobs.Job) -> None:
+def _confirm_removal(job: queue.Job) -> None:
     st.markdown(_("Remove **{name}** from the list?").format(name=plain(job.title)))
     if job.status != "done":
         st.markdown(_("What it has trained so far is deleted and cannot be resumed."))
@@ -156,12 +156,12 @@ def _confirm_removal(job: jobs.Job) -> None:
         st.markdown(_("Its log and curves are deleted. The model itself stays."))
     if st.button(_("Remove"), type="primary", key="remove-yes"):
         with shared.show_errors():
-            jobs.delete(Settings.from_env().checkpoints_dir, job.job_id)
+            queue.delete(Settings.from_env().checkpoints_dir, job.job_id)
         st.rerun()
 
 
-def _show_run(job: jobs.Job) -> None:
-    folder = jobs.folder_of(Settings.from_env().checkpoints_dir, job.job_id)
+def _show_run(job: queue.Job) -> None:
+    folder = queue.folder_of(Settings.from_env().checkpoints_dir, job.job_id)
     records = read_metrics(folder)
     st.markdown("#### " + _("Training of {name}").format(name=plain(job.title)))
     if records:
@@ -265,14 +265,14 @@ def _show_curves(records: list[dict]) -> None:  # type: ignore[type-arg]
         )
 
 
-def show_short_job(job: jobs.Job) -> None:
+def show_short_job(job: queue.Job) -> None:
     """A data check or measurement that is on its way; reruns the page when it has ended."""
     st.fragment(_poll_short, run_every=1.0)(job.job_id)
 
 
 def _poll_short(job_id: str) -> None:
     directory = Settings.from_env().checkpoints_dir
-    job = jobs.find(directory, job_id)
+    job = queue.find(directory, job_id)
     if not job.is_open:
         st.rerun()
     waiting = _("Waiting for its turn") if job.status == "queued" else _("Working")

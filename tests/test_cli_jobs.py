@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from core import __main__ as cli
-from core import jobs
 from core.config import Settings
 from core.images.phantom import write_dataset
-from core.jobs import state
+from core.jobs import queue, state
 from core.jobs.state import Job
 
 
@@ -88,7 +87,7 @@ def test_data_that_cannot_be_trained_on_are_refused_with_the_page_s_sentences(
     told = capsys.readouterr().err
     assert "training cannot start. Class “" in told
     assert "readable training images; 8 are needed." in told
-    assert jobs.list_jobs(tmp_path / "ck") == []
+    assert queue.list_jobs(tmp_path / "ck") == []
     assert not list(tmp_path.glob("ck/.runs/*"))
 
 
@@ -104,7 +103,7 @@ def test_warnings_are_said_and_the_run_is_queued_with_all_its_choices(
         asked.append(dict(params))
         return Job("20260101-000000-000009", kind, title, params, str(settings.checkpoints_dir))
 
-    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(queue, "start", start)
     some = ("--set", "train.val_fraction=0.25", "--seed", "4", "--recipe", "report", "--ensemble")
     data = ("--data", str(phantom_folder), "--preset", "tiny-random", "--name", "eyes")
     assert run("train", *data, *some) == 0

@@ -15,10 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
-from core import jobs
 from core.config import Settings
 from core.images.phantom import write_dataset
-from core.jobs import state
+from core.jobs import queue, state
 from core.jobs.state import Job
 from core.models import registry
 
@@ -164,7 +163,7 @@ def test_sigkill_at_twenty_random_moments_of_job_server_and_both(
     hit = []
     for index in range(N_KILLS):
         target = list(TARGETS)[index % len(TARGETS)]
-        jobs.delete(checkpoints, read_only_job(checkpoints).job_id)
+        queue.delete(checkpoints, read_only_job(checkpoints).job_id)
         warm.start(checkpoints, data, f"m{index}", SHORT)
         time.sleep(float(rng.uniform(0.0, length)))
         before = read_only_job(checkpoints)
@@ -238,7 +237,7 @@ def leave(ballast: Path, disk: Path, *, megabytes: int) -> None:
 
 
 def wait_for_log(checkpoints: Path, words: str) -> None:
-    folder = jobs.folder_of(checkpoints, read_only_job(checkpoints).job_id)
+    folder = queue.folder_of(checkpoints, read_only_job(checkpoints).job_id)
     wait_for(lambda: words in (folder / "log.txt").read_text(encoding="utf-8"), seconds=600)
 
 
@@ -321,7 +320,7 @@ def test_two_users_start_at_once_one_runs_one_waits_both_see_both(
     seen = set()
     end = time.monotonic() + 1800
     while True:
-        listed = jobs.list_jobs(checkpoints)
+        listed = queue.list_jobs(checkpoints)
         assert {job.title for job in listed} == {"anna", "bert"}
         seen.add(tuple(sorted(job.status for job in listed)))
         if all(not job.is_open for job in listed):

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from core import jobs
 from core.config import Settings
 from core.errors import JobError
+from core.jobs import queue
 from core.jobs.metrics import read_metrics
 from core.models import registry
 from core.models.bundle_files import read_bundle_config
@@ -20,16 +20,16 @@ TINY = {"preset": "tiny-random", "overrides": ["train.epochs=1", "train.val_frac
 
 def finish(settings: Settings, kind: str, params: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     """Queue a job, wait for its end, return its result and folder."""
-    job = jobs.start(kind, params, title=kind, settings=settings)
+    job = queue.start(kind, params, title=kind, settings=settings)
     end = time.monotonic() + 1200
-    while (now := jobs.find(settings.checkpoints_dir, job.job_id)).is_open:
+    while (now := queue.find(settings.checkpoints_dir, job.job_id)).is_open:
         if time.monotonic() > end:
-            jobs.cancel(settings.checkpoints_dir, job.job_id)
+            queue.cancel(settings.checkpoints_dir, job.job_id)
             pytest.fail(f"it did not end in time: {now}")
         time.sleep(0.3)
-    folder = jobs.folder_of(settings.checkpoints_dir, job.job_id)
+    folder = queue.folder_of(settings.checkpoints_dir, job.job_id)
     assert now.status == "done", (folder / "log.txt").read_text(encoding="utf-8")[-3000:]
-    return jobs.read_result(settings.checkpoints_dir, job.job_id), folder
+    return queue.read_result(settings.checkpoints_dir, job.job_id), folder
 
 
 def test_check_measure_train_and_compare_one_after_another(
@@ -60,7 +60,7 @@ def test_check_measure_train_and_compare_one_after_another(
     assert {r["member"] for r in read_metrics(folder)} == {"eyes-metric"}
     assert {p.name for p in (folder / "tensorboard").iterdir()} == set(ensemble.members)
     with pytest.raises(JobError, match="'eyes-metric' exists"):
-        jobs.start("train", {**params, "name": "eyes-metric"}, title="", settings=settings)
+        queue.start("train", {**params, "name": "eyes-metric"}, title="", settings=settings)
 
     pair = {"first": "eyes-metric", "second": "eyes", "data": data, "split": "test"}
     compared, folder = finish(settings, "compare", pair)

@@ -14,11 +14,10 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from core import jobs
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
 from core.errors import DataError, JobError
-from core.jobs import ending, state
+from core.jobs import ending, queue, state
 from core.jobs.kinds import KINDS, Work
 from core.jobs.metrics import MetricsWriter, read_log, read_metrics
 from core.jobs.state import Job, ProcessId
@@ -48,7 +47,7 @@ def directory(settings: Settings) -> Path:
 
 def start_train(settings: Settings, data: Path, name: str, overrides: list[str]) -> Job:
     params = {"data": str(data), "name": name, "preset": "tiny-random", "overrides": overrides}
-    return jobs.start("train", params, title=name, settings=settings)
+    return queue.start("train", params, title=name, settings=settings)
 
 
 def wait_for(check: Callable[[], object], *, seconds: float = 240.0) -> None:
@@ -59,7 +58,7 @@ def wait_for(check: Callable[[], object], *, seconds: float = 240.0) -> None:
 
 
 def has_begun(directory: Path, job: Job) -> bool:
-    return bool(jobs.find(directory, job.job_id).message)
+    return bool(queue.find(directory, job.job_id).message)
 
 
 def make_folder(directory: Path, status: str = "queued", **changes: object) -> Path:
@@ -79,25 +78,25 @@ def test_a_job_trains_a_model_while_another_waits_and_all_see_both(
 ) -> None:
     first = start_train(settings, phantom_folder, "one", QUICK)
     second = start_train(settings, phantom_folder, "two", QUICK)
-    wait_for(lambda: jobs.find(directory, first.job_id).status == "running")
-    assert [job.title for job in jobs.list_jobs(directory)] == ["two", "one"]
+    wait_for(lambda: queue.find(directory, first.job_id).status == "running")
+    assert [job.title for job in queue.list_jobs(directory)] == ["two", "one"]
     seen = set()
 
     def both_done() -> bool:
-        listed = jobs.list_jobs(directory)
+        listed = queue.list_jobs(directory)
         seen.add(tuple(sorted(job.status for job in listed)))
         return all(job.status == "done" for job in listed)
 
     wait_for(both_done, seconds=400)
     assert ("queued", "running") in seen
     assert ("running", "running") not in seen
-    done = jobs.find(directory, first.job_id)
+    done = queue.find(directory, first.job_id)
     assert done.progress == 1.0
-    assert done.started < done.ended < jobs.find(directory, second.job_id).ended
-    assert jobs.read_result(directory, first.job_id) == {"model_id": "one"}
+    assert done.started < done.ended < queue.find(directory, second.job_id).ended
+    assert queue.read_result(directory, first.job_id) == {"model_id": "one"}
     assert (directory / "one" / "config.json").is_file()
     assert not list(directory.glob(".writing-*"))
-    folder = jobs.folder_of(directory, first.job_id)
+    folder = queue.folder_of(directory, first.job_id)
     records = read_metrics(folder)
     last = records[-1]
     assert last["step"] == last["n_steps"] > 0
@@ -117,30 +116,30 @@ def test_cancel_ends_a_running_job_within_five_seconds_and_resume_goes_on(
     waiting = start_train(settings, phantom_folder, "n", QUICK)
     with pytest.raises(JobError, match="is already making a model called 'm'"):
         start_train(settings, phantom_folder, "m", QUICK)
-    wait_for(lambda: jobs.find(directory, job.job_id).message.startswith("training"))
-    assert jobs.cancel(directory, waiting.job_id).status == "cancelled"
-    running = jobs.find(directory, job.job_id)
+    wait_for(lambda: queue.find(directory, job.job_id).message.startswith("training"))
+    assert queue.cancel(directory, waiting.job_id).status == "cancelled"
+    running = queue.find(directory, job.job_id)
     with pytest.raises(JobError, match="cancel it first"):
-        jobs.delete(directory, job.job_id)
+        queue.delete(directory, job.job_id)
     began = time.monotonic()
-    jobs.cancel(directory, job.job_id)
-    wait_for(lambda: jobs.find(directory, job.job_id).status == "cancelled", seconds=5)
+    queue.cancel(directory, job.job_id)
+    wait_for(lambda: queue.find(directory, job.job_id).status == "cancelled", seconds=5)
     assert time.monotonic() - began < 5
     assert not state.is_alive(running.worker)
     assert not (directory / "m").exists()
     step = json.loads((directory / ".runs" / "m" / "run.json").read_text(encoding="utf-8"))
     assert step["run"]["train"]["epochs"] == 1000
-    resumed = jobs.resume(directory, job.job_id, settings=settings)
+    resumed = queue.resume(directory, job.job_id, settings=settings)
     assert resumed.status == "queued"
     wait_for(lambda: has_begun(directory, job))
-    log = "\n".join(read_log(jobs.folder_of(directory, job.job_id)))
+    log = "\n".join(read_log(queue.folder_of(directory, job.job_id)))
     wait_for(lambda: "goes on from the last checkpoint" in log or has_begun(directory, job))
-    jobs.cancel(directory, job.job_id)
-    wait_for(lambda: not jobs.find(directory, job.job_id).is_open, seconds=5)
-    jobs.delete(directory, job.job_id)
+    queue.cancel(directory, job.job_id)
+    wait_for(lambda: not queue.find(directory, job.job_id).is_open, seconds=5)
+    queue.delete(directory, job.job_id)
     assert not (directory / ".runs" / "m").exists()
     with pytest.raises(JobError, match="there is no job"):
-        jobs.find(directory, job.job_id)
+        queue.find(directory, job.job_id)
 
 
 @pytest.mark.slow
@@ -149,22 +148,22 @@ def test_a_job_whose_processes_are_killed_becomes_failed_and_resumable(
 ) -> None:
     job = start_train(settings, phantom_folder, "m", LONG)
     wait_for(lambda: has_begun(directory, job))
-    running = jobs.find(directory, job.job_id)
+    running = queue.find(directory, job.job_id)
     assert running.supervisor is not None
     assert running.worker is not None
     os.kill(running.supervisor.pid, signal.SIGKILL)  # the worker must not go on alone
-    wait_for(lambda: jobs.find(directory, job.job_id).status == "failed", seconds=10)
-    ended = jobs.find(directory, job.job_id)
+    wait_for(lambda: queue.find(directory, job.job_id).status == "failed", seconds=10)
+    ended = queue.find(directory, job.job_id)
     assert ended.error_code == "job.interrupted"
     assert ended.can_resume
     assert not state.is_alive(running.worker)
-    jobs.resume(directory, job.job_id, settings=settings)
-    wait_for(lambda: jobs.find(directory, job.job_id).worker is not None)
-    worker = jobs.find(directory, job.job_id).worker
+    queue.resume(directory, job.job_id, settings=settings)
+    wait_for(lambda: queue.find(directory, job.job_id).worker is not None)
+    worker = queue.find(directory, job.job_id).worker
     assert worker is not None
     os.kill(worker.pid, signal.SIGKILL)  # as the kernel does when memory runs out
-    wait_for(lambda: jobs.find(directory, job.job_id).status == "failed", seconds=10)
-    assert jobs.find(directory, job.job_id).error_code == "job.killed"
+    wait_for(lambda: queue.find(directory, job.job_id).status == "failed", seconds=10)
+    assert queue.find(directory, job.job_id).error_code == "job.killed"
 
 
 def test_a_waiting_job_that_lost_its_process_gets_another(
@@ -175,13 +174,13 @@ def test_a_waiting_job_that_lost_its_process_gets_another(
     assert waiting.supervisor is not None
     os.kill(waiting.supervisor.pid, signal.SIGKILL)
     wait_for(lambda: not state.is_alive(waiting.supervisor))
-    again = jobs.find(directory, waiting.job_id)
+    again = queue.find(directory, waiting.job_id)
     assert again.status == "queued"
     assert again.supervisor != waiting.supervisor
     assert again.n_spawns == 2
     with pytest.raises(JobError, match="is already making a model called 'n'"):
         start_train(settings, phantom_folder, "n", QUICK)
-    assert jobs.cancel(directory, waiting.job_id).status == "cancelled"
+    assert queue.cancel(directory, waiting.job_id).status == "cancelled"
     assert not (directory / "n").exists()
     with state.hold_queue(busy.parent):
         state.transition(busy, "cancelled")
@@ -191,8 +190,8 @@ def test_data_removed_while_it_waits_or_runs_is_said(
     settings: Settings, directory: Path, tmp_path: Path
 ) -> None:
     job = start_train(settings, tmp_path / "gone", "m", QUICK)
-    wait_for(lambda: not jobs.find(directory, job.job_id).is_open)
-    ended = jobs.find(directory, job.job_id)
+    wait_for(lambda: not queue.find(directory, job.job_id).is_open)
+    ended = queue.find(directory, job.job_id)
     assert (ended.status, ended.error_code) == ("failed", "data.missing")
     assert list(directory.iterdir()) == [state.jobs_dir(directory)]
 
@@ -236,7 +235,7 @@ def test_running_without_a_process_is_found_at_start(directory: Path) -> None:
     (cancelled / "cancel").touch()
     finished = make_folder(directory, "running", supervisor=dead)
     (finished / "outcome.json").write_text('{"status": "done"}', encoding="utf-8")
-    jobs.settle(directory)
+    queue.settle(directory)
     assert state.read_job(folder).error_code == "job.interrupted"
     assert state.read_job(cancelled).status == "cancelled"
     assert state.read_job(finished).status == "done"
@@ -282,10 +281,10 @@ def test_a_worker_without_a_last_word_is_explained(
 def test_damaged_files_make_a_failed_job_that_can_be_deleted(directory: Path) -> None:
     folder = make_folder(directory, "done")
     (folder / "state.json").write_text("{", encoding="utf-8")
-    job = jobs.find(directory, folder.name)
+    job = queue.find(directory, folder.name)
     assert (job.status, job.error_code) == ("failed", "job.damaged")
-    jobs.delete(directory, folder.name)
-    assert jobs.list_jobs(directory) == []
+    queue.delete(directory, folder.name)
+    assert queue.list_jobs(directory) == []
 
 
 def put_train(directory: Path, status: str, name: str, *, is_ensemble: bool = False) -> str:
@@ -298,7 +297,7 @@ def put_train(directory: Path, status: str, name: str, *, is_ensemble: bool = Fa
         state.transition(made, "running", supervisor=state.identify(os.getpid()))
         if status != "running":
             state.transition(made, status)
-    for run in jobs._list_runs(job):
+    for run in queue._list_runs(job):
         (directory / ".runs" / run).mkdir(parents=True, exist_ok=True)
     return job.job_id
 
@@ -311,15 +310,15 @@ def test_a_deleted_job_leaves_the_runs_that_others_need(directory: Path) -> None
     ended = put_train(directory, "failed", "m")
     again = put_train(directory, "running", "m")
     put_train(directory, "running", "m-cache")
-    jobs.delete(directory, ended)
+    queue.delete(directory, ended)
     assert list_runs(directory) == ["m", "m-cache"]
     with state.hold_queue(state.jobs_dir(directory)):
-        state.transition(jobs.folder_of(directory, again), "failed")
-    jobs.delete(directory, again)
+        state.transition(queue.folder_of(directory, again), "failed")
+    queue.delete(directory, again)
     assert list_runs(directory) == ["m-cache"]
     pair = put_train(directory, "cancelled", "p", is_ensemble=True)
     assert list_runs(directory) == ["m-cache", "p", "p-cache", "p-metric", "p-triplet"]
-    jobs.delete(directory, pair)
+    queue.delete(directory, pair)
     assert list_runs(directory) == ["m-cache"]
 
 
@@ -328,12 +327,12 @@ def test_a_run_in_progress_is_not_deleted_with_an_older_job(directory: Path) -> 
     lock = FileLock(directory / ".runs" / "p-metric" / "lock")
     lock.acquire()  # as `python -m core train --resume` in a terminal does
     with pytest.raises(JobError, match="another process is training 'p-metric'") as caught:
-        jobs.delete(directory, pair)
+        queue.delete(directory, pair)
     assert caught.value.code == "job.busy"
     assert list_runs(directory) == ["p", "p-cache", "p-metric", "p-triplet"]
-    assert jobs.find(directory, pair).status == "failed"
+    assert queue.find(directory, pair).status == "failed"
     lock.release()
-    jobs.delete(directory, pair)
+    queue.delete(directory, pair)
     assert list_runs(directory) == []
 
 
@@ -368,13 +367,13 @@ def test_a_resumed_job_knows_its_own_model_from_one_that_took_the_name(
 
 def test_unknown_kinds_and_ids_are_refused(settings: Settings, directory: Path) -> None:
     with pytest.raises(JobError, match="unknown kind"):
-        jobs.start("guess", {}, title="", settings=settings)
+        queue.start("guess", {}, title="", settings=settings)
     for strange in ("../../etc", "20260101-000000-zzzzzz", ""):
         with pytest.raises(JobError, match="there is no job"):
-            jobs.find(directory, strange)
+            queue.find(directory, strange)
     folder = make_folder(directory, "done")
     with pytest.raises(JobError, match="has no result"):
-        jobs.read_result(directory, folder.name)
+        queue.read_result(directory, folder.name)
 
 
 def test_metrics_skip_a_torn_line_and_count_a_repeated_step_once(tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import jobs
 from core.config import Settings
 from core.data.uploads import clean_uploads, find_data, uploads_dir
 from core.errors import DataError, JobError
-from core.jobs import state
+from core.jobs import queue, state
 from core.jobs.state import Job
 from core.jobs.uploads import delete_upload, list_models_of, list_users
 
@@ -53,11 +52,11 @@ def test_it_is_refused_while_a_job_needs_it(directory: Path, status: str) -> Non
         delete_upload(directory, NAME)
     assert caught.value.code == "job.data_in_use"
     assert (uploads_dir(directory) / NAME / "normal").is_dir()
-    assert len(jobs.list_jobs(directory)) == 2
-    jobs.cancel(directory, busy.job_id)
+    assert len(queue.list_jobs(directory)) == 2
+    queue.cancel(directory, busy.job_id)
     if status == "running":
         with state.hold_queue(state.jobs_dir(directory)):
-            state.transition(jobs.folder_of(directory, busy.job_id), "cancelled")
+            state.transition(queue.folder_of(directory, busy.job_id), "cancelled")
     delete_upload(directory, NAME)
     assert not (uploads_dir(directory) / NAME).exists()
 
@@ -70,7 +69,7 @@ def test_checks_and_comparisons_go_with_it_and_other_data_stay(directory: Path) 
         job.job_id for job in (*gone, kept[0])
     }
     delete_upload(directory, NAME)
-    left = {job.job_id for job in jobs.list_jobs(directory)}
+    left = {job.job_id for job in queue.list_jobs(directory)}
     assert left == {job.job_id for job in (*kept, waiting)}
     assert list(uploads_dir(directory).iterdir()) == [uploads_dir(directory) / "other"]
 

@@ -11,11 +11,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from test_page_finetune import put_job
 
-from core import jobs
 from core.assessment.assess import assess
 from core.assessment.record import Evaluation
 from core.assessment.store import save_study
 from core.config import Settings
+from core.jobs import queue
 from pages import _shared as shared
 from pages import _text
 from pages._evaluate.answers import say_answered
@@ -189,7 +189,7 @@ def test_a_job_is_started_with_what_was_chosen(
         assert settings.checkpoints_dir == directory
         started.append((kind, params, title))
 
-    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(queue, "start", start)
     app.text_input(key="evaluate_data").set_value("/nowhere").run()
     app.button(key="evaluate_start").click().run()
     assert started == []
@@ -211,7 +211,7 @@ def test_a_model_knows_which_class_of_the_data_is_disease(
     monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(unsaid_checkpoints))
     monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
     started: list[str] = []
-    monkeypatch.setattr(jobs, "start", lambda kind, *_args, **_more: started.append(kind))
+    monkeypatch.setattr(queue, "start", lambda kind, *_args, **_more: started.append(kind))
     app = AppTest.from_file(str(PAGE), default_timeout=120).run()
     app.text_input(key="evaluate_data").set_value(str(unsaid_checkpoints / ".demo-data")).run()
     app.button(key="evaluate_start").click().run()
@@ -230,7 +230,7 @@ def test_progress_is_said_in_the_sessions_language(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path))
-    waiting = jobs.Job("20260101-000000-000009", "evaluate", "demo", {}, "now")
+    waiting = queue.Job("20260101-000000-000009", "evaluate", "demo", {}, "now")
     assert say_progress(waiting).startswith("Starting"), "nothing else runs"
     put_job(tmp_path, "audit", {}, "running")
     assert say_progress(waiting).startswith("Starting"), "a look does not hold it up"

@@ -11,13 +11,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from test_data_readiness import report
 
-from core import jobs
 from core.config import OBJECTIVES, RECIPES
 from core.config.presets import build_config
 from core.data.audit import Duplicates
 from core.data.readiness import judge
 from core.images.decode import encode_jpeg
-from core.jobs import state
+from core.jobs import queue, state
 from core.jobs.state import Job
 from pages import _shared as shared
 from pages._charts.jobs import build_growing_map, build_k_curve, build_lines, build_validation
@@ -128,7 +127,7 @@ def test_good_data_and_a_name_let_training_start(
         asked.append((kind, params))
         return Job("20260101-000000-000009", kind, title, params, "now")
 
-    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(queue, "start", start)
     choose(app, phantom_folder, [], tmp_path)
     assert "Nothing suspicious was found" in words(app)
     assert app.button(key="finetune_start").disabled
@@ -163,7 +162,7 @@ def test_large_images_may_be_looked_at_larger(
         asked.append(params)
         return Job("20260101-000000-000009", kind, title, params, "now")
 
-    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(queue, "start", start)
     choose(app, phantom_folder, [], tmp_path, width=470, height=340)
     said = "The images are 470 x 340 px (median): at {} px what is a few pixels wide is lost. "
     assert said.format(288) + "448 px would take about 2.4 times as long." in words(app)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from test_page_browser import browser, open_page, serve, settle, snap  # noqa: F401
 
-from core import jobs
 from core.assessment.activation_gate import read_history
 from core.images.phantom import write_dataset
+from core.jobs import queue
 from core.models import registry
 
 pytestmark = pytest.mark.slow
@@ -120,16 +120,16 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
             assert NAME in one.get_by_test_id("stMain").inner_text()
             one.context.close()
     # The server is gone in the middle of the run; the job is not.
-    running = jobs.list_jobs(checkpoints)
+    running = queue.list_jobs(checkpoints)
     (job,) = [j for j in running if j.kind == "train"]
     assert job.is_open
     with serve(checkpoints) as base:
         page = open_page(base + "/finetune")
         end = time.monotonic() + 500
-        while jobs.find(checkpoints, job.job_id).is_open:
+        while queue.find(checkpoints, job.job_id).is_open:
             assert time.monotonic() < end
             time.sleep(1)
-        assert jobs.find(checkpoints, job.job_id).status == "done"
+        assert queue.find(checkpoints, job.job_id).status == "done"
         page.wait_for_timeout(4000)
         settle(page)
         click(page, "Look")
@@ -209,7 +209,7 @@ def delete_upload(page: Any, base: str, checkpoints: Path) -> None:
     page.wait_for_timeout(1000)
     settle(page)
     assert not upload_folder.exists()
-    kinds = {job.kind for job in jobs.list_jobs(checkpoints)}
+    kinds = {job.kind for job in queue.list_jobs(checkpoints)}
     assert kinds == {"train"}  # its check, measurement and comparison went with it
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import jobs
 from core.assessment.activation_gate import read_history
 from core.assessment.model_comparison import compare_models
 from core.config import Settings
 from core.data.datasets import read_dataset
+from core.jobs import queue
 from core.models import registry
 from core.models.registry import load_bundle
 from pages import _shared as shared
@@ -123,10 +123,10 @@ def test_a_comparison_that_the_gate_does_not_count_says_so(
     data = read_dataset(checkpoints / ".demo-data", val_fraction=0.25)
     compared = compare_models(model, model, data, split=split, hashes=("h", "h"))
     found = dataclasses.asdict(compared)
-    job = jobs.Job(job_id="one", kind="compare", title="", params={}, created="", status="done")
-    monkeypatch.setattr(jobs, "find_latest", lambda *_: job)
-    monkeypatch.setattr(jobs, "read_result", lambda *_: found)
-    monkeypatch.setattr(jobs, "folder_of", lambda *_: checkpoints)
+    job = queue.Job(job_id="one", kind="compare", title="", params={}, created="", status="done")
+    monkeypatch.setattr(queue, "find_latest", lambda *_: job)
+    monkeypatch.setattr(queue, "read_result", lambda *_: found)
+    monkeypatch.setattr(queue, "folder_of", lambda *_: checkpoints)
     app.session_state[shared.MODELS_VIEW_KEY] = "compare"
     app.run()
     assert not app.exception

@@ -19,11 +19,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from core import jobs
 from core.config import Settings
 from core.gallery import projection
 from core.jobs import __main__ as jobs_main
-from core.jobs import metrics, work
+from core.jobs import metrics, queue, work
 from core.models import registry
 from core.training import ensemble, live_metrics, run
 
@@ -112,15 +111,15 @@ def serve(wanted: dict[str, Any]) -> None:
     checkpoints = Path(wanted["checkpoints"])
     settings = Settings(checkpoints_dir=checkpoints, device="cpu", n_threads=1)
     registry.clean_leftovers(checkpoints)
-    jobs.settle(checkpoints)
+    queue.settle(checkpoints)
     if "name" in wanted:
         params = {key: wanted[key] for key in ("name", "data", "overrides")}
         params |= {"preset": "tiny-random"}
-        jobs.start("train", params, title=wanted["name"], settings=settings)
+        queue.start("train", params, title=wanted["name"], settings=settings)
     if "resume" in wanted:
-        jobs.resume(checkpoints, wanted["resume"], settings=settings)
+        queue.resume(checkpoints, wanted["resume"], settings=settings)
     while True:
-        jobs.list_jobs(checkpoints)
+        queue.list_jobs(checkpoints)
         time.sleep(POLL_S)
 
 
@@ -129,7 +128,7 @@ def main() -> None:
     points = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
     projection.fit(points, seed=0)  # compiles what every job would compile
     work._NICE = 0  # beside other tests politeness would only cost time
-    jobs.subprocess.Popen = Forked  # type: ignore[attr-defined,misc,assignment]
+    queue.subprocess.Popen = Forked  # type: ignore[attr-defined,misc,assignment]
     print("ready", flush=True)  # noqa: T201 - the test reads it
     for line in sys.stdin:
         wanted = json.loads(line)

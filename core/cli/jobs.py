@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from core import jobs as queue
 from core.cli.gate import Check, check_data
 from core.cli.terminal import (
     CONSOLE,
@@ -23,7 +22,7 @@ from core.cli.terminal import (
 )
 from core.config import RECIPES
 from core.errors import JobError
-from core.jobs import metrics
+from core.jobs import metrics, queue
 
 JobId = Annotated[str, typer.Argument(help="Id of a job; see `jobs list`.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Stay and show the progress until it ends.")]

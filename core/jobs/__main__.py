@@ -11,8 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from core import jobs
-from core.jobs import ending, state
+from core.jobs import ending, queue, state
 from core.jobs.kinds import lane_of
 
 _POLL_S = 0.25
@@ -47,7 +46,7 @@ def _wait_for_turn(folder: Path) -> bool:
     """Wait until no job of the lane runs and none waits before this one; False if called off."""
     me = state.identify(os.getpid())
     while True:
-        jobs.settle(folder.parents[1])
+        queue.settle(folder.parents[1])
         with state.hold_queue(folder.parent):
             job = state.read_job(folder)
             is_mine = job.supervisor is not None and job.supervisor.pid == me.pid

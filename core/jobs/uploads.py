@@ -11,7 +11,8 @@ from core.assessment.model_comparison import delete_comparisons
 from core.assessment.store import delete_evaluations
 from core.data.uploads import find_upload
 from core.errors import JobError
-from core.jobs import delete, settle, state
+from core.jobs import state
+from core.jobs.queue import delete, settle
 from core.jobs.state import Job
 from core.models.bundle_files import read_bundle_config
 from core.models.ensemble import is_ensemble

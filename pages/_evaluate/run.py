@@ -5,15 +5,15 @@ from pathlib import Path
 
 import streamlit as st
 
-from core import jobs
 from core.assessment import store
 from core.assessment.assess import PARTS
 from core.assessment.store import Summary
 from core.config import Settings
 from core.data.datasets import SPLITS, read_dataset
 from core.errors import CoreError
-from core.jobs import Job
+from core.jobs import queue
 from core.jobs.kinds import lane_of
+from core.jobs.queue import Job
 from core.models.registry import ModelSummary
 from pages import _shared as shared
 from pages._job import describe_message, show_cancel
@@ -135,7 +135,7 @@ def _start(model: ModelSummary, data: str, split: str, parts: list[str]) -> None
     try:
         root = Path(data).expanduser().resolve()
         read_dataset(root, model_disease=model.disease_class)
-        jobs.start(
+        queue.start(
             "evaluate",
             {"model": model.model_id, "data": str(root), "split": split, "parts": parts},
             title=model.model_id,  # in no language: everybody reads it, the kind is said beside it
@@ -149,7 +149,7 @@ def _list_own_jobs(model_id: str) -> list[Job]:
     """This model's evaluation jobs, newest first."""
     return [
         job
-        for job in jobs.list_jobs(Settings.from_env().checkpoints_dir)
+        for job in queue.list_jobs(Settings.from_env().checkpoints_dir)
         if job.kind == "evaluate" and job.params.get("model") == model_id
     ]
 
@@ -168,7 +168,7 @@ def _watch(model_id: str) -> None:
 
 def say_progress(job: Job) -> str:
     """What an open evaluation does, or waits for."""
-    listed = jobs.list_jobs(Settings.from_env().checkpoints_dir)
+    listed = queue.list_jobs(Settings.from_env().checkpoints_dir)
     others = [j for j in listed if lane_of(j.kind) == lane_of(job.kind)]
     if job.status == "queued" and any(other.status == "running" for other in others):
         return _("Waits for other work to end …")

@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs
 from core.config import Settings
 from core.data.readiness import Finding, combine, read_finding
 from core.data.uploads import find_data, store, uploads_dir
 from core.errors import CoreError
+from core.jobs import queue
 from core.jobs.uploads import delete_upload, list_models_of, list_users
 from pages import _shared as shared
 from pages._finetune.findings import SPLITS, show_findings, show_pictures
@@ -144,7 +144,7 @@ def show_audit(data: Path) -> dict[str, Any] | None:
     class_key = f"{shared.FT_CLASS_KEY}_{data}"
     shared.outlive_page(class_key)  # the box is not drawn while a check runs
     params = audit_params(data, st.session_state.get(class_key))
-    job = jobs.find_latest(settings.checkpoints_dir, "audit", params)
+    job = queue.find_latest(settings.checkpoints_dir, "audit", params)
     if job is not None and job.is_open:
         show_short_job(job)
         return None
@@ -163,8 +163,8 @@ def show_audit(data: Path) -> dict[str, Any] | None:
         )
         return None
     _choose_class(class_key)
-    result = jobs.read_result(settings.checkpoints_dir, job.job_id)
-    _show_result(result, jobs.folder_of(settings.checkpoints_dir, job.job_id) / "pictures")
+    result = queue.read_result(settings.checkpoints_dir, job.job_id)
+    _show_result(result, queue.folder_of(settings.checkpoints_dir, job.job_id) / "pictures")
     st.button(
         _("Check again"),
         icon=":material/refresh:",
@@ -177,10 +177,10 @@ def show_audit(data: Path) -> dict[str, Any] | None:
 
 def _start_audit(params: dict[str, Any], title: str, settings: Settings) -> None:
     with shared.show_errors():
-        jobs.start("audit", params, title=title, settings=settings)
+        queue.start("audit", params, title=title, settings=settings)
 
 
-def _show_failure(job: jobs.Job, *, names_key: str) -> None:
+def _show_failure(job: queue.Job, *, names_key: str) -> None:
     st.error(
         _("Training cannot start with this data.")
         + " "

@@ -5,10 +5,10 @@ from typing import Any
 
 import streamlit as st
 
-from core import jobs
 from core.config import OBJECTIVES, PRESETS, RECIPES, Settings, build_preset
 from core.config.presets import build_config
 from core.errors import ConfigError, CoreError
+from core.jobs import queue
 from core.models.bundle import check_model_id
 from core.training.ensemble import name_members
 from pages import _shared as shared
@@ -199,7 +199,7 @@ def show_estimate(params: dict[str, Any]) -> None:
     settings = Settings.from_env()
     st.markdown("#### " + _("What it will take on this machine"))
     wanted = _trial_params(params)
-    job = jobs.find_latest(settings.checkpoints_dir, "trial", wanted)
+    job = queue.find_latest(settings.checkpoints_dir, "trial", wanted)
     if job is not None and job.is_open:
         show_short_job(job)
         return
@@ -218,12 +218,12 @@ def show_estimate(params: dict[str, Any]) -> None:
             help=_("Runs a few images and steps for real, usually under a minute."),
         )
         return
-    _show_costs(jobs.read_result(settings.checkpoints_dir, job.job_id), len(params["seeds"]))
+    _show_costs(queue.read_result(settings.checkpoints_dir, job.job_id), len(params["seeds"]))
 
 
 def _start_trial(params: dict[str, Any], settings: Settings) -> None:
     with shared.show_errors():
-        jobs.start("trial", params, title=Path(params["data"]).name, settings=settings)
+        queue.start("trial", params, title=Path(params["data"]).name, settings=settings)
 
 
 def _show_costs(found: dict[str, Any], n_seeds: int) -> None:
@@ -337,6 +337,6 @@ def _start_training(params: dict[str, Any]) -> None:
     settings = Settings.from_env()
     for index, (seed, name) in enumerate(_names(params).items()):
         wanted = {**_trial_params(params), "name": name, "seed": seed}
-        job = jobs.start("train", wanted, title=name, settings=settings)
+        job = queue.start("train", wanted, title=name, settings=settings)
         if index == 0:
             st.session_state[shared.FT_JOB_KEY] = job.job_id

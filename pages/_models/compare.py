@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs
 from core.assessment.model_comparison import is_evidence
 from core.config import Settings
 from core.data.uploads import find_data
+from core.jobs import queue
 from core.models import registry
 from core.models.registry import ModelSummary
 from core.stats.paired_tests import write_p
@@ -72,7 +72,7 @@ def _split(name: str) -> str:
 
 
 def _show_job(params: dict[str, Any], settings: Settings, summary: ModelSummary) -> None:
-    job = jobs.find_latest(settings.checkpoints_dir, "compare", params)
+    job = queue.find_latest(settings.checkpoints_dir, "compare", params)
     if job is not None and job.is_open:
         show_short_job(job)
         return
@@ -90,8 +90,8 @@ def _show_job(params: dict[str, Any], settings: Settings, summary: ModelSummary)
             icon=":material/error:",
         )
     if job is not None and job.status == "done":
-        found = jobs.read_result(settings.checkpoints_dir, job.job_id)
-        folder = jobs.folder_of(settings.checkpoints_dir, job.job_id) / "pictures"
+        found = queue.read_result(settings.checkpoints_dir, job.job_id)
+        folder = queue.folder_of(settings.checkpoints_dir, job.job_id) / "pictures"
         _show_figures(found)
         if not is_evidence(found["split"], found.get("n_known")):
             st.warning(
@@ -108,7 +108,7 @@ def _show_job(params: dict[str, Any], settings: Settings, summary: ModelSummary)
 def _start(params: dict[str, Any], settings: Settings) -> None:
     title = f"{params['first']} / {params['second']}"
     with shared.show_errors():
-        jobs.start("compare", params, title=title, settings=settings)
+        queue.start("compare", params, title=title, settings=settings)
 
 
 def _show_figures(found: dict[str, Any]) -> None:
