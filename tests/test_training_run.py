@@ -140,6 +140,23 @@ def test_progress_that_did_not_reach_the_disk_means_to_begin_anew(
     assert again.is_complete
 
 
+def test_a_checkpoint_of_version_0_1_is_read(
+    phantom_dataset: Dataset, config: RunConfig, tmp_path: Path
+) -> None:
+    config = config.with_overrides(["objective.name=metric-ensemble"])
+    embedder = build_embedder(config, settings_for(tmp_path))
+    cache = TrunkCache(tmp_path / "c", embedder, phantom_dataset.subset("train"))
+    cache.build()
+    module = FittingModule(embedder.net, config, cache=cache)
+    state = {key.removeprefix("loss."): value for key, value in module.state_dict().items()}
+    assert any(key.startswith("proxies.") for key in state)
+    state["proxies.proxies"] = torch.full_like(state["proxies.proxies"], 0.5)
+    checkpoint = {"state_dict": state}
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    assert bool((module.loss.proxies.proxies == 0.5).all())
+
+
 def test_batch_hard_takes_the_farthest_positive_and_the_nearest_negative(
     phantom_dataset: Dataset, config: RunConfig, tmp_path: Path
 ) -> None:

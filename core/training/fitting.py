@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own idiom
 import numpy as np
@@ -172,6 +173,12 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
             "optimizer": optimiser,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read checkpoints of version 0.1 too, which kept the proxies under another name."""
+        state = checkpoint["state_dict"]
+        for key in [key for key in state if key.startswith("proxies.")]:
+            state[f"loss.{key}"] = state.pop(key)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:  # noqa: ARG002
         """Dropout's draws belong to the step, whatever ran before."""
