@@ -7,7 +7,6 @@ list is a suspicion to be looked at, never a verdict.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +14,7 @@ from core.data.audit import find_repeats
 from core.exploring.gallery_table import Exploration
 from core.gallery.label_errors import judge_held_out, score_labels
 from core.gallery.leave_one_out import NeighbourTable, find_mixed_regions, rank_rows
-from core.gallery.search import Gallery
+from core.gallery.search import Gallery, measure_mean_distance
 from core.images.decode import Image
 from core.models.ensemble import Model
 from core.network.embedder import embed_together
@@ -102,9 +101,7 @@ def find_outliers(model: Model, *, n: int = N_OUTLIERS) -> Finding:
     points = bundle.contents.novelty.descriptors
     if len(points) > _MAX_WIDE:
         points = bundle.gallery.embeddings[: len(points)]
-    points = np.ascontiguousarray(points)
-    squared, _ = faiss.knn(points, points, min(_N_NEAREST + 1, len(points)))
-    distances = np.sqrt(np.maximum(squared[:, 1:], 0.0)).mean(axis=1)
+    distances = measure_mean_distance(points, points, _N_NEAREST, n_skipped=1)
     found = _rank(distances.astype(np.float64), largest_first=True)
     return Finding(found.rows[:n], found.scores[:n], found.groups[:n])
 

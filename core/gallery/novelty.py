@@ -9,11 +9,11 @@ Reference: Sun et al. 2022, arXiv:2204.06507 (deep nearest neighbours for out-of
 
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import DataError, check_shape
+from core.gallery.search import measure_mean_distance
 
 _N_NEAREST = 5
 
@@ -28,7 +28,7 @@ class NoveltyReference:
     def score(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mean Euclidean distance of (Q, P) descriptors to their 5 nearest gallery rows: (Q,)."""
         check_shape("descriptors", descriptors, (None, self.descriptors.shape[1]))
-        return _mean_nearest(self.descriptors, descriptors, n_skipped=0)
+        return measure_mean_distance(self.descriptors, descriptors, _N_NEAREST, n_skipped=0)
 
     def compute_percentiles(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """Place scores among the gallery's own: (Q,) in 0..100."""
@@ -57,18 +57,5 @@ def fit(descriptors: NDArray[np.float32]) -> NoveltyReference:
     check_shape("descriptors", descriptors, (None, None))
     if len(descriptors) < 2:
         raise DataError("novelty needs at least 2 gallery images, got 1.", code="novelty.few")
-    distances = _mean_nearest(descriptors, descriptors, n_skipped=1)
+    distances = measure_mean_distance(descriptors, descriptors, _N_NEAREST, n_skipped=1)
     return NoveltyReference(descriptors, np.sort(distances))
-
-
-def _mean_nearest(
-    gallery: NDArray[np.float32], queries: NDArray[np.float32], *, n_skipped: int
-) -> NDArray[np.float32]:
-    squared, _ = faiss.knn(
-        np.ascontiguousarray(queries),
-        np.ascontiguousarray(gallery),
-        min(_N_NEAREST + n_skipped, len(gallery)),
-    )
-    distances = np.sqrt(np.maximum(squared[:, n_skipped:], 0.0))
-    mean: NDArray[np.float32] = distances.mean(axis=1)
-    return mean

@@ -1,7 +1,7 @@
 """Gallery and exact neighbour search.
 
-FAISS sits behind ``Gallery.search`` alone, so that an approximate or served index can take its
-place. Distances are Euclidean between unit embeddings: 0 (same) to 2 (opposite).
+FAISS is used in this module alone, so that an approximate or served index can take its place.
+Distances are Euclidean; between unit embeddings they lie between 0 (same) and 2 (opposite).
 """
 
 from collections.abc import Sequence
@@ -258,3 +258,25 @@ def split_parts(embeddings: NDArray[np.float32], n_parts: int) -> list[NDArray[n
     """Cut (N, P * D) rows into P arrays (N, D) of unit rows."""
     blocks = np.split(embeddings, n_parts, axis=1)
     return [np.ascontiguousarray(block) * np.float32(np.sqrt(n_parts)) for block in blocks]
+
+
+def measure_mean_distance(
+    rows: NDArray[np.float32], queries: NDArray[np.float32], n: int, *, n_skipped: int = 0
+) -> NDArray[np.float32]:
+    """The mean distance of each query to its n nearest rows.
+
+    Args:
+        rows: (N, D).
+        queries: (Q, D).
+        n: of the nearest rows; fewer where there are not as many.
+        n_skipped: how many of the very nearest are left out: 1 where the queries are the rows.
+
+    Returns:
+        (Q,) Euclidean distances.
+    """
+    squared, _ = faiss.knn(
+        np.ascontiguousarray(queries), np.ascontiguousarray(rows), min(n + n_skipped, len(rows))
+    )
+    distances = np.sqrt(np.maximum(squared[:, n_skipped:], 0.0))
+    mean: NDArray[np.float32] = distances.mean(axis=1)
+    return mean
