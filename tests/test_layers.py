@@ -86,6 +86,8 @@ def test_core_imports_only_lower_packages_and_no_private_module(path: Path) -> N
             assert not private, f"{mine} imports {imported}"
         if parts[0] in ("torch", "torchvision"):
             assert mine in MAY_IMPORT_TORCH, f"{mine} imports torch"
+        if parts[0] == "faiss":
+            assert mine == "gallery", f"{mine} imports faiss"
 
 
 @pytest.mark.parametrize("path", list_modules("pages"), ids=label)

@@ -1,7 +1,7 @@
 """Gallery and exact neighbour search.
 
-FAISS is used in this module alone, so that an approximate or served index can take its place.
-Distances are Euclidean; between unit embeddings they lie between 0 (same) and 2 (opposite).
+The index is behind ``Gallery.search`` alone, so that an approximate or served one can take its
+place. Distances are Euclidean; between unit embeddings they lie between 0 (same) and 2 (opposite).
 """
 
 from collections.abc import Sequence
