@@ -1,6 +1,6 @@
 """What a linear adapter is worth before any training: PCA or whitening, on training images alone.
 
-Whitening is not in the recipes: after training it brought nothing (README, what was tried).
+Whitening is not in the recipes: after training it brought nothing (docs/results.md).
 
     PYTHONPATH=. python benchmarks/bench_adapter_start.py --data ../shared/data [--only idrid]
 

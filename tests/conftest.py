@@ -41,7 +41,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def shared_data() -> Path:
     """Real medical data; they are not ours to publish, so they lie beside the project."""
     if not SHARED_DATA.is_dir():
-        pytest.skip(f"real data sets are not at {SHARED_DATA}; see README, 'Data for tests'")
+        pytest.skip(f"real data sets are not at {SHARED_DATA}; see docs/data.md, 'Data for tests'")
     return SHARED_DATA
 
 

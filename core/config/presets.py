@@ -17,7 +17,7 @@ from core.config.sections import (
 )
 from core.errors import ConfigError
 
-# What the robust recipe changes in the report's; README says how it was chosen.
+# What the robust recipe changes in the report's; docs/results.md says how it was chosen.
 _ROBUST = (
     "embedder.hidden_dim=0",
     "embedder.exposure_views=4",
