@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
 
-.PHONY: app demo test test-slow lint format bench clean help
+.PHONY: app demo test test-slow lint format catalogues bench clean help
 
 help:
 	@echo "make app        install, build the demo model if there is none, start the app"
@@ -12,6 +12,7 @@ help:
 	@echo "make test       install and run the fast tests"
 	@echo "make test-slow  real data, training, browser (skipped with the reason where absent)"
 	@echo "make lint       formatter, linter, type checker"
+	@echo "make catalogues  take the pages' words into the translation catalogues"
 	@echo "make bench      every script in benchmarks/ (none is part of the tests)"
 
 $(BIN)/python:
@@ -48,6 +49,10 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+catalogues: $(VENV)/.app
+	$(BIN)/pybabel -q extract --ignore-dirs ".*" --no-location --sort-output -F babel.cfg -o assets/locale/neighbordx.pot .
+	$(BIN)/pybabel -q update -i assets/locale/neighbordx.pot -d assets/locale -D neighbordx --no-fuzzy-matching --ignore-obsolete
 
 bench: $(VENV)/.dev
 	@for script in benchmarks/bench_*.py; do [ -e "$$script" ] && PYTHONPATH=. $(BIN)/python "$$script"; done

@@ -35,7 +35,7 @@ _STAGES = {
     "running the trunks": N_("Reading the images"),
     "training": N_("Training"),
     "choosing K, fitting the map, writing the model": N_("Finishing: choosing K, drawing the map"),
-    "loading the backbones": N_("Loading the pretrained model"),
+    "loading the backbones": N_("Loading the pretrained weights"),
     "running the trunks on a few images": N_("Reading a few images"),
     "training a few steps": N_("Training a few steps"),
     "embedding a few images": N_("Finishing"),
@@ -95,7 +95,7 @@ def _show_row(job: queue.Job) -> None:
     with st.container(border=True, key=f"job-{job.job_id}"):
         left, middle, right = st.columns([3, 4, 3], vertical_alignment="center")
         left.markdown(f"**{plain(job.title)}** · {_kind_label(job.kind)} {_(STATUS[job.status])}")
-        left.caption(_("Asked for {time} (UTC)").format(time=moment(job.created)))
+        left.caption(_("Requested {time} (UTC)").format(time=moment(job.created)))
         if job.status == "running":
             words = describe_message(job.message) or _("Starting: importing, opening the data …")
             middle.progress(min(1.0, job.progress), text=words)
@@ -151,7 +151,7 @@ def _look(job_id: str) -> None:
 def _confirm_removal(job: queue.Job) -> None:
     st.markdown(_("Remove **{name}** from the list?").format(name=plain(job.title)))
     if job.status != "done":
-        st.markdown(_("What it has trained so far is deleted and cannot be resumed."))
+        st.markdown(_("The progress so far is deleted and cannot be resumed."))
     else:
         st.markdown(_("Its log and curves are deleted. The model itself stays."))
     if st.button(_("Remove"), type="primary", key="remove-yes"):

@@ -55,14 +55,12 @@ def _show_model(model: registry.ModelSummary, *, with_name: bool) -> None:
         _("Answers: {classes}").format(
             classes=" / ".join(plain(class_label(c)) for c in model.class_names)
         ),
-        _("Compares with {n} training images").format(n=model.n_gallery),
+        _("Training images it compares with: {n}").format(n=model.n_gallery),
     ]
     if with_name:
         lines.insert(0, _("Model: {model}").format(model=f"**{plain(model.model_id)}**"))
     if model.val_accuracy is not None:
-        lines.append(
-            _("Right on {share} of its validation images").format(share=percent(model.val_accuracy))
-        )
+        lines.append(_("Validation accuracy: {share}").format(share=percent(model.val_accuracy)))
     st.sidebar.markdown("  \n".join(lines))
 
 

@@ -64,7 +64,7 @@ ERRORS: dict[str, str] = {
         "again from the archive, or take the PDF."
     ),
     "export.failed": N_(
-        "The file could not be made. Choose another kind, or look into the server's log."
+        "The file could not be created. Choose another format; the server log has the details."
     ),
     "image": N_("The image cannot be read."),
     "upload.too_big": N_("The file has {size_mb} MB; the limit is {limit_mb} MB."),
@@ -110,14 +110,14 @@ ERRORS: dict[str, str] = {
         "or close other programs, then resume."
     ),
     "job.interrupted": N_(
-        "Cut off by a crash, a power cut or a kill. Resume it: training goes on from its last "
-        "checkpoint."
+        "Interrupted by a crash, a power cut or a kill. Resume it: training continues from the "
+        "last checkpoint."
     ),
     "job.name_taken": N_("The name “{name}” is taken. Choose another name."),
     "job.busy": N_("Another process is training “{name}” now. Wait for it or stop it."),
     "job.data_in_use": N_("“{title}” needs the data. Wait for it or cancel it first."),
     "job.open": N_("The job has not ended. Cancel it first."),
-    "gate.reason": N_("The gate does not pass. Give a reason; it is written down."),
+    "gate.reason": N_("The gate does not pass. Give a reason; it is recorded."),
     "archive.refused": N_("The file is not taken: {reason}."),
     "checkpoint.exists": N_("A model called “{model_id}” exists. Choose another name."),
     "checkpoint.in_use": N_("Model “{model_id}” is a member of {users}. Delete that first."),
@@ -136,7 +136,8 @@ ERRORS: dict[str, str] = {
         "{key} is not set here: it has a field of its own, or belongs to the check above."
     ),
     "config.gate": N_(
-        "Model “{model_id}” is too weak for the vote: a weak member adds noise. Leave it out."
+        "Model “{model_id}” is below the minimum validation accuracy for voting: a weak member "
+        "adds noise. Leave it out."
     ),
     "config.model_id": N_("A model's name has letters, digits, dots, dashes and underscores."),
     "data.disease_class": N_("Which class is the disease cannot be told from the names: {found}."),
@@ -147,8 +148,8 @@ ERRORS: dict[str, str] = {
         "move it away."
     ),
     "data.link": N_(
-        "“{key}” cannot be followed: a link that leads nowhere or into itself, or a folder that "
-        "may not be read. Mend or remove it."
+        "“{key}” cannot be followed: a broken or circular link, or a folder without read "
+        "permission. Repair or remove it."
     ),
     "data.manifest": N_("The file manifest.csv cannot be used."),
     "zip.path": N_("The zip is refused: a name in it points out of its folder."),

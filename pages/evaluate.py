@@ -21,7 +21,7 @@ def _load(model_id: str, name: str, created: str) -> Evaluation:  # noqa: ARG001
 def _show(summary: Summary) -> None:
     evaluation = _load(summary.model_id, summary.name, summary.created)
     token = f"{summary.model_id}/{summary.name}/{summary.created}"
-    with st.spinner(_("Working out the intervals …")):
+    with st.spinner(_("Computing the intervals …")):
         figures = answers.compute_figures(evaluation, token)
     if evaluation.is_synthetic:
         st.markdown(_(":violet-badge[SYNTHETIC] Drawn images, no patients."))
@@ -85,7 +85,7 @@ def _show(summary: Summary) -> None:
 def main() -> None:
     """The page."""
     model = shared.require_summary()
-    st.subheader(_("What {model} is worth").format(model=plain(model.model_id)), divider="gray")
+    st.subheader(_("Performance of {model}").format(model=plain(model.model_id)), divider="gray")
     summary = choose_evaluation(model)
     show_new_evaluation(model, is_open=summary is None)
     if summary is not None:

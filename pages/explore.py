@@ -30,7 +30,7 @@ def main() -> None:
         st.markdown(_(":violet-badge[SYNTHETIC] Drawn images, no patients."))
     if not any(member.bundle.has_vote for member in model.members):
         st.info(
-            _("This model is a plain classifier: nobody votes, so corrections do not change it.")
+            _("This model is a plain classifier: no images vote, so corrections do not change it.")
         )
     show_state(model)
     guests = choose_guests(model)

@@ -33,7 +33,7 @@ def main() -> None:
             default="use",
             required=True,
             format_func={
-                "use": _("Card and use"),
+                "use": _("Model card"),
                 "compare": _("Compare two"),
                 "ensemble": _("Build an ensemble"),
                 "files": _("Export and import"),

@@ -172,7 +172,7 @@ def test_what_was_uploaded_and_read_outlives_a_visit_to_another_page(
     assert not app.file_uploader(key=shared.UPLOADS_KEY).value
     assert [row["file"] for row in worklist(app)] == ["a.png", "b.png"]
     assert "Your read: **normal**" in words(app)
-    assert worklist(app)[1]["answer"] == "Waits for your read"
+    assert worklist(app)[1]["answer"] == "Awaiting your read"
     assert "Still here from your last visit to this page: a.png, b.png" in words(app)
     app.button(key="diagnose_remove_kept").click().run()
     assert "Upload one or more images" in words(app)

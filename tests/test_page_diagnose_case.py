@@ -122,19 +122,19 @@ def test_reader_first_hides_the_answer_until_the_read_is_committed(
     app.toggle(key=shared.READER_FIRST_KEY).set_value(True).run()  # before any answer is drawn
     upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
     assert "Answer: " not in words(app)
-    assert {row["answer"] for row in worklist(app)} == {"Waits for your read"}
+    assert {row["answer"] for row in worklist(app)} == {"Awaiting your read"}
     assert {row["p"] for row in worklist(app)} == {"–"}
     assert "2 cases that you have not read yet" in words(app)
     commit = next(b for b in app.button if b.label == "Commit and show the answer")
     commit.click().run()
     assert "Choose what you see first" in words(app)
     find(app.radio, "What do you see?").set_value("normal")
-    find(app.slider, "How sure are you?").set_value(90)
+    find(app.slider, "How confident are you?").set_value(90)
     next(b for b in app.button if b.label == "Commit and show the answer").click().run()
     assert not app.exception
-    assert "Your read: **normal**, 90 % sure; **the model says otherwise**" in words(app)
+    assert "Your read: **normal**, 90 % sure; **the model disagrees**" in words(app)
     assert "◆ Answer: disease" in words(app)
-    assert [row["answer"] for row in worklist(app)] == ["Disease", "Waits for your read"]
+    assert [row["answer"] for row in worklist(app)] == ["Disease", "Awaiting your read"]
     ((of, read),) = app.session_state[shared.READS_KEY].items()
     assert of[1:] == (0, ("normal", "disease"))
     assert (read.class_name, read.confidence, read.is_before_answer) == ("normal", 0.9, True)
@@ -153,7 +153,7 @@ def test_a_read_after_a_look_at_the_answer_is_not_said_to_be_before_it(app: AppT
     assert "was on view already" not in words(app)
     app.toggle(key=switch).set_value(False).run()
     app.toggle(key=switch).set_value(True).run()
-    assert {row["answer"] for row in worklist(app)} == {"Waits for your read"}
+    assert {row["answer"] for row in worklist(app)} == {"Awaiting your read"}
     assert "This image's answer was on view already" in words(app)
     commit(app, "normal")
     assert "It was given after the answer was on view." in words(app)

@@ -250,7 +250,7 @@ def test_warnings_share_one_box_and_their_pictures_one_fold(
     (box,) = app.warning
     assert "9 validation of “normal”; 8 validation of “disease”; 12 test of" in box.value
     assert "1 group of identical images lies in more than one split" in box.value
-    assert [fold.label for fold in app.expander].count("Look at these images") == 1
+    assert [fold.label for fold in app.expander].count("Review these images") == 1
 
 
 def test_a_page_says_in_english_what_core_says() -> None:

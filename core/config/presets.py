@@ -49,7 +49,7 @@ class Preset:
 
     backbones: tuple[str, ...]  # timm names
     input_size: int = 448  # px
-    is_commercial: bool = True  # whether the weights' licence allows commercial use
+    non_commercial: str = ""  # weights whose licence forbids commercial use, with the licence
     robust: tuple[str, ...] = ()  # overrides that the robust recipe adds for these backbones
 
 
@@ -60,7 +60,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "convnextv2-beit": Preset(
         ("convnextv2_large.fcmae_ft_in22k_in1k", "beit_large_patch16_224.in22k_ft_in22k_in1k"),
-        is_commercial=False,  # ConvNeXtV2: CC BY-NC 4.0
+        non_commercial="ConvNeXtV2 (CC BY-NC 4.0)",
     ),
     "compact": Preset(("convnext_tiny.fb_in22k", "vit_small_patch16_224.augreg_in21k_ft_in1k")),
     "offline": Preset(

@@ -68,7 +68,12 @@ def build_reliability(bins: Sequence[Bin], *, translate: Translate = str) -> go.
     _ = translate
     figure = go.Figure()
     figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", name=_("honest"), line=_QUIET_LINE, hoverinfo="skip"
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        name=_("perfect calibration"),
+        line=_QUIET_LINE,
+        hoverinfo="skip",
     )
     shares = [b.observed.share or 0.0 for b in bins]
     figure.add_scatter(
@@ -92,7 +97,7 @@ def build_reliability(bins: Sequence[Bin], *, translate: Translate = str) -> go.
         figure.add_annotation(
             x=b.mean_p, y=share, text=str(b.observed.n), showarrow=False, xshift=13, yshift=-9
         )
-    return _style(figure, _("Probability of disease that was said"), _("Share that had it"))
+    return _style(figure, _("Predicted probability of disease"), _("Observed share with disease"))
 
 
 def build_coverage(
@@ -177,7 +182,7 @@ def build_robustness(
             marker={"symbol": symbol, "size": 9},
             hovertemplate=names.get(kind, kind) + " %{x}: %{y:.1%}<extra></extra>",
         )
-    _style(figure, _("Level of damage (0: as it is)"), _("Accuracy"))
+    _style(figure, _("Level of corruption (0: none)"), _("Accuracy"))
     figure.update_xaxes(range=[-0.15, 3.15], tickvals=[0, 1, 2, 3])
     lowest = min(row["accuracy"] for row in rows)
     figure.update_yaxes(range=[max(0.0, min(0.45, lowest - 0.05)), 1.005])

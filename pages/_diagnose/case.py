@@ -42,7 +42,7 @@ def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) 
         return
     if diagnosis.abstain_reason == "novel":  # nothing that speaks for an answer
         scrutiny = None
-        with st.expander(_("What the model would have compared it with")):
+        with st.expander(_("What the model would have compared it to")):
             show_neighbours(model, diagnosis)
             show_map(model, diagnosis)
     else:
@@ -145,7 +145,7 @@ def _show_reliability(model: Model) -> None:
         else _(" ({before} before correction)").format(before=_points(known.ece_before))
     )
     st.markdown(
-        _("Probabilities are off by {ece} on average{before}, on {n} validation images.").format(
+        _("Calibration error {ece}{before}, on {n} validation images.").format(
             ece=f"**{_points(known.ece)}**", before=before, n=known.n
         ),
         help=_(
@@ -158,13 +158,13 @@ def _show_reliability(model: Model) -> None:
             _("The correction was fitted on these very images: on new ones the gap is larger.")
         )
     parts = [
-        _("{accuracy} when the surest {share} are answered").format(
+        _("accuracy {accuracy} on the most certain {share}").format(
             accuracy=f"**{percent(c.accuracy)}**", share=percent(c.share)
         )
         for c in known.coverage
     ]
     st.markdown(
-        _("Right there: {parts}.").format(parts=" · ".join(parts)),
+        _("On validation: {parts}.").format(parts=" · ".join(parts)),
         help=_("Images nearest to 50 % are left unanswered first.")
         if known.answered is None
         else _(
@@ -180,8 +180,8 @@ def _points(share: float) -> str:
 
 def _methods() -> dict[str, str]:
     return {
-        "temperature": _("one temperature"),
-        "isotonic": _("an isotonic curve"),
+        "temperature": _("temperature scaling"),
+        "isotonic": _("isotonic regression"),
         "vote": _("each model's own, then their weighted mean"),
     }
 
@@ -204,14 +204,14 @@ def _show_vote(diagnosis: Diagnosis) -> None:
             "{n} of the {k} training images that voted are labelled {name}.",
             n,
         )
-        means = _("Each model asks the images most alike to it. Nearer images have a larger say.")
+        means = _("Each model lets its nearest images vote. Nearer images count more.")
     else:
         line = ngettext(
             "{n} of the {k} nearest training images is labelled {name}.",
             "{n} of the {k} nearest training images are labelled {name}.",
             n,
         )
-        means = _("Nearest means most alike to the model. Nearer images have a larger say.")
+        means = _("Nearest means most similar to the model. Nearer images count more.")
     name = f"**{plain(class_label(predicted))}**"
     st.markdown(line.format(n=f"**{n}**", k=diagnosis.k, name=name), help=means)
 

@@ -140,7 +140,7 @@ def _name_window(file: Image, name: str) -> str:
             "window": _("As the file says"),
         }.get(file.file_display or "", _("Whole range"))
     if name == _CUSTOM:
-        return _("My own")
+        return _("Custom")
     preset = file.presets[int(name)]
     label = preset.name or _("Window {n}").format(n=int(name) + 1)
     return f"{label} ({preset.centre:g} / {preset.width:g})"
@@ -187,7 +187,7 @@ def show_patient_tags(source: Source) -> None:
     if not st.toggle(
         _("Show patient tags"),
         key=f"{shared.TAGS_KEY}_{content}",
-        help=_("Name, number and dates in this file. They are never logged and not kept."),
+        help=_("Name, ID and dates in this file. They are neither logged nor kept."),
     ):
         return
     try:

@@ -165,12 +165,12 @@ def _show_nearest_other(model: Model, diagnosis: Diagnosis) -> None:
             _show_card(model, diagnosis, other, place="nearest")
         with st.container(width=420):
             st.markdown(
-                _("**The nearest image that says otherwise**, labelled {name}.").format(
+                _("**Nearest image of the other class**, labelled {name}.").format(
                     name=plain(class_label(other.class_name))
                 )
             )
             st.markdown(
-                _("It is number {rank} by distance. Compare it with your image.").format(
+                _("It ranks {rank} by distance. Compare it with your image.").format(
                     rank=other.rank
                 )
             )
@@ -242,7 +242,7 @@ def show_map(model: Model, diagnosis: Diagnosis) -> None:
     if diagnosis.map_xy is None:
         return
     st.markdown(
-        "#### " + _("Where it lies among the training images"),
+        "#### " + _("Position among the training images"),
         help=_(
             "A flat picture (UMAP) of how alike the images are to the model. It bends distances: "
             "the vote uses the true ones, so a voting image may look far away here."

@@ -48,10 +48,10 @@ def show_case_downloads(
         has_line=bool(st.session_state.get(shared.CONTOUR_KEY)),
     )
     st.markdown(
-        "#### " + _("Take this case with you"),
+        "#### " + _("Export this case"),
         help=_(
-            "The DICOM files carry the patient and study identifiers of the file that you "
-            "uploaded, if it was DICOM. The PDF carries none."
+            "The DICOM files carry the patient and study identifiers of the uploaded file, if it "
+            "was DICOM. The PDF carries none. All three are written in English."
         ),
     )
     sure = _guard(diagnosis)
@@ -82,7 +82,9 @@ def _guard(diagnosis: Diagnosis) -> Callable[[Callable[[], bytes]], Callable[[],
         del failed[other]
     if case in failed:
         st.error(describe(failed[case]), icon=":material/error:")
-    apology = _("The file could not be made. Choose another kind, or look into the server's log.")
+    apology = _(
+        "The file could not be created. Choose another format; the server log has the details."
+    )
 
     def sure(make: Callable[[], bytes]) -> Callable[[], bytes]:
         def made() -> bytes:

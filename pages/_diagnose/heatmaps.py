@@ -24,7 +24,7 @@ def show_heatmaps(model: Model, diagnosis: Diagnosis) -> Scrutiny | None:
     if not diagnosis.maps or diagnosis.pixels is None:
         return None
     st.markdown(
-        "#### " + _("Which part of the image speaks for each class"),
+        "#### " + _("Heatmaps: what moved the vote towards each class"),
         help=_(
             "Bright areas pulled the vote towards this class. It shows where the model looked, "
             "not whether it is right, and it does not outline a lesion."
@@ -94,7 +94,7 @@ def _choose_class(model: Model, diagnosis: Diagnosis) -> str:
 
 def _choose_method() -> str:
     chosen = st.segmented_control(
-        _("Drawn by"),
+        _("Heatmap method"),
         list_offered(),
         default=SHOWN,
         required=True,
@@ -150,15 +150,16 @@ def _show_test(scrutiny: MapScrutiny) -> None:
     else:
         st.warning(
             _(
-                "**No better than chance on this image.** Do not lean on this heatmap; see whether "
-                "the other way of drawing it passes."
+                "**No better than chance on this image.** Do not rely on this heatmap; try the "
+                "other method."
             ),
             icon=":material/warning:",
         )
     st.caption(
         _(
-            "Bright cells taken away: {deletion} (chance {chance}; lower is better). "
-            "Bright cells alone: {insertion} (chance {chance}; higher is better)."
+            "Deletion test: mean vote {deletion} as the brightest cells are removed first (random"
+            " order {chance}; lower is better). Insertion test: mean vote {insertion} as they are"
+            " restored first (random order {chance}; higher is better)."
         ).format(
             deletion=f"{test.deletion:.2f}",
             insertion=f"{test.insertion:.2f}",

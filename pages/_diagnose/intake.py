@@ -126,12 +126,12 @@ def _show_samples(model: Model) -> None:
         return
     shared.outlive_page(shared.SAMPLES_KEY)
     st.pills(
-        _("No image at hand? Try a sample"),
+        _("No image at hand? Try a sample:"),
         list(SAMPLES),
         selection_mode="multi",
         format_func=_name_sample,
         key=shared.SAMPLES_KEY,
-        help=_("Drawn by the computer for this demo and used in no training."),
+        help=_("Synthetic images drawn for this demo; none was used for training."),
         wrap=True,
     )
     st.markdown(_(":violet-badge[SYNTHETIC] Drawn images, no patients."))

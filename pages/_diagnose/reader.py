@@ -57,7 +57,7 @@ def show_form(model: Model, case_id: str, diagnosis: Diagnosis) -> None:
             horizontal=True,
         )
         confidence = st.slider(
-            _("How sure are you?"), 50, 100, 75, step=5, format="%d %%", width=320
+            _("How confident are you?"), 50, 100, 75, step=5, format="%d %%", width=320
         )
         is_sent = st.form_submit_button(
             _("Commit and show the answer"), type="primary", icon=":material/lock:"
@@ -83,7 +83,7 @@ def show_read(diagnosis: Diagnosis) -> None:
     elif read.class_name == diagnosis.predicted_class:
         verdict = _("the model agrees")
     else:
-        verdict = _("**the model says otherwise**")
+        verdict = _("**the model disagrees**")
     st.markdown(
         ":material/person: "
         + _("Your read: {name}, {share} sure; {verdict}.").format(

@@ -22,7 +22,7 @@ def headline(diagnosis: Diagnosis) -> str:
     if diagnosis.status == "rejected":
         return _("Not read")
     if is_hidden(diagnosis):
-        return _("Waits for your read")
+        return _("Awaiting your read")
     if diagnosis.abstain_reason == "novel":
         return _("No answer: unfamiliar image")
     if diagnosis.status == "abstained":
@@ -182,7 +182,7 @@ def show_case_picker(cases: dict[str, Diagnosis]) -> None:
         picker = f"{shared.PICKER_KEY}_{told}"
         st.session_state[picker] = st.session_state[shared.CASE_KEY]
         st.selectbox(
-            _("Case on view"),
+            _("Current case"),
             ids,
             format_func=labels.__getitem__,
             key=picker,

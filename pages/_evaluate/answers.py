@@ -35,16 +35,16 @@ def figure_label(key: str) -> str:
 def figure_help(key: str) -> str:
     """What a figure means, in a sentence."""
     return {
-        "accuracy": _("Share of images called right."),
-        "auroc": _(
-            "Chance that a diseased image gets a higher probability than one without disease."
-        ),
+        "accuracy": _("Share of images classified correctly."),
+        "auroc": _("Probability that a diseased image is scored higher than one without disease."),
         "balanced_accuracy": _("Mean of sensitivity and specificity."),
-        "sensitivity": _("Share of the diseased images that were called diseased."),
-        "specificity": _("Share of the images without disease that were called so."),
+        "sensitivity": _("Share of diseased images called diseased."),
+        "specificity": _("Share of images without disease called so."),
         "average_precision": _("Area under the precision-recall curve."),
-        "brier": _("Mean squared error of the probabilities. Smaller is better."),
-        "ece": _("Mean gap between the probability said and the share right. Smaller is better."),
+        "brier": _("Mean squared error of the probabilities. Lower is better."),
+        "ece": _(
+            "Mean gap between the stated probability and the observed share. Lower is better."
+        ),
     }[key]
 
 
@@ -114,10 +114,10 @@ def say_answered(evaluation: Evaluation) -> str:
     answered = evaluation.result["coverage_at_abstention"]
     share = "–" if answered["accuracy"] is None else f"{answered['accuracy'] * 100:.1f} %"
     return ngettext(
-        "As set, the model answers **{n}** of {total} images and is right on **{share}** of "
-        "them; {unsure} was too close to call and {novel} not of its kind.",
-        "As set, the model answers **{n}** of {total} images and is right on **{share}** of "
-        "them; {unsure} were too close to call and {novel} not of its kind.",
+        "With its current settings the model answers **{n}** of {total} images and is right on "
+        "**{share}** of them; {unsure} was too close to call and {novel} were unfamiliar.",
+        "With its current settings the model answers **{n}** of {total} images and is right on "
+        "**{share}** of them; {unsure} were too close to call and {novel} were unfamiliar.",
         answered["n_uncertain"],
     ).format(
         n=answered["n_answered"],
@@ -141,17 +141,17 @@ def cell_label(cell: str, evaluation: Evaluation) -> str:
     """A cell of the confusion matrix in words."""
     disease = class_label(evaluation.disease_class)
     return {
-        "tp": _("{disease}, called so").format(disease=disease),
-        "fn": _("{disease}, missed").format(disease=disease),
-        "fp": _("no {disease}, called so").format(disease=disease),
-        "tn": _("no {disease}, left alone").format(disease=disease),
+        "tp": _("true positive").format(disease=disease),
+        "fn": _("false negative (missed)").format(disease=disease),
+        "fp": _("false positive").format(disease=disease),
+        "tn": _("true negative").format(disease=disease),
     }[cell]
 
 
 def show_confusion(evaluation: Evaluation) -> None:
     """Four cells with their counts; a press opens the images."""
     st.markdown("#### " + _("Right and wrong calls"))
-    st.caption(_("Press a cell to see its images."))
+    st.caption(_("Click a cell to see its images."))
     confusion = evaluation.result["confusion"]
     with st.grid(2, min_column_width=150):
         for cell, mark in (("tp", "✓"), ("fn", "✕"), ("fp", "✕"), ("tn", "✓")):
@@ -205,7 +205,7 @@ def _show_picture(evaluation: Evaluation, row: int, *, place: str) -> None:
         )
         lines = [
             ("◆ " if is_disease else "● ") + f"**{plain(class_label(name))}**",
-            _("said {p}").format(p=percent(float(evaluation.p_disease[row]))),
+            _("predicted {p}").format(p=percent(float(evaluation.p_disease[row]))),
             plain(evaluation.keys[row].rsplit("/", 1)[-1]),
         ]
         st.markdown("  \n".join(f":small[{line}]" for line in lines))
@@ -215,7 +215,7 @@ def show_members(evaluation: Evaluation) -> None:
     """What each member of an ensemble is worth, and the images they quarrel about."""
     members = evaluation.result["members"]
     if len(members) < 2:
-        st.caption(_("A single model: there is nobody to disagree with."))
+        st.caption(_("A single model: there is no second opinion."))
         return
     st.dataframe(
         pd.DataFrame(members),
@@ -254,7 +254,7 @@ def show_subgroups(evaluation: Evaluation) -> None:
     if not columns:
         st.info(
             _(
-                "The data have no column to split by. Add columns to manifest.csv (age, sex, "
+                "The data has no column to split by. Add columns to manifest.csv (age, sex, "
                 "scanner, site …) and evaluate again."
             ),
             icon=":material/view_column:",

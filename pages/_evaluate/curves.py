@@ -23,7 +23,7 @@ def show_operating_point(evaluation: Evaluation) -> None:
     with left:
         st.session_state.setdefault(_THRESHOLD_KEY, 0.5)
         threshold = st.slider(
-            _("Call {disease} where the probability exceeds").format(disease=disease),
+            _("Call {disease} above a probability of").format(disease=disease),
             0.0,
             1.0,
             step=0.001,
@@ -95,8 +95,8 @@ def _show_point(point: curves.OperatingPoint) -> None:
         (_("Specificity"), point.specificity),
     )
     values = (
-        (_("PPV"), point.ppv, _("Share of the called patients who have the disease.")),
-        (_("NPV"), point.npv, _("Share of the others who are free of it.")),
+        (_("PPV"), point.ppv, _("Share of positive calls that have the disease.")),
+        (_("NPV"), point.npv, _("Share of negative calls that are free of disease.")),
     )
     with st.grid(4, min_column_width=150):
         for label, share in shares:
@@ -122,7 +122,7 @@ def show_reliability(evaluation: Evaluation) -> None:
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown(
-            "#### " + _("Are the probabilities honest?"),
+            "#### " + _("Are the probabilities calibrated?"),
             help=_(
                 "Of images that were given a probability, the share that had the disease. On the "
                 "dotted line both are equal. The small numbers count the images."
@@ -134,7 +134,7 @@ def show_reliability(evaluation: Evaluation) -> None:
         )
     with right:
         st.markdown(
-            "#### " + _("What does it buy to answer fewer?"),
+            "#### " + _("What is gained by answering fewer images?"),
             help=_(
                 "Images whose probability is near 0.5 are left unanswered, ever more of them "
                 "towards the left. The star is the zone this model leaves unanswered."

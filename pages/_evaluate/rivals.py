@@ -88,7 +88,7 @@ def show_ablations() -> None:
         )
         return
     names = [ablation.name for ablation in found]
-    name = st.selectbox(_("Ablation on view"), names, key="evaluate_ablation", width=420)
+    name = st.selectbox(_("Ablation"), names, key="evaluate_ablation", width=420)
     _show_ablation(found[names.index(name)])
 
 
@@ -118,7 +118,7 @@ def _show_ablation(ablation: Ablation) -> None:
             "system": st.column_config.TextColumn(_("System")),
             "accuracy": st.column_config.TextColumn(_("Accuracy")),
             "auroc": st.column_config.TextColumn(_("AUROC")),
-            "train": st.column_config.TextColumn(_("Training, s")),
-            "image": st.column_config.TextColumn(_("Per image, s")),
+            "train": st.column_config.TextColumn(_("Training (s)")),
+            "image": st.column_config.TextColumn(_("Per image (s)")),
         },
     )

@@ -31,7 +31,7 @@ def choose_evaluation(model: ModelSummary) -> Summary | None:
         return None
     by_name = {summary.name: summary for summary in kept}
     name = st.selectbox(
-        _("Evaluation on view"),
+        _("Evaluation"),
         list(by_name),
         format_func=lambda key: _describe(by_name[key]),
         key=shared.keep_choice(shared.EVALUATION_KEY),
@@ -76,14 +76,14 @@ def damage_label(kind: str) -> str:
         "brightness": _("darkness"),
         "jpeg": _("JPEG compression"),
         "rotation": _("rotation"),
-    }.get(kind, _("as it is"))
+    }.get(kind, _("unchanged"))
 
 
 def part_label(part: str) -> str:
     """A longer study as shown."""
     return {
         "robustness": _("Robustness: blur, noise, darkness, JPEG, rotation"),
-        "explanations": _("Heatmaps: are they true?"),
+        "explanations": _("Heatmaps: are they faithful?"),
     }.get(part, part)
 
 
@@ -171,7 +171,7 @@ def say_progress(job: Job) -> str:
     listed = queue.list_jobs(Settings.from_env().checkpoints_dir)
     others = [j for j in listed if lane_of(j.kind) == lane_of(job.kind)]
     if job.status == "queued" and any(other.status == "running" for other in others):
-        return _("Waits for other work to end …")
+        return _("Waiting for other work to finish …")
     damage = re.fullmatch(r"(\w+), level (\d+)", job.message)
     text = describe_message(job.message)
     if damage:

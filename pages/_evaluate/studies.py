@@ -53,9 +53,9 @@ def show_robustness(evaluation: Evaluation) -> None:
     st.dataframe(
         pd.DataFrame(rows),
         hide_index=True,
-        alt=_("Table of accuracy at each level of damage"),
+        alt=_("Table of accuracy at each level of corruption"),
         column_config={
-            "kind": st.column_config.TextColumn(_("Damage")),
+            "kind": st.column_config.TextColumn(_("Corruption")),
             "level": st.column_config.NumberColumn(_("Level")),
             "strength": st.column_config.TextColumn(_("Strength")),
             "accuracy": st.column_config.TextColumn(_("Accuracy")),
@@ -126,15 +126,18 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
             "deletion": st.column_config.TextColumn(
                 _("Deletion ↓"),
                 help=_(
-                    "Mean vote while the brightest areas are blurred away first. Lower is truer."
+                    "Mean vote while the brightest areas are blurred away first. Lower is more "
+                    "faithful."
                 ),
             ),
             "insertion": st.column_config.TextColumn(
                 _("Insertion ↑"),
-                help=_("Mean vote while the brightest areas come back first. Higher is truer."),
+                help=_(
+                    "Mean vote while the brightest areas come back first. Higher is more faithful."
+                ),
             ),
             "better": st.column_config.TextColumn(
-                _("Truer than chance"),
+                _("Better than chance"),
                 help=_("Share of images where both are better than in a random order."),
             ),
         },
@@ -145,7 +148,7 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
 def _describe_method(row: dict[str, Any]) -> dict[str, object]:
     better = row["better_than_random"]
     return {
-        "backbone": {"mean": _("mean of the backbones"), "-": _("baseline")}.get(
+        "backbone": {"mean": _("mean over the backbones"), "-": _("baseline")}.get(
             row["backbone"], row["backbone"]
         ),
         "method": _name_method(row["method"]),
@@ -245,9 +248,9 @@ def show_external(evaluation: Evaluation) -> None:
     shift = result.shift
     st.markdown(
         _(
-            "Put an image of each side by side: the second lies farther from the training images "
-            "in **{share} %** of the pairs (50 %: no shift; Kolmogorov-Smirnov p {p}). Refused as "
-            "not of this kind: {home} % and {away} %."
+            "In **{share} %** of the pairs of one image from each set, the second set's image "
+            "lies farther from the training images (50 %: no shift; Kolmogorov-Smirnov p {p}). "
+            "Refused as unfamiliar: {home} % and {away} %."
         ).format(
             share=f"{shift.separation * 100:.0f}",
             p=f"{shift.p_value:.2g}",
@@ -306,11 +309,11 @@ def _show_gains(result: Recalibration) -> None:
         pd.DataFrame(rows),
         hide_index=True,
         width="content",
-        alt=_("Table of what recalibration wins"),
+        alt=_("Table of what recalibration gains"),
         column_config={
             "figure": st.column_config.TextColumn(_("Figure")),
             "before": st.column_config.NumberColumn(_("Before"), format="%.3f"),
             "after": st.column_config.NumberColumn(_("After"), format="%.3f"),
-            "gain": st.column_config.TextColumn(_("Won (95 % of the samples)")),
+            "gain": st.column_config.TextColumn(_("Gain (95 % of the samples)")),
         },
     )

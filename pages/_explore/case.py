@@ -56,15 +56,15 @@ def _show_picture(model: Model, table: Exploration, row: int) -> None:
         if table.predicted[row] >= 0:
             answer = table.class_names[table.predicted[row]]
             lines.append(
-                _("The others say: {name}, {p}").format(
+                _("Its neighbours say: {name}, {p}").format(
                     name=_name_class(answer, model),
                     p=percent(float(table.columns["confidence"][row])),
                 )
             )
         else:
-            lines.append(_("Nobody is left to vote on it."))
+            lines.append(_("No image is left to vote on it."))
         if table.is_wrong[row]:
-            lines.append(":red[:material/warning: " + _("The others outvote its label.") + "]")
+            lines.append(":red[:material/warning: " + _("Its neighbours outvote its label.") + "]")
         split = str(table.columns["split"][row])
         if split != "train":
             lines.append(f":violet-badge[{value_label(split)}] {value_label('looks on')}")
@@ -114,7 +114,7 @@ def _show_corrections(model: Model, tables: Tables, table: Exploration, row: int
             if is_guest else None,
         )  # fmt: skip
         aside = st.checkbox(
-            _("Keep it out of the vote"),
+            _("Exclude it from the vote"),
             value=is_guest or key in state.excluded,
             key=f"explore_aside_{place}",
             disabled=is_guest,
@@ -178,8 +178,8 @@ def show_effect(effect: gallery_table.Effect) -> None:
     """What the changes would do to the left-out answers."""
     st.markdown(
         _(
-            "Right when left out: **{before}** now, **{after}** after. Among the other images "
-            "{mended} would become right and {broken} wrong."
+            "Leave-one-out accuracy: **{before}** now, **{after}** after the change. Among the "
+            "other images, {mended} would become right and {broken} wrong."
         ).format(
             before=f"{effect.accuracy_before:.1%}",
             after=f"{effect.accuracy_after:.1%}",
@@ -215,12 +215,7 @@ def _show_heatmap(model: Model, row: int) -> None:
             image, is_original = load_image(model, row)
             diagnosis = diagnose(model, [image])[0]
         if not is_original:
-            st.caption(
-                _(
-                    "The original is not there, or not known to be the same: this is from its "
-                    "small picture."
-                )
-            )
+            st.caption(_("The original is missing or has changed: this is its thumbnail."))
         if diagnosis.pixels is None or not diagnosis.heatmaps:
             st.caption(_("There is no heatmap of this image."))
             return
@@ -238,4 +233,4 @@ def _show_heatmap(model: Model, row: int) -> None:
                     backbone=backbone, name=target
                 ),
             )
-        st.caption(_("Bright areas speak for {name}.").format(name=plain(target)))
+        st.caption(_("Bright areas support {name}.").format(name=plain(target)))

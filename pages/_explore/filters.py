@@ -46,8 +46,8 @@ def choose_guests(model: Model) -> list[Summary]:
         st.caption(
             ":material/warning: "
             + _(
-                "Test images are on view. Corrections made because of them would make the test "
-                "figures too good."
+                "Test images are shown. Corrections based on them would make the test figures too"
+                " good."
             )
         )
     return [listed[name] for name in chosen]

@@ -131,7 +131,7 @@ def _show_card(model: Model, table: Exploration, found: Finding, place: int, *, 
         if found.groups[place]:
             lines.append(_("group {n}").format(n=int(found.groups[place])))
         if kind in ("suspects", "wrong"):
-            lines.append(_("doubt {s}").format(s=f"{found.scores[place]:.2f}"))
+            lines.append(_("suspicion {s}").format(s=f"{found.scores[place]:.2f}"))
         elif kind in ("outliers", "similar"):
             lines.append(_("distance {d}").format(d=f"{found.scores[place]:.3f}"))
         if (split := str(table.columns["split"][row])) != "train":
@@ -174,7 +174,7 @@ def _show_bulk(
             return
         actions = [*(f"label:{name}" for name in table.class_names), "aside", "back"]
         chosen = st.segmented_control(
-            _("What to do with them"), actions, key=f"explore_bulk_{kind}", format_func=_action
+            _("Action"), actions, key=f"explore_bulk_{kind}", format_func=_action
         )
         if chosen is None:
             return
@@ -193,7 +193,7 @@ def _show_bulk(
 def _action(action: str) -> str:
     if action.startswith("label:"):
         return _("label {name}").format(name=class_label(action.removeprefix("label:")))
-    return _("keep out of the vote") if action == "aside" else _("let vote again")
+    return _("exclude from the vote") if action == "aside" else _("include in the vote again")
 
 
 def _plan(key: str, action: str) -> Change:

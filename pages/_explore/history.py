@@ -110,5 +110,5 @@ def _say_value(field: str, value: str) -> str:
     if field == "label":
         return class_label(value)
     if field == "excluded":
-        return _("set aside") if value else _("votes")
+        return _("excluded") if value else _("votes")
     return plain(value)

@@ -83,8 +83,8 @@ def _choose_settings(model: Model, columns: list[str]) -> tuple[MapSettings, Mod
             min_dist = st.slider(_("UMAP: least distance"), 0.0, 1.0, 0.1, key="explore_min_dist")
             st.caption(
                 _(
-                    "More neighbours keep the large picture, fewer the detail. Each map is fitted "
-                    "once, in the background, and kept with the model."
+                    "More neighbours preserve the global layout, fewer the local detail. Each map"
+                    " is fitted once, in the background, and kept with the model."
                 )
             )
             other = _choose_other(model)
@@ -98,7 +98,7 @@ def _offer_fit(model: Model, settings: MapSettings) -> None:
         _follow_fit(model, settings)
         return
     if state.status == "failed":
-        st.warning(_("The last fit of this map broke off."), icon=":material/warning:")
+        st.warning(_("The last attempt to fit this map failed."), icon=":material/warning:")
     st.info(_("This map has not been fitted yet."), icon=":material/info:")
     if st.button(_("Fit this map"), key="explore_fit", type="primary"):
         map_store.start_fit(checkpoints, model.model_id, settings)
@@ -135,7 +135,7 @@ def _flatten(fitted: FittedMap, *, suffix: str) -> NDArray[np.float32]:
     if fitted.settings.n_dimensions == 2:
         return fitted.coordinates
     left, right = st.columns(2)
-    angle = left.slider(_("Turn"), -180, 180, 30, step=5, key=f"explore_turn{suffix}")
+    angle = left.slider(_("Rotation"), -180, 180, 30, step=5, key=f"explore_turn{suffix}")
     tilt = right.slider(_("Tilt"), -90, 90, 20, step=5, key=f"explore_tilt{suffix}")
     return turn(fitted.coordinates, turn_deg=angle, tilt_deg=tilt)
 
@@ -224,8 +224,8 @@ def _show_quality(fitted: FittedMap) -> None:
     quality = fitted.quality
     st.caption(
         _(
-            "How far to believe this map: trustworthiness {t}, true neighbours kept {p} "
-            "(1 is perfect; {k} neighbours, over {n} images). Lines lead to the true neighbours."
+            "How faithful this map is: trustworthiness {t}, true neighbours preserved {p} (1 is "
+            "perfect; {k} neighbours, over {n} images). Lines lead to the true neighbours."
         ).format(
             t=f"**{quality.trustworthiness:.2f}**",
             p=f"**{quality.preserved:.2f}**",

@@ -9,11 +9,11 @@ _LONGEST_NAME = 20  # characters on a card
 COLUMNS = {
     "label": N_("Label"),
     "split": N_("Split"),
-    "prediction": N_("Left-out answer"),
-    "outcome": N_("Right or wrong"),
+    "prediction": N_("Leave-one-out answer"),
+    "outcome": N_("Correct or not"),
     "confidence": N_("Confidence"),
     "purity": N_("Neighbours with its label"),
-    "vote": N_("Part in the vote"),
+    "vote": N_("Role in the vote"),
     "corrected": N_("Correction"),
     "source_class": N_("Source class"),
     "group": N_("Patient"),
@@ -22,7 +22,7 @@ VALUES = {
     "right": N_("right"),
     "wrong": N_("wrong"),
     "votes": N_("votes"),
-    "set aside": N_("set aside"),
+    "set aside": N_("excluded"),
     "as trained": N_("as trained"),
     "relabelled": N_("relabelled"),
     "looks on": N_("another split: never votes"),
@@ -32,9 +32,9 @@ VALUES = {
     "": N_("unknown"),
 }
 LISTS = {
-    "selection": N_("Selection"),
+    "selection": N_("Selected images"),
     "similar": N_("Like one image"),
-    "wrong": N_("Wrong when left out"),
+    "wrong": N_("Outvoted (leave-one-out)"),
     "suspects": N_("Suspect labels"),
     "duplicates": N_("Duplicates"),
     "outliers": N_("Outliers"),
@@ -46,17 +46,15 @@ EXPLANATIONS = {
     "similar": N_("Nearest by distance between embeddings, not on the map."),
     "wrong": N_("The other images outvote the label. The surest of these come first."),
     "suspects": N_(
-        "Two opinions that did not see the label doubt it: the vote of the others, and a simple "
-        "classifier on the untrained features. Look before you correct."
+        "Two opinions that did not see the label doubt it: the vote of the other images, and a "
+        "simple classifier on the untrained features. Look before you correct."
     ),
     "duplicates": N_(
         "Groups that show the same picture. Those with different labels come first, then those "
         "across splits."
     ),
-    "outliers": N_(
-        "At most the {n} images least like all the others, seen by the untrained backbones."
-    ),
-    "mixed": N_("Regions where neither class rules among the neighbours."),
+    "outliers": N_("The {n} images least like all others to the untrained backbones, at most."),
+    "mixed": N_("Regions where neighbours of both classes mix."),
     "history": N_("Every change to the gallery; any version can be made current again."),
 }
 

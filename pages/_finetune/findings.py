@@ -100,7 +100,7 @@ def show_findings(findings: Sequence[Finding], result: dict[str, Any], folder: P
         st.success(_("Nothing suspicious was found."), icon=":material/check:")
     pictured = [f for f in warnings if any(key in result["pictures"] for g in f.keys for key in g)]
     if pictured:
-        with st.expander(_("Look at these images"), icon=":material/image_search:"):
+        with st.expander(_("Review these images"), icon=":material/image_search:"):
             for finding in pictured:
                 _show_groups(finding, result, folder)
 

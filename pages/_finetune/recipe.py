@@ -54,10 +54,10 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
         sorted(PRESETS, key=lambda name: name != "offline"),  # the one that needs no hub
         format_func=lambda name: _(_PRESET_WORDS.get(name, name)),
         key=shared.keep_choice(shared.FT_PRESET_KEY),
-        help=_("Which pretrained networks the model stands on, and how large they are."),
+        help=_("Which pretrained networks the model is built on, and their size."),
     )
     recipe = st.selectbox(
-        _("How it is trained"),
+        _("Recipe"),
         RECIPES,
         format_func=lambda name: _(_RECIPE_WORDS[name]),
         key=shared.keep_choice(shared.FT_RECIPE_KEY),
@@ -73,7 +73,7 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
     left, right = st.columns(2, gap="large")
     with left:
         objective = st.radio(
-            _("What it is trained for"),
+            _("Training objective"),
             list(OBJECTIVES),
             format_func=lambda name: _(_OBJECTIVE_WORDS.get(name, name)),
             disabled=is_ensemble,
@@ -84,9 +84,11 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
         resized = _choose_size(preset, audit["report"])
     more = _choose_more()
     overrides = [f"train.epochs={epochs}", *resized, *more]
-    if not PRESETS[preset].is_commercial:
+    if weights := PRESETS[preset].non_commercial:
         st.warning(
-            _("The pretrained weights of ConvNeXtV2 are CC BY-NC 4.0: no commercial use."),
+            _(
+                "The licence of the pretrained weights does not allow commercial use: {weights}."
+            ).format(weights=weights),
             icon=":material/copyright:",
         )
     params = {
@@ -178,7 +180,7 @@ def _check_overrides(lines: list[str]) -> None:
 def _choose_more() -> list[str]:
     with st.expander(_("More settings")):
         st.toggle(
-            _("Keep intermediate results on disk (much faster)"), value=True,
+            _("Cache trunk activations on disk (much faster)"), value=True,
             key=shared.FT_CACHE_KEY,
         )  # fmt: skip
         text = st.text_area(
@@ -197,7 +199,7 @@ def _trial_params(params: dict[str, Any]) -> dict[str, Any]:
 def show_estimate(params: dict[str, Any]) -> None:
     """Time, memory and disk on this machine, measured on request."""
     settings = Settings.from_env()
-    st.markdown("#### " + _("What it will take on this machine"))
+    st.markdown("#### " + _("Cost on this machine"))
     wanted = _trial_params(params)
     job = queue.find_latest(settings.checkpoints_dir, "trial", wanted)
     if job is not None and job.is_open:
@@ -234,9 +236,8 @@ def _show_costs(found: dict[str, Any], n_seeds: int) -> None:
     columns[3].metric(_("Disk, while it trains"), _say_size(found["disk_bytes"]))
     st.caption(
         _(
-            "Measured here on {device}, for one training: starting {start}, reading the images "
-            "{read}, training {fit}, finishing {finish}. Other work on this machine makes it "
-            "slower."
+            "Measured on {device} for one run: start-up {start}, reading the images {read}, "
+            "training {fit}, finishing {finish}. Other work on this machine slows it down."
         ).format(
             device=found["gpu_name"] or found["device"],
             start=_say_minutes(found["start_s"]),

@@ -40,15 +40,13 @@ def show_compare(models: Sequence[ModelSummary]) -> None:
     active = registry.active_model_id(settings.checkpoints_dir)
     columns = st.columns(4, vertical_alignment="bottom")
     first = columns[0].selectbox(
-        _("The model in use"),
+        _("Model in use"),
         usable,
         index=usable.index(active) if active in usable else 0,
         key=shared.MODELS_FIRST_KEY,
     )
     others = [name for name in usable if name != first]
-    second = columns[1].selectbox(
-        _("The one that may replace it"), others, key=shared.MODELS_SECOND_KEY
-    )
+    second = columns[1].selectbox(_("Candidate"), others, key=shared.MODELS_SECOND_KEY)
     place = columns[2].selectbox(_("Data"), list(places), key=shared.MODELS_DATA_KEY)
     split = columns[3].selectbox(
         _("Split"),
@@ -122,12 +120,12 @@ def _show_figures(found: dict[str, Any]) -> None:
         st.metric(
             _("AUROC, before and after"), f"{auc['auroc_first']:.3f} → {auc['auroc_second']:.3f}"
         )
-        st.metric(_("Fixed / broken"), f"{test['n_only_second']} / {test['n_only_first']}")
+        st.metric(_("Corrected / newly wrong"), f"{test['n_only_second']} / {test['n_only_first']}")
     st.markdown(
         _(
-            "Could the difference be luck? McNemar's test on the answers: p = {p_calls}. DeLong's "
-            "test on the AUROCs: p = {p_auroc}. Small values (under 0.05) speak against luck. "
-            "Both count patients where some have several images."
+            "Could the difference be chance? McNemar's test on the answers: p = {p_calls}. "
+            "DeLong's test on the AUROCs: p = {p_auroc}. Values under 0.05 argue against chance. "
+            "Both tests count patients where some have several images."
         ).format(p_calls=write_p(test["p_value"]), p_auroc=write_p(auc["p_value"]))
     )
 
@@ -142,7 +140,7 @@ def _show_subgroups(found: dict[str, Any]) -> None:
     if harmed:
         names = ", ".join(f"{g['column']} = {g['value']}" for g in harmed)
         st.warning(
-            _("Worse for a subgroup: {names}").format(names=plain(names)),
+            _("Worse in a subgroup: {names}").format(names=plain(names)),
             icon=":material/warning:",
         )
     st.dataframe(

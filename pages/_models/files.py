@@ -24,8 +24,8 @@ def show_ensemble(models: Sequence[ModelSummary]) -> None:
     gate = EnsembleConfig().min_val_accuracy
     st.caption(
         _(
-            "The members vote together, each weighted by its validation accuracy. A model under "
-            "{gate} is refused: it would add noise."
+            "The members vote together, each weighted by its validation accuracy. A model below "
+            "the minimum validation accuracy of {gate} is refused: it would add noise."
         ).format(gate=percent(gate))
     )
     ticked = [
@@ -98,7 +98,7 @@ def _show_import() -> None:
     settings = Settings.from_env()
     st.markdown("#### " + _("Import"))
     upload = st.file_uploader(
-        _("A file that was exported here or elsewhere. All of it is checked before it is taken."),
+        _("A file exported here or elsewhere. All of it is checked before it is imported."),
         max_upload_size=settings.max_zip_mb,
         key=shared.MODELS_FILE_KEY,
     )

@@ -33,7 +33,7 @@ _VERDICTS = {
     ),
 }
 _EVIDENCE = {
-    "comparison": N_("Measured image by image on test images that neither model knew."),
+    "comparison": N_("Measured image by image on test images that neither model had seen."),
     "validation": N_("Measured on the validation images that both held out, not on a test set."),
 }
 _SET_ASIDE = {
@@ -49,7 +49,7 @@ _SET_ASIDE = {
 }
 _ACTIONS = {
     "activate": N_("activated"),
-    "override": N_("activated against the gate"),
+    "override": N_("activated despite the gate"),
     "roll-back": N_("rolled back"),
 }
 
@@ -81,7 +81,7 @@ def _row(model: ModelSummary, *, is_active: bool) -> dict[str, str]:
         _("Accuracy"): _say_figure(model.val_accuracy),
         _("AUROC"): _say_figure(model.val_auroc),
         _("Recipe"): plain(model.problem or _recipe(model)),
-        _("Trained on"): plain(trained_on),
+        _("Training data"): plain(trained_on),
         _("Pretrained weights"): plain(model.weight_source) or "–",
         _("Made (UTC), size"): f"{plain(moment(model.created))}, {_say_size(model.n_bytes)}",
     }
@@ -110,7 +110,7 @@ def show_one(models: Sequence[ModelSummary]) -> None:
         st.session_state.pop(shared.MODELS_ONE_KEY, None)
     active = registry.active_model_id(_directory())
     chosen = st.selectbox(
-        _("Model on view"),
+        _("Model"),
         ids,
         index=ids.index(active) if active in ids else 0,
         key=shared.MODELS_ONE_KEY,
@@ -173,11 +173,11 @@ def _show_use(summary: ModelSummary, active: str | None) -> None:
         reason = ""
         if not verdict.passed:
             reason = st.text_area(
-                _("Why should it be used all the same? Your reason is written down."),
+                _("Why should it be activated anyway? Your reason is recorded."),
                 key=shared.MODELS_REASON_KEY,
             )
         st.button(
-            _("Use this model") if verdict.passed else _("Use it against the gate"),
+            _("Activate this model") if verdict.passed else _("Activate despite the gate"),
             type="primary" if verdict.passed else "secondary",
             icon=":material/check_circle:",
             disabled=not verdict.passed and len(reason.strip()) < activation_gate.MIN_REASON,
@@ -255,6 +255,6 @@ def _show_history() -> None:
             "model": st.column_config.TextColumn(_("Model"), width=130),
             "previous": st.column_config.TextColumn(_("Before"), width=130),
             "reason": st.column_config.TextColumn(_("Reason"), width=220),
-            "gate": st.column_config.TextColumn(_("What the gate said"), width="large"),
+            "gate": st.column_config.TextColumn(_("Gate result"), width="large"),
         },
     )
