@@ -112,7 +112,7 @@ def test_a_case_from_upload_to_export(
     flip(page, "Show patient tags")
     assert page.get_by_text("1CT1").count() == 1
     page.get_by_role("combobox", name="Window").click()
-    page.get_by_role("option", name="My own").click()
+    page.get_by_role("option", name="Custom").click()
     settle(page)
     page.get_by_role("slider", name="Window width").press("ArrowLeft")
     page.wait_for_timeout(800)

@@ -240,7 +240,7 @@ def test_a_download_that_fails_quotes_no_tag_and_says_so(
         assert "Jane^Doe" not in "".join(traceback.format_exception(caught.value))
     assert "Jane" not in caplog.text
     app.run()
-    assert "The file could not be made" in words(app)
+    assert "The file could not be created" in words(app)
     app.segmented_control(key="lang").set_value("zh_CN").run()
     assert "无法生成该文件" in words(app)
 
@@ -277,7 +277,7 @@ def test_an_unfamiliar_image_gets_no_leaning(app: AppTest, monkeypatch: pytest.M
     assert "Leaning" not in words(app)
     assert "Probability:" not in words(app)
     for persuasive in (
-        *("Vote by class", "speaks for each class", "chance", "each model of the"),
+        *("Vote by class", "moved the vote towards each class", "chance", "each model of the"),
         *("share", "weight", "vote as a table"),
     ):
         assert persuasive not in words(app), persuasive

@@ -104,9 +104,9 @@ def test_a_cell_opens_its_images_and_closes_again(app: AppTest, directory: Path)
     cell = max(confusion, key=lambda key: confusion[key])
     app.button(key=f"evaluate_cell_{cell}").click().run()
     assert not app.exception
-    assert words(app).count("said ") == confusion[cell]
+    assert words(app).count("predicted ") == confusion[cell]
     app.button(key=f"evaluate_cell_{cell}").click().run()
-    assert "said " not in words(app)
+    assert "predicted " not in words(app)
 
 
 def test_the_operating_point_moves(app: AppTest) -> None:
@@ -127,7 +127,7 @@ def test_the_operating_point_moves(app: AppTest) -> None:
 @pytest.mark.parametrize(
     ("part", "text"),
     [
-        ("honesty", "As set, the model answers"),
+        ("honesty", "With its current settings the model answers"),
         ("models", "They agree on"),
         ("groups", "no column to split by"),
         ("robust", "8 images, half of either class"),
@@ -235,7 +235,7 @@ def test_progress_is_said_in_the_sessions_language(
     put_job(tmp_path, "audit", {}, "running")
     assert say_progress(waiting).startswith("Starting"), "a look does not hold it up"
     put_job(tmp_path, "train", {"name": "other"}, "running")
-    assert say_progress(waiting).startswith("Waits for other work")
+    assert say_progress(waiting).startswith("Waiting for other work")
     running = dataclasses.replace(waiting, status="running")
     assert say_progress(running).startswith("Starting")
     monkeypatch.setattr(_text, "language", lambda: "zh_CN")

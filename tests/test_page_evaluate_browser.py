@@ -106,7 +106,7 @@ def test_a_job_runs_beside_the_page_and_its_answers_appear(
     settle(page)
     page.get_by_role("button", name="Start the evaluation").click()
     said = page.get_by_text("Evaluating").or_(page.get_by_text("Starting: "))
-    said.or_(page.get_by_text("Waits for")).first.wait_for(timeout=60_000)
+    said.or_(page.get_by_text("Waiting for")).first.wait_for(timeout=60_000)
     page.reload()  # the job does not depend on the page
     for _ in range(120):
         page.wait_for_timeout(1000)

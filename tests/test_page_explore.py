@@ -58,7 +58,7 @@ def test_a_label_is_corrected_with_its_effect_shown_and_taken_back(home: Path) -
     radio = app.radio(key=f"explore_label_{row}_0")
     other = next(name for name in ("normal", "disease") if name != radio.value)
     radio.set_value(other).run()
-    assert "Right when left out" in words(app)
+    assert "Leave-one-out accuracy" in words(app)
     app.text_input(key=f"{shared.AUTHOR_KEY}_case").set_value("Dr. B").run()
     app.button(key="explore_apply_case").click().run()
     assert not app.exception
@@ -145,7 +145,7 @@ def test_marked_images_are_corrected_together_and_rolled_back(home: Path) -> Non
         app.checkbox(key=key).check().run()
     assert "**2 images marked**" in words(app)
     app.segmented_control(key="explore_bulk_selection").set_value("aside").run()
-    assert "Right when left out" in words(app)
+    assert "Leave-one-out accuracy" in words(app)
     app.button(key="explore_apply_bulk_selection").click().run()
     assert not app.exception
     assert "0 relabelled, 2 kept out of the vote" in words(app)
@@ -188,7 +188,7 @@ def test_an_opened_image_has_its_heatmap_and_finds_its_like() -> None:
     app.button(key="explore_heatmap").click().run()
     assert not app.exception
     assert not app.error
-    assert "Bright areas speak for" in words(app)
+    assert "Bright areas support" in words(app)
     app.button(key="explore_like").click().run()
     assert app.session_state[shared.LIST_KEY] == "similar"
     assert "Like " in words(app)
@@ -204,7 +204,7 @@ def test_every_list_can_be_shown_and_is_explained() -> None:
         ("suspects", "Two opinions"),
         ("duplicates", "same picture"),
         ("outliers", "At most the 100 images least like"),
-        ("mixed", "neither class"),
+        ("mixed", "neighbours of both classes"),
         ("similar", "Upload an image"),
         ("history", "Nothing has been changed"),
     ):

@@ -126,16 +126,16 @@ def test_from_an_outline_to_a_correction_and_back(
     cards.nth(min(24, n_listed) - 1).wait_for(timeout=30_000)  # pictures arrive one by one
     assert cards.count() == min(24, n_listed)
     page.locator("[class*='st-key-explore_open_'] button").first.click()
-    await_text(page, "The others say")
+    await_text(page, "Its neighbours say")
     voters = page.locator("[class*='st-key-card-'][class*='-n'] img[alt^='Training image']")
     voters.first.wait_for(timeout=30_000)  # K of the tiny model may be 1
     click(page, "Show the heatmap")
-    await_text(page, "Bright areas speak for")
+    await_text(page, "Bright areas support")
     assert page.locator("img[alt^='Heatmap of']").count() == 2
     snap(page, folder / "case-1440-light.png")
     labels = page.get_by_test_id("stRadio").locator("label")
     labels.filter(has_not=page.locator("input:checked")).last.click()
-    await_text(page, "Right when left out")
+    await_text(page, "Leave-one-out accuracy")
     snap(page, folder / "effect-1440-light.png")
     click(page, "Apply")
     await_text(page, "Gallery version 1: 1 relabelled")
@@ -158,7 +158,7 @@ def test_other_splits_and_a_narrow_dark_window(
     page = open_page(address, width=800, scheme="dark")
     before = count_points(page)
     click(page, "test (16 images)")
-    await_text(page, "Test images are on view")
+    await_text(page, "Test images are shown")
     assert count_points(page) == before + 16
     page.locator(".st-key-explore_colour").click()
     page.get_by_role("option", name="Split", exact=True).click()
@@ -251,4 +251,4 @@ def relabel_two(page: Any, *, start: int = 0) -> None:
         page.wait_for_timeout(800)
         settle(page)
     flip(page, "label normal")
-    await_text(page, "Right when left out")
+    await_text(page, "Leave-one-out accuracy")

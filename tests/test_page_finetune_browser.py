@@ -157,7 +157,7 @@ def use_and_roll_back(page: Any, base: str, checkpoints: Path, shots: Path) -> N
     settle(page)
     assert "nothing was measured on the same images" in page.get_by_test_id("stMain").inner_text()
     assert page.get_by_role("button", name="Activate despite the gate").is_disabled()
-    fill(page, "Why should it be used all the same?", "A test of the whole way in a browser.")
+    fill(page, "Why should it be activated anyway?", "A test of the whole way in a browser.")
     snap(page, shots / "models-1440.png")
     click(page, "Activate despite the gate")
     assert registry.active_model_id(checkpoints) == NAME
@@ -193,7 +193,7 @@ def compare(page: Any, base: str, shots: Path) -> None:
     choose(page, "Candidate", NAME)
     choose(page, "Data", re.compile("^my-eyes"))
     click(page, "Compare")
-    wait_for_text(page, "Could the difference be luck?", seconds=600)
+    wait_for_text(page, "Could the difference be chance?", seconds=600)
     assert "Images whose answer flips" in page.get_by_test_id("stMain").inner_text()
     snap(page, shots / "compare-1440.png")
 

@@ -44,7 +44,7 @@ def test_the_list_and_the_card_of_the_model_in_use(app: AppTest) -> None:
     assert not app.exception
     table = app.table[0].value
     assert list(table["Model"]) == ["★ **demo**", "**demo\\-metric**", "**demo\\-triplet**"]
-    assert all("normal / disease" in cell for cell in table["Trained on"])
+    assert all("normal / disease" in cell for cell in table["Training data"])
     assert "metric\\-ensemble" in table["Recipe"][1]
     assert "This model is in use." in words(app)
     assert "Research use, not a diagnosis" in words(app)
