@@ -203,7 +203,7 @@ def test_every_list_can_be_shown_and_is_explained() -> None:
         ("wrong", "outvote"),
         ("suspects", "Two opinions"),
         ("duplicates", "same picture"),
-        ("outliers", "At most the 100 images least like"),
+        ("outliers", "The 100 images least like all others"),
         ("mixed", "neighbours of both classes"),
         ("similar", "Upload an image"),
         ("history", "Nothing has been changed"),
