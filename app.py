@@ -63,7 +63,7 @@ def ready(_request: Request) -> JSONResponse:
 
 
 def import_and_tidy(directory: Path) -> None:
-    """Import what every page needs (torch: seconds), drop what killed writers left behind.
+    """Import what every page needs (torch takes seconds) and remove orphaned temporary folders.
 
     In a thread beside the server, which answers its health address meanwhile. The pages' first
     import is the same module: a page that comes early waits for this one.

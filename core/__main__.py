@@ -1,4 +1,4 @@
-"""The command line's entry: ``python -m core COMMAND``. The commands are in ``core.cli``."""
+"""The entry point of the command line, ``python -m core COMMAND``; see ``core.cli``."""
 
 import logging
 import sys

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class CoreError(Exception):
-    """Base of all deliberate failures: what was expected, what came, what to do next."""
+    """Base of all deliberate errors: what was expected, what was found, what to do next."""
 
     code = "core"
 

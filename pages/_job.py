@@ -1,4 +1,4 @@
-"""Jobs as a person sees them: the list that both users see, and one run while it trains.
+"""Background jobs on a page: the list, one job's progress, cancel, log and outcome.
 
 Polls the state on disk in a fragment, and stops polling when nothing is open.
 """

@@ -1,4 +1,4 @@
-"""Runs first for every address: page config, banner, sidebar, guards, navigation."""
+"""The page router: page configuration, banner, sidebar, guards, navigation."""
 
 from pathlib import Path
 

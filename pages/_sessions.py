@@ -1,4 +1,4 @@
-"""Sessions whose page was closed: their memory goes back to the machine without a next visitor.
+"""Free the memory of sessions whose tab was closed.
 
 Streamlit keeps a closed page's session for a while, so that a lost connection finds its results
 again, but drops it only when another session opens or closes: the uploads and results of the last

@@ -1,4 +1,4 @@
-"""What every page shares: the loaded model, page-state keys, and the one place errors are shown."""
+"""What the pages share: the loaded model, page-state keys, error display."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the pages say, in the session's language: gettext over assets/locale, compiled in memory.
+"""Translations: gettext catalogues from assets/locale, compiled in memory.
 
 Owns the choice of language, the sentences for core's error codes, and how class names, shares and
 foreign text (file names, keys) are written. Core itself speaks English only.

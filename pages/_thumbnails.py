@@ -1,4 +1,4 @@
-"""Small pictures of a model: in a card, and at the pointer on every map.
+"""Thumbnails of training images, in cards and at the pointer on maps.
 
 Plotly cannot show a picture in a hover label, and pictures must not be sent with the figure: the
 script asks for the one under the pointer. A figure takes part when its points carry the gallery

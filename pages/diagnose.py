@@ -1,4 +1,4 @@
-"""Diagnose: images in, the answer on each with its evidence out."""
+"""The Diagnose page: upload images, get answers with their evidence."""
 
 import streamlit as st
 

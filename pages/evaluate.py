@@ -1,4 +1,4 @@
-"""Evaluate: what the model is worth on a split, and whether its explanations are true."""
+"""The Evaluate page: a model's performance on a split, and whether its heatmaps are faithful."""
 
 import streamlit as st
 

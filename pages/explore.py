@@ -1,4 +1,4 @@
-"""Explore: the training images as the model sees them; find what is wrong, and mend it."""
+"""The Explore page: the training images as the model sees them; find and correct errors."""
 
 import numpy as np
 import streamlit as st

@@ -1,4 +1,4 @@
-"""Fine-tune: choose data, look at what is wrong with it, choose a recipe, start, watch."""
+"""The Fine-tune page: choose and check data, choose a recipe, train, watch."""
 
 import streamlit as st
 

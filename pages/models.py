@@ -1,4 +1,4 @@
-"""Models: what there is, which is in use, which is better, and the way back."""
+"""The Models page: list, compare, activate, roll back, export."""
 
 import streamlit as st
 

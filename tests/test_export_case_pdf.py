@@ -108,7 +108,7 @@ def test_nothing_in_the_report_of_a_novel_image_speaks_for_an_answer(
     assert "not the kind of image" in text
     assert "What the model would have compared it with" in text
     assert case.neighbours[0].key.split("/")[-1] in text
-    for persuasive in ("robabilit", "What speaks for", "chance", "Vote of all", "Each model", "%,"):
+    for persuasive in ("robabilit", "Heatmap for", "chance", "Vote of all", "Each model", "%,"):
         assert persuasive not in text, persuasive
     assert f"{case.neighbours[0].share:.1%}" not in text
 

@@ -1,4 +1,4 @@
-"""Image + model -> Diagnosis: the single call behind the page, the command line, a notebook.
+"""Diagnose images with a model: the one call behind the page, the command line and notebooks.
 
 Owns the order of the steps and the decision to answer or abstain. A single model is an ensemble of
 one. Images go one at a time under the model's lock: several users share one model, and Grad-CAM

@@ -1,4 +1,4 @@
-"""The answer on one image with its evidence, and its agreed JSON and CSV forms.
+"""The Diagnosis record: one image's answer and all the evidence behind it.
 
 Owns the record that the command line, the pages and a notebook share. Computes nothing: what
 a page shows is already in here.
@@ -78,7 +78,7 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class Heatmap:
-    """What of the image speaks for one class, seen through one backbone."""
+    """One backbone's heatmap for one class."""
 
     backbone: str
     class_name: str

@@ -1,4 +1,4 @@
-"""The evidence of one image beside its vote: heatmaps for either class, each view's own say.
+"""Heatmaps of one case for either class, merged over the members that share a backbone.
 
 Owns how the members' heatmaps become one per backbone, what the test-time views say one by one,
 and from which distance on no training image counts as close. Maps stay at the network's own

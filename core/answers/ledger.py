@@ -1,4 +1,4 @@
-"""The votes of the members as lines that people read: one per training image.
+"""The vote ledger: one readable line per training image that voted.
 
 Owns the places of the album, the merged shares, the one scale of distances, and who was left out.
 """

@@ -1,4 +1,4 @@
-"""How often answers like this one were right on validation."""
+"""How accurate and how well calibrated a model was on its validation images."""
 
 from dataclasses import dataclass
 

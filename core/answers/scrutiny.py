@@ -1,4 +1,4 @@
-"""What a reader asks for after the answer: are the heatmaps true, how does the case compare.
+"""On-demand checks of one case: heatmaps by other methods, and whether heatmaps are faithful.
 
 Owns what is worked out on demand for the one case on view, because it costs more than the answer:
 heatmaps by another method, the test of heatmaps on this very image, a training image as
@@ -24,7 +24,7 @@ from core.network.embedder import embed_together
 
 @dataclass(frozen=True)
 class MapScrutiny:
-    """What one backbone's heatmap of one case is worth."""
+    """The test of one backbone's heatmap of one case."""
 
     test: Faithfulness
     view_agreement: float | None  # mean rank correlation of the views' own maps, -1..1

@@ -1,4 +1,4 @@
-"""Images + model -> every member's vote, and what the votes say together.
+"""The vote of each member on an image, and the combined vote.
 
 Owns the soft vote and which gallery rows may not vote. Holds no lock: the caller does.
 """

@@ -1,4 +1,4 @@
-"""Which model is in use: the gate a new one must pass, what was decided and why, the way back.
+"""Which model is in use: the activation gate, the history of decisions, and roll-back.
 
 Owns ``checkpoints/activations.json``, to which entries are only added. The gate compares the
 candidate with the active model on the same images: a kept comparison on test images that neither
@@ -297,7 +297,7 @@ def _write(
     )
     past = [dataclasses.asdict(one) for one in read_history(directory)]
     told = json.dumps([*past, dataclasses.asdict(entry)], indent=2, ensure_ascii=False)
-    write_text(directory / _FILE, told)  # first: an activation nobody wrote down must not be
+    write_text(directory / _FILE, told)  # first: an activation without a record must not be
     try:
         registry.activate(directory, model_id)
     except BaseException:  # nor may one be written down that was not made

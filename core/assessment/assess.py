@@ -1,4 +1,4 @@
-"""The whole evaluation of a model on a split, part by part, kept with its bundle.
+"""Evaluate a model on a split, including the longer studies, and keep the result.
 
 Owns the order of the parts and their share of the progress. Each part is kept as soon as it is
 done: a stopped run loses only the part it was in.

@@ -1,4 +1,4 @@
-"""Are a model's heatmaps true? Measured over a split: per backbone and method, against baselines.
+"""Heatmap faithfulness over a split, per backbone and method, against baselines.
 
 Owns the study: pointing game and energy on lesion masks, deletion and insertion of the vote, the
 weight-randomisation check, agreement of the backbones. The single figures are

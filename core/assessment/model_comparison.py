@@ -1,4 +1,4 @@
-"""Two models on the same images, one by one: who flips, is it luck, is a subgroup harmed?
+"""Compare two models on the same images: flipped answers, paired tests, subgroups.
 
 Owns the comparison's record and where it is kept (``checkpoints/.comparisons``), so that a later
 activation can rest on it. "First" is the model in use, "second" the one that may replace it.

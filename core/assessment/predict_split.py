@@ -1,4 +1,4 @@
-"""A model's answers on a whole split of a data set, and their summary.
+"""Predict every image of a split and summarise the answers.
 
 Owns the ``evaluate`` JSON of DESIGN section 4. Images go in batches, each under the model's lock.
 """

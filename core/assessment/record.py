@@ -1,4 +1,4 @@
-"""What is known of one model on one split: a frozen record, and what may be said of it.
+"""The Evaluation record: one model measured on one split.
 
 Where it is kept is core.assessment.store'.
 """

@@ -1,4 +1,4 @@
-"""How right a model stays while its images get worse: graded corruptions of one split.
+"""Robustness: accuracy under graded corruptions of one split.
 
 Owns the study; core.images.corruptions owns what a level does, core.stats.metrics the figures.
 """

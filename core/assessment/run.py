@@ -1,4 +1,4 @@
-"""A model answers on one split, and what the figures need is gathered.
+"""Run a model on a split and collect what the metrics need.
 
 Owns what an ``Evaluation`` is filled with; where it is kept is in ``readings``.
 """

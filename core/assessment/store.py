@@ -1,4 +1,4 @@
-"""A model's answers on one split, image by image, kept with its bundle.
+"""Kept evaluations: a model's answers on one split, stored with its bundle.
 
 Owns the folder ``<model>/evaluations/<data id>-<split>/``: ``record.json`` (what, when, the
 ``evaluate`` JSON), ``arrays.npz`` (answers, embeddings, small pictures) and what longer studies

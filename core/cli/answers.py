@@ -1,4 +1,4 @@
-"""The command that uses a model on images: predict."""
+"""The command that answers on images: predict."""
 
 import dataclasses
 import errno
@@ -52,7 +52,7 @@ def predict(
     export_to: Annotated[Path, typer.Option("--to", help="Folder of --export.")] = Path("exports"),
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Answer on images, each with its evidence; bad files get their reason and stop nothing.
+    """Answer on images, each with its evidence; a bad file gets its reason and stops nothing.
 
     So does a path that does not exist, unless none of them does.
     """

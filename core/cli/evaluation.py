@@ -1,4 +1,4 @@
-"""Commands that say what a model is worth: evaluate, external, report."""
+"""Commands that measure a model: evaluate, external, report."""
 
 import dataclasses
 import json

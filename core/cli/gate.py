@@ -1,4 +1,4 @@
-"""The gate before training, as the Fine-tune page has it: the audit weighed, said in sentences."""
+"""The check before training: findings of the audit printed, training refused where it must be."""
 
 from collections.abc import Sequence
 from typing import Annotated

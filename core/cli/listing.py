@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: audit, models."""
+"""Read-only commands: audit, models."""
 
 import dataclasses
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""What every command shares: option types, progress, files written by rename."""
+"""What the commands share: option types, progress bars, output files."""
 
 import dataclasses
 import json

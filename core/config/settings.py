@@ -1,4 +1,4 @@
-"""What this machine is told by its environment."""
+"""Machine settings, read from environment variables."""
 
 import os
 from dataclasses import dataclass

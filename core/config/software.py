@@ -1,4 +1,4 @@
-"""Which NeighborDx this is: its version, and the commit where there is one."""
+"""The version of NeighborDx, with the commit where there is one."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, before anyone trains on it.
+"""Audit a data set before training: unreadable files, duplicates, leaks, imbalance.
 
 Owns the checks: unreadable files, exact and near duplicates, across splits and across labels,
 patients in two splits, class counts, sizes. Changes nothing.

@@ -1,4 +1,4 @@
-"""Which of two class names is disease.
+"""Decide which of two class names is the disease.
 
 Owns the words that tell it, and the sentences where they do not.
 """

@@ -1,4 +1,4 @@
-"""Folder, table and npz readers, the split by patient, and the sentence when data cannot be used.
+"""Read a folder, table or npz file into a Dataset, split by patient.
 
 Owns which image is in which split with which label. Reads no pixels until ``load_record``.
 Layouts: ``{train,val,test}/{class}/...``, flat ``{class}/...``, a ``manifest.csv`` (which wins),

@@ -1,4 +1,4 @@
-"""Class folders on disk: which image lies in which split, class and patient folder.
+"""Read class folders: the split, class and patient of every image.
 
 Owns what the names of folders mean and which links are followed. Reads no pixels; whether the
 classes make a data set is for ``core.data.datasets``.
@@ -65,7 +65,7 @@ def _find_splits(folders: Sequence[Path]) -> dict[Path, str]:
 
 
 def _refuse_others(others: Sequence[Path], class_names: set[str]) -> None:
-    """A folder of classes that is no split would be left out, and nobody told."""
+    """Refuse a folder of classes that is not a split: it would be left out silently."""
     classes = {name.lower() for name in class_names}
     for folder in others:
         if any(inside.name.lower() in classes for inside in _list_folders(folder)):

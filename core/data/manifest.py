@@ -1,4 +1,4 @@
-"""A data folder's manifest.csv: its rows, and what it says beside what makes a data set.
+"""Read a data folder's manifest.csv, including its extra columns.
 
 Owns the reading and the further columns (age, device, ...). What split, label, patient and mask
 mean is core.data.datasets's.

@@ -1,4 +1,4 @@
-"""May training start on this data? The audit's findings, weighed.
+"""Decide whether training may start: which audit findings block it and which only warn.
 
 Owns which finding stops training and which only warns, for pages and commands alike. Each has a
 code and numbers, so that pages can say it in their language, and the keys of the images to look at.

@@ -1,4 +1,4 @@
-"""A zip of training images from a person we do not know, unpacked so that it can do no harm.
+"""Unpack an untrusted zip of training images safely.
 
 Owns what may be in it: plain files with names inside their folder, no links, no passwords, no more
 than the stated number and size. Names are cleaned, wrapping folders are looked through. Whether the
@@ -88,7 +88,7 @@ def find_upload(checkpoints_dir: Path, name: str) -> Path:
 
 
 def clean_uploads(checkpoints_dir: Path) -> None:
-    """Remove what an unpacking or a deletion that was cut off left behind; call it at start."""
+    """Remove the remains of interrupted unpacking or deletion; call it at start."""
     for folder in uploads_dir(checkpoints_dir).glob(".*"):
         owner = re.fullmatch(r"\.unpacking-.*-(\d+)", folder.name)
         is_left = owner is not None and abandoned.is_left(folder, int(owner[1]))

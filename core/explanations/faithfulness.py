@@ -1,4 +1,4 @@
-"""Is a heatmap true to the vote, and does it lie on the lesion? Measured, never assumed.
+"""Heatmap faithfulness: deletion and insertion, lesion masks, agreement of two maps.
 
 Owns deletion and insertion against a random order, the pointing game, the energy inside a mask and
 the agreement of two maps. The score followed is the soft vote that Grad-CAM explains

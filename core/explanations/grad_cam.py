@@ -177,7 +177,7 @@ def compute_heatmaps(
 
     Returns:
         backbone name -> (h, w) float32 in [0, 1] at the layer's resolution: the mean over the
-        views, each turned upright. All zero where nothing speaks for the class.
+        views, each turned upright. All zero where nothing supports the class.
 
     Raises:
         ConfigError: an unknown method.
@@ -283,7 +283,7 @@ def _draw_views(
 
 
 def keep_positive(heatmap: NDArray[np.floating]) -> NDArray[np.float32]:
-    """What speaks for the class in a signed map, its peak at 1."""
+    """The positive part of a signed map, scaled to a peak of 1."""
     return normalise(np.maximum(heatmap, 0.0))
 
 

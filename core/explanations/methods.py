@@ -1,4 +1,4 @@
-"""The heatmap methods, one entry each: the answer, the study, the page and the exports read them.
+"""The table of heatmap methods, read by the answer, the study, the pages and the exports.
 
 A method gives every test-time view of one image a map for one class. To add one, write its
 ``ViewMaps`` in a module of this package and enter it in ``METHODS``.
@@ -106,7 +106,7 @@ def explain_vote(
 
     Returns:
         backbone name -> (h, w) float32 in [0, 1]: the mean over the views, its peak at 1; all zero
-        where nothing speaks for the class.
+        where nothing supports the class.
 
     Raises:
         ConfigError: an unknown method.

@@ -1,4 +1,4 @@
-"""A gallery seen as a whole: what each training image is, what the others say of it, and what if.
+"""The gallery as a table: each image, its leave-one-out answer, the effect of a correction.
 
 Owns the table behind the Explore page: one row per image of the lead's gallery, every column an
 array. A notebook gets the same from ``explore``. Answers on training images are left-one-out, yet
@@ -37,8 +37,8 @@ class Exploration:
     labels: NDArray[np.int64]  # (N,) as they are now
     given_labels: NDArray[np.int64]  # (N,) as trained
     may_vote: NDArray[np.bool_]  # (N,)
-    p_disease: NDArray[np.float64]  # (N,) left out, calibrated; nan where nobody could vote
-    predicted: NDArray[np.int64]  # (N,) class index; -1 where nobody could vote
+    p_disease: NDArray[np.float64]  # (N,) leave-one-out, calibrated; nan where no image could vote
+    predicted: NDArray[np.int64]  # (N,) class index; -1 where no image could vote
     is_wrong: NDArray[np.bool_]  # (N,) left out, the answer differs from the label
     lead: LeaveOneOut  # of the lead alone: shares, purity, distances
     columns: Mapping[str, NDArray[Any]]  # name -> (N,) text or numbers, for colour and filters

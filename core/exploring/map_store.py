@@ -1,4 +1,4 @@
-"""The maps of a model kept with its bundle, and their fitting in a process of its own.
+"""2-D maps stored with a model, fitted in a background process.
 
 Owns the folder ``maps`` inside a bundle: derived files, each written whole under a temporary name,
 that can be deleted at any time. The bundle's own files are never touched. A fit is one process

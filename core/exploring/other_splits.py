@@ -1,4 +1,4 @@
-"""A gallery with images of other splits beside it: to be looked at, never to vote.
+"""Show images of other splits beside the gallery without letting them vote.
 
 Owns guests: the images of kept evaluations of the model on the validation or test split of its
 own data. They come after the gallery's rows and may not vote, so every answer stays what it was.

@@ -1,4 +1,4 @@
-"""What deserves a look in a gallery: wrong answers, suspect labels, repeats, outliers, mixed areas.
+"""Lists of gallery images to review: outvoted, suspect labels, duplicates, outliers, mixed.
 
 Owns the lists behind the Explore page, each as rows in the order in which to look at them. Every
 list is a suspicion to be looked at, never a verdict.

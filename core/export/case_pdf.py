@@ -1,7 +1,7 @@
-"""One case as a PDF for the record: image, answer, vote, heatmaps, what answered and when.
+"""One case as a PDF: image, answer, vote, heatmaps and provenance.
 
-A novel image has no answer, and nothing here speaks for one: neither vote, nor heatmap, nor how
-well the model's probabilities do on images that it knows.
+A novel image has no answer, so the PDF shows no evidence for one: neither vote, nor heatmap, nor
+how well the model's probabilities do on images that it knows.
 
 Owns the layout (reportlab). Written in English, as all of core; foreign names go through
 core.export.pdf_text.
@@ -212,7 +212,7 @@ def _draw_pictures(
     for heatmap in heatmaps:
         fine = resize_heatmap(heatmap.values, height=pixels.shape[0], width=pixels.shape[1])
         row.append(_picture(overlay(pixels, fine, opacity=opacity), **box))
-        text = f"What speaks for {_spell(heatmap.class_name)}, seen by {_spell(heatmap.backbone)}"
+        text = f"Heatmap for {_spell(heatmap.class_name)}, seen by {_spell(heatmap.backbone)}"
         text += f" ({METHODS[heatmap.method].name}). {_say_test(scrutiny, heatmap.backbone)}"
         captions.append(_say(text, style=_style(fontSize=8, leading=10)))
     table = Table(

@@ -1,4 +1,4 @@
-"""The export formats, one entry each: the page and the command line read them.
+"""The table of export formats, read by the page and the command line.
 
 To add one, write its builder in a module of this package and enter it in ``CASE_FORMATS`` (one case
 with its evidence) or ``WORKLIST_FORMATS`` (all answers of a session).

@@ -1,4 +1,4 @@
-"""Foreign words in a PDF: safe as reportlab's markup, and in a font that has their letters.
+"""Text for PDFs: escaped for reportlab, in a font that has its letters.
 
 Letters that the text's own font lacks, and no others, are set in the reader's Chinese font
 (STSong-Light, not embedded): a viewer without it leaves them blank.

@@ -1,6 +1,6 @@
-"""Temporary folders named after the process that writes them, and whether that one is gone.
+"""Detect temporary folders whose writing process has died.
 
-Owns the judgement alone; what is temporary, and what becomes of it, each writer's module knows.
+Only the check is here; each writer's module knows its temporary names and what to do with them.
 """
 
 from pathlib import Path
@@ -11,13 +11,13 @@ _CLOCK_SLACK_S = 2.0
 
 
 def is_left(path: Path, pid: int) -> bool:
-    """Whether the process that made a folder is gone.
+    """Whether the process that wrote a folder has died.
 
-    Where containers start anew, every process gets the number of its forerunner, this one too: one
-    that began after the folder was last touched did not make it.
+    In a restarted container, process ids repeat: a process that started after the folder was last
+    touched did not write it.
 
     Args:
-        path: of the folder; one that is gone by now is nobody's.
+        path: the folder; one that no longer exists counts as abandoned.
         pid: of its writer.
     """
     try:

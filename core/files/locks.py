@@ -1,4 +1,4 @@
-"""The lock of an unfinished run's folder: one process at a time trains in it, or deletes it."""
+"""The lock on an unfinished run's folder: one process trains in it or deletes it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Memory-mapped files: the pages of one that will hardly be read again are given back.
+"""Release the memory of memory-mapped files that are rarely read again.
 
 Only Linux says which pages a process maps; elsewhere the system takes them back when it is short.
 """

@@ -1,4 +1,4 @@
-"""An npz file from a person we do not know: what its headers claim is weighed before it is read.
+"""Check an untrusted npz file's headers before reading its arrays.
 
 Owns the limits on size and proportion. What the arrays mean is for their reader to say.
 """

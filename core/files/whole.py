@@ -1,4 +1,4 @@
-"""Files written whole: under a temporary name, then renamed; and their hashes.
+"""Atomic file writes (temporary name, then rename) and file hashes.
 
 A reader finds the old file or the new one, never half of either. A writer that fails leaves no
 temporary file; what a killed one leaves bears its process id (core.files.abandoned).

@@ -1,4 +1,4 @@
-"""What people changed about a gallery: corrected labels, images set aside, notes, and versions.
+"""Gallery corrections: relabelled and excluded images, notes, versions.
 
 Owns the records and how a history is replayed into a state. Versions are only ever added: undo and
 roll-back add one that restores an older state. The database is in ``store``.

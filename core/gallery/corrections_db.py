@@ -1,4 +1,4 @@
-"""The curation database. SQLite beside the models by default, any SQLAlchemy URL by setting.
+"""The database of corrections: SQLite by default, any SQLAlchemy URL by setting.
 
 Owns tables and transactions. A scope is one training data set (its ``data_id``): every model
 trained on it votes with the same corrections. Each change is one transaction that adds one version

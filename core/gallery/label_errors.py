@@ -1,4 +1,4 @@
-"""Which labels are probably wrong: two opinions on each image, neither of which saw its label.
+"""Find probable label errors from two opinions that did not see the label.
 
 Owns the ranking. The first opinion is the leave-one-out vote in the trained embedding; but a
 network may have learnt a wrong label by heart, and then its embedding agrees with it. The second

@@ -1,4 +1,4 @@
-"""Who lies beside whom in a gallery, and what follows: leave-one-out votes, purity, mixed regions.
+"""Neighbours of every gallery image: leave-one-out votes, purity, mixed regions.
 
 Owns questions about a gallery's own rows. The neighbour table does not depend on labels, so a
 relabelled gallery is voted on again without a search. An image's copies and its patient's other
@@ -40,7 +40,7 @@ class NeighbourTable:
 class LeaveOneOut:
     """What the others say of each row."""
 
-    probs: NDArray[np.float32]  # (N, C) shares of the vote; nan where nobody was left to vote
+    probs: NDArray[np.float32]  # (N, C) shares of the vote; nan where no image was left to vote
     purity: NDArray[np.float32]  # (N,) share of the k nearest with the row's own label
     distances: NDArray[np.float32]  # (N,) mean distance to the k nearest
 

@@ -1,4 +1,4 @@
-"""Is this the kind of image the model knows? Distance to the gallery, seen by frozen trunks.
+"""Out-of-distribution detection: distance to the gallery in the frozen trunks' features.
 
 The trained embedding cannot tell: it was taught to spread two classes over the sphere, and a cat
 lands on one of them. The trunks never saw the labels, so their pooled activations still tell a

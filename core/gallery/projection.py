@@ -1,4 +1,4 @@
-"""The 2-D map: UMAP fitted once with the gallery, and a stable place for every new image.
+"""The 2-D map: UMAP fitted once with the gallery, and a stable place for each new image.
 
 Owns map coordinates only; neighbours are never taken from the map. A new image is placed at the
 weighted mean of the map positions of its nearest gallery images in the embedding space, so its
@@ -131,7 +131,7 @@ def fit_map(
 
 
 def _load_umap() -> Any:
-    """Import UMAP, which takes seconds: only fitting pays for it, never a page.
+    """Import UMAP, which takes seconds: only when fitting, never on a page.
 
     Three of its functions would be compiled anew in every process; Numba keeps them where it keeps
     UMAP's others.

@@ -1,4 +1,4 @@
-"""How far a map may be believed: trustworthiness, and the share of true neighbours that it keeps.
+"""How faithful a map is: trustworthiness, and the share of true neighbours preserved.
 
 Owns figures about a map; draws none. Both compare neighbours in the embedding space with those on
 the map. Exact per image; on large galleries the mean is over a seeded sample of images, each

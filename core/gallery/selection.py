@@ -1,4 +1,4 @@
-"""Which images are meant: inside a drawn outline, passing filters, found by name.
+"""Select images by an outline on the map, by filters or by name.
 
 Owns masks over the rows of a table. Knows nothing of models or maps: coordinates and columns come
 in as arrays. A filter is a record with its JSON, so that it can be saved.

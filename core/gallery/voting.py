@@ -1,4 +1,4 @@
-"""The distance-weighted vote, as a ledger of who voted and how much."""
+"""The distance-weighted vote, itemised by neighbour."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

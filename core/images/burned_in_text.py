@@ -1,4 +1,4 @@
-"""Does a picture hold burned-in text? A warning, not a proof: names may be in the pixels.
+"""Detect burned-in text in a picture, as a warning only.
 
 Owns a detector of drawn lettering: strokes much brighter or darker than what lies around them
 (top-hat and black-hat), whose parts have the sizes of letters, a flat tone, and stand four or more

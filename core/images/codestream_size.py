@@ -1,4 +1,4 @@
-"""The size that a compressed frame states of itself, read without decoding it.
+"""Read a compressed frame's size from its code stream without decoding it.
 
 A DICOM header may promise 4 x 4 pixels around a JPEG of 65535 x 65535; the decoders believe the
 JPEG. Owns finding that number; the limit is in core.images.intensity.

@@ -1,4 +1,4 @@
-"""Graded damage to an image: blur, noise, brightness, JPEG, rotation, at three levels each.
+"""Graded image corruptions: blur, noise, brightness, JPEG, rotation, three levels each.
 
 Owns what a level means. Pure functions on pixels; the same seed damages in the same way.
 

@@ -1,4 +1,4 @@
-"""Bytes or a path (picture or DICOM) -> one Image record, or a reason why not.
+"""Decode a file's bytes (picture or DICOM) into one Image record, or refuse it with a reason.
 
 Owns decoding to 8-bit RGB. Files are recognised by their bytes, never by their name. Nothing of
 a DICOM file but its pixels and what is needed to show them is looked at: no patient tag is read.

@@ -1,4 +1,4 @@
-"""Number ranges: from whatever a file holds to 0..255, and the limits on size and frame."""
+"""Scale stored values to 0..255; limits on image size and frame number."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Warnings of the image libraries, silenced while they work.
+"""Silence the image libraries' warnings while they decode.
 
 They warn of every odd tag, and quote its value: a patient's name would be in the server's log.
 """

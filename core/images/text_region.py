@@ -1,4 +1,4 @@
-"""Where a line of lettering lies in a picture."""
+"""TextRegion: where burned-in text lies in a picture."""
 
 from dataclasses import dataclass
 

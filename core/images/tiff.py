@@ -1,4 +1,4 @@
-"""Kinds of TIFF that Pillow decodes into something else, or does not know at all.
+"""TIFF variants that Pillow decodes wrongly or not at all.
 
 Owns what the tags say of the samples: Pillow takes signed bytes for unsigned ones, unsigned 32-bit
 values for signed ones, and cuts uncompressed planes of 16 bits in the wrong places.

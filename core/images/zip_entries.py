@@ -1,4 +1,4 @@
-"""A zip of images: what is in it, and one file of it at a time. Nothing is written to disk.
+"""List and read the images in an uploaded zip, one at a time, without unpacking to disk.
 
 Owns the limits: encrypted entries, archives in archives, entries that unpack to more than a file
 may have, or out of proportion to their size. Says nothing about what an entry holds: that is

@@ -1,4 +1,4 @@
-"""``python -m core.jobs JOB_DIR``: wait for the job's turn, run its worker, see how it ends.
+"""``python -m core.jobs JOB_DIR``: supervise one job from its turn in the queue to its end.
 
 This process is small and outlives whatever happens to the worker, so that memory running out, a
 full disk or a crash in native code still end in a state that says so. With ``--work`` it is the

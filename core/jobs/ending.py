@@ -1,4 +1,4 @@
-"""How a job ends: what a failure means, in a sentence and a code that says what to do next.
+"""How a job ended: what a failure means and what to do next, as a sentence and a code.
 
 Owns the reading of exceptions and of exit statuses; writes the last state of a job.
 """
@@ -109,7 +109,7 @@ def finish(folder: Path, *, returncode: int | None) -> Job:
 
     Args:
         folder: of the job.
-        returncode: of the worker, negative for a signal; None when nobody saw it end.
+        returncode: of the worker, negative for a signal; None when its end was not observed.
     """
     (folder / "reserve").unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""The kinds of job, one entry each: what it does and which queue it waits in.
+"""The table of job kinds: what each does and which lane it queues in.
 
 Owns the step from a job's parameters (plain JSON; each function says which it takes) to a call into
 the rest of core. Importing it is cheap: what a kind needs is imported when it runs.

@@ -1,4 +1,4 @@
-"""The figures of a run while it trains: JSON lines for the page, event files for TensorBoard.
+"""Training metrics while a run is going: JSON lines for the page, event files for TensorBoard.
 
 Owns both files in the job's folder. A line cut off by a kill is skipped when read; a step that was
 done again after a resume counts once.

@@ -1,4 +1,4 @@
-"""Thumbnails that a job leaves in its folder for a page to show beside its findings."""
+"""Thumbnails that a job saves for the page to show with its findings."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is known of a job on disk: its folder, its record, its transitions, who is alive.
+"""The state of a job on disk: its files, its transitions, whether its processes are alive.
 
 Owns the files of ``checkpoints/.jobs/<job_id>/``. Every file is written whole and renamed; the
 supervisor (or whoever finds it dead) writes ``state.json``, the worker alone ``progress.json``.

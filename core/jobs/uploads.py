@@ -1,4 +1,4 @@
-"""Deleting uploaded data: what still needs it, and what goes with it.
+"""Delete uploaded data: check what still needs it, remove what was derived from it.
 
 Owns the refusal while a job is open, and that the pictures and names which checks, evaluations and
 comparisons kept of the data go too.

@@ -1,4 +1,4 @@
-"""The worker: runs one job, and leaves its outcome on disk.
+"""The worker process: runs one job and writes its outcome.
 
 It ends when its supervisor does. What each kind of job does is in ``core.jobs.kinds``.
 """

@@ -1,4 +1,4 @@
-"""What a finished model is in memory: its config, its arrays, the model itself.
+"""The ModelBundle record: a loaded model with its configuration and arrays.
 
 Owns the names that every part of the app knows a model by. Reads and writes no file.
 """

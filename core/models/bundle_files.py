@@ -1,4 +1,4 @@
-"""The model bundle on disk: one folder, written whole and checked when read.
+"""Read and write the model bundle's folder; written whole, checked on reading.
 
 A bundle is written to a temporary folder and renamed, and never edited afterwards. Pickle is
 never read: parameters are safetensors, arrays are plain npz, the rest is JSON. Trunk parameters

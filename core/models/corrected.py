@@ -1,4 +1,4 @@
-"""A model whose gallery votes as it was corrected."""
+"""Apply gallery corrections to a loaded model."""
 
 import dataclasses
 from collections.abc import Mapping

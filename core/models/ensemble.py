@@ -1,4 +1,4 @@
-"""Several models that vote: the ensemble's record on disk, its gate, and the loaded whole.
+"""Ensembles: their record on disk, the accuracy threshold for members, the loaded model.
 
 Owns who may vote with whom and with what weight. An ensemble stores no parameters: it names its
 members, and trunks that they share are kept once in memory and run once per image.

@@ -1,4 +1,4 @@
-"""A model as one file, and back: safetensors whose metadata is JSON, nothing that can run.
+"""Export a model to one safetensors file and import it; nothing in the file is executable.
 
 Owns the format of the file and the checks on one from elsewhere. It is not compressed, so it cannot
 unpack to more than it is; it holds no paths, only file names of a fixed list; arrays and texts are

@@ -1,4 +1,4 @@
-"""The original image of a gallery row, read again from where the data lies."""
+"""Load the original image behind a gallery row."""
 
 from dataclasses import replace
 from pathlib import Path

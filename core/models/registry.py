@@ -173,7 +173,7 @@ def check_deletable(directory: Path, model_id: str) -> None:
 
 
 def clean_leftovers(directory: Path) -> None:
-    """Remove what processes that were killed while they wrote left behind; call it at start."""
+    """Remove the temporary folders of killed processes; call it at start."""
     for path in directory.glob(".*-*"):
         match = _LEFTOVER.fullmatch(path.name)
         if match and path.is_dir() and abandoned.is_left(path, int(match["pid"])):

@@ -1,4 +1,4 @@
-"""Small pictures of loaded models by an address that cannot be guessed, for maps to show.
+"""Unguessable addresses for the thumbnails of loaded models.
 
 Owns the addresses alone: a page that shows a model gets one, and hands it to the browser. Nothing
 is copied and nothing is loaded: pictures come from models that are in memory anyway.

@@ -1,4 +1,4 @@
-"""RunConfig -> Embedder: whose trunk is lent, found compiled, or built from pretrained weights."""
+"""Build an Embedder from a RunConfig, reusing or compiling its trunks."""
 
 import logging
 from collections.abc import Sequence

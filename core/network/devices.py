@@ -1,4 +1,4 @@
-"""Where the network runs and in which precision: what this machine has."""
+"""Choose the device and the precision for this machine."""
 
 from dataclasses import dataclass
 

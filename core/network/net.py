@@ -1,4 +1,4 @@
-"""What is trained: the tails, and the adapters or the classifier on their features."""
+"""The trainable part of the network: tails, adapters, classifier."""
 
 from collections.abc import Sequence
 from typing import Self

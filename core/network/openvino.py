@@ -1,4 +1,4 @@
-"""A frozen part of a network, run the fastest way that this machine has and that agrees with torch.
+"""Compile frozen parts with OpenVINO, and use them only where faster and in agreement with torch.
 
 Owns the compiled form (OpenVINO, float32 or bfloat16) and the choice between it and torch: a short
 trial on first use, whose outcome and compiled file are kept in a folder of the user's. Knows

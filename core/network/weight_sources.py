@@ -1,4 +1,4 @@
-"""Where pretrained parameters come from, and their hash.
+"""Find pretrained weights (local folder, hub, packages) and hash them.
 
 Owns the three sources (a local file, the model hub, the installed packages). Never falls back to
 random parameters: only a preset that asks for them (tests) gets them. Knows nothing of the cut.

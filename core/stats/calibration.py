@@ -1,4 +1,4 @@
-"""Calibration of probabilities: temperature and isotonic fits, chosen by cross-validation."""
+"""Probability calibration: temperature or isotonic, chosen by cross-validation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Curves of a set of answers: ROC, precision-recall, operating point, reliability, coverage.
+"""Curves: ROC, precision-recall, operating points, reliability, coverage.
 
 Arrays in, frozen records out; conventions as in core.stats.metrics. Knows nothing of models, images
 or files.

@@ -1,4 +1,4 @@
-"""95 % intervals of every headline figure, by resampling patients.
+"""95 % intervals of the headline metrics, by resampling patients.
 
 Owns which figures are headlines. Arrays in, frozen figures out; conventions as in
 core.stats.metrics, whose own two intervals (accuracy, AUROC) are taken over as they are.

@@ -1,4 +1,4 @@
-"""Metrics, confidence intervals and calibration: arrays in, frozen report out.
+"""Classification metrics with confidence intervals.
 
 Conventions: class "disease" is the positive one; ``is_disease`` is (N,) bool truth and
 ``p_disease`` (N,) a probability; an image counts as called disease when p > 0.5, which is the
@@ -27,7 +27,7 @@ _N_ECE_BINS = 10
 
 @dataclass(frozen=True)
 class Report:
-    """What a model is worth on one split."""
+    """The metrics of a model on one split."""
 
     n: int
     accuracy: float

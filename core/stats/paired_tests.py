@@ -1,4 +1,4 @@
-"""Are two systems different, or is it luck? Paired tests and intervals over seeds and images.
+"""Paired tests of two systems, and intervals over seeds and images.
 
 Owns the statistics of a comparison: arrays in, frozen results out. Conventions as in
 core.stats.metrics: ``is_disease`` (N,) truth, probabilities (N,), a call is disease when p > 0.5.

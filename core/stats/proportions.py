@@ -1,4 +1,4 @@
-"""Counted shares and means with their intervals, and which images belong to one patient.
+"""Proportions and means with intervals, clustered by patient.
 
 Owns the interval of a proportion and of a mean, and what a bootstrap cannot know; arrays in, frozen
 records out. Images of one patient resemble each other: counted one by one they would promise more

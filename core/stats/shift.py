@@ -1,4 +1,4 @@
-"""Another hospital's images: how far they have shifted, and what a small labelled sample mends.
+"""Distribution shift between two hospitals, and recalibration on a small labelled sample.
 
 Owns the comparison of two evaluations of one model and the recalibration. Arrays in, frozen
 records out; conventions as in core.stats.metrics.

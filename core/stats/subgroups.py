@@ -1,4 +1,4 @@
-"""Figures by subgroup: any column of the data, with intervals and a warning where n is small.
+"""Metrics by subgroup, with intervals and a warning for small groups.
 
 Arrays in, frozen rows out; conventions as in core.stats.metrics.
 """

@@ -1,4 +1,4 @@
-"""What a training run will cost on this machine, from a short trial of the very same steps.
+"""Estimate a run's time, memory and disk from a short trial of the same steps.
 
 Owns the extrapolation: seconds per image through the trunks, per step, per image embedded at the
 end, for the map; bytes per stored view. It runs in a process of its own, so that its peak of memory

@@ -1,4 +1,4 @@
-"""The embedded demo: synthetic data, two models and their ensemble, so that a fresh app answers.
+"""Build the embedded demo: synthetic data, two models and their ensemble.
 
 Owns its size and its recipe; does nothing when the model exists and goes on when interrupted.
 """

@@ -1,4 +1,4 @@
-"""Two models of one data set and their ensemble, in one go: the report's systems 4, 5 and 6.
+"""Train two models on one data set and build their ensemble.
 
 Owns the pair and its shared trunk cache; every step is one of training's or ensemble's own.
 """

@@ -1,4 +1,4 @@
-"""The end of a training run: a trained network becomes what a bundle holds.
+"""Finalise a training run: embed the gallery, choose K, calibrate, write the bundle.
 
 Owns the choice of K, the calibration on validation, and the model's card.
 """
@@ -65,7 +65,7 @@ def finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log)
     labels = np.array([cache.records[row].label for row in val_rows], dtype=np.int64)
     is_disease = labels == dataset.disease_index
     if held_out.class_probs is not None:
-        found = KSearch(0, ())  # nobody votes
+        found = KSearch(0, ())  # a classifier: no vote, no K
         scores = held_out.class_probs[:, dataset.disease_index].astype(np.float64)
     else:
         found, scores = _vote_on_validation(

@@ -1,4 +1,4 @@
-"""The fitting loop: P x M batches out of the trunk cache, the loss, Lightning, checkpoints.
+"""The training loop: batches from the trunk cache, the loss, Lightning, checkpoints.
 
 Owns what one optimiser step sees and how the loop survives being killed. Every random draw comes
 from the run's seed and the step it belongs to, so a run that was killed and resumed ends where an

@@ -1,4 +1,4 @@
-"""Where fitting begins, and how much of that beginning the finished net keeps.
+"""Initialise a linear adapter as a PCA, and average the trained net with its start.
 
 Owns the label-free first value of a linear adapter and the average of a trained net with the
 untrained one. Knows nothing of losses.

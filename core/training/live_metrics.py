@@ -1,4 +1,4 @@
-"""What a run looks like while it is fitted: validation by K, spread, the map as it grows.
+"""Metrics computed during training: validation by K, embedding spread, the map as it forms.
 
 Owns the figures that a live page draws. They are measured on a sample of the images with one view
 each, so they are rougher than those of the finished model, and cost at most a tenth of the time.

@@ -1,4 +1,4 @@
-"""What a run is trained for: one entry per objective, with its loss and its words.
+"""The table of training objectives: the loss of each, and how the report describes it.
 
 To add one: its loss here, an entry in ``LOSSES``, and its name with its number of adapters in
 ``core.config.sections.OBJECTIVES``.

@@ -1,4 +1,4 @@
-"""Fine-tuning from data to model bundle: run folder, trunk cache, fitting, choice of K, writing.
+"""Fine-tune from data to model bundle: run folder, trunk cache, fitting, choice of K.
 
 Owns what a run is. It lives in a hidden folder beside the models until its bundle is written
 whole; killed at any moment, it is resumed from there.

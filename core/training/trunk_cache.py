@@ -1,4 +1,4 @@
-"""Trunk activations of a data set, kept on disk: run the trunk once, train the tails many times.
+"""The trunk cache: activations of a data set on disk, computed once for many epochs.
 
 Owns the files, their resumption after a kill, and the list of images that could not be read. For
 every image of train and validation it keeps the clean test-time views (they become the gallery),

@@ -1,1 +1,1 @@
-"""Core results -> figures: pure functions, no call of Streamlit."""
+"""Figures from core results: pure functions that do not call Streamlit."""

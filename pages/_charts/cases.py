@@ -1,4 +1,4 @@
-"""Diagnosis and gallery -> Plotly figures. Pure functions: no st.*, no images, no arithmetic.
+"""Plotly figures of one case: probabilities, votes, the map.
 
 Text is translated through a function handed in, so that the figures can be tested alone. Class
 colours are set here, not by the theme: disease is never green, and colour is never alone (marker

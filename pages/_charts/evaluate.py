@@ -1,4 +1,4 @@
-"""Evaluation -> Plotly figures. Pure functions: no st.*, no arithmetic beyond layout.
+"""Plotly figures of an evaluation: curves, reliability, robustness.
 
 Text is translated through a function handed in. Lines differ by dash and marker as well as colour.
 """

@@ -1,4 +1,4 @@
-"""Exploration -> map figures. Pure functions: no st.*, no images; SVG, so no WebGL is needed.
+"""Figures of the gallery map, as SVG so that no WebGL is needed.
 
 At most ``MAX_POINTS`` points are drawn: a lasso is applied to all images on the server. The
 free-turning 3-D figure is the only one that needs WebGL, and nothing depends on it.

@@ -1,4 +1,4 @@
-"""Metrics of a run -> Plotly figures. Pure functions: no st.*, no arithmetic.
+"""Plotly figures of a training run's metrics.
 
 Text is translated through a function handed in; colours are those of ``_charts``.
 """

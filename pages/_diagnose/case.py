@@ -1,4 +1,4 @@
-"""Diagnose page, second half: one case, the answer in words first, then its evidence.
+"""Diagnose page: one case, its answer and its evidence.
 
 Shows what the Diagnosis record holds and computes nothing.
 """
@@ -40,7 +40,7 @@ def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) 
         warn_of_text(diagnosis)
     if is_hidden(diagnosis):
         return
-    if diagnosis.abstain_reason == "novel":  # nothing that speaks for an answer
+    if diagnosis.abstain_reason == "novel":  # no answer, so no evidence for one
         scrutiny = None
         with st.expander(_("What the model would have compared it to")):
             show_neighbours(model, diagnosis)
@@ -57,7 +57,7 @@ def _show_evidence(model: Model, diagnosis: Diagnosis) -> Scrutiny | None:
     if len(diagnosis.members) > 1:
         _show_members(diagnosis)
     show_map(model, diagnosis)
-    return show_heatmaps(model, diagnosis)  # last: their test takes seconds
+    return show_heatmaps(model, diagnosis)  # last: testing them takes seconds
 
 
 def _show_rejected(diagnosis: Diagnosis) -> None:

@@ -1,4 +1,4 @@
-"""Diagnose page: how the file on view is shown and read. Frame, window, inversion, patient tags.
+"""Diagnose page: display controls (frame, window, inversion) and patient tags.
 
 What is set here changes what the model sees: every change is a new reading of the file.
 """

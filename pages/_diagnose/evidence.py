@@ -1,4 +1,4 @@
-"""Diagnose page: the evidence of one case. Neighbours and their vote, side by side, the map."""
+"""Diagnose page: nearest training images, the vote, side-by-side comparison, the map."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Diagnose page: downloads. One case as PDF and DICOM, all of them as JSON and CSV.
+"""Diagnose page: export one case, or the whole worklist.
 
 Files are made when asked for and go to the browser; nothing is written to the server's disk.
 Streamlit logs what a download raises, with its message: none here may quote a file's tags.

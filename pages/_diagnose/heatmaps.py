@@ -1,6 +1,6 @@
-"""Diagnose page: the heatmaps of one case, for either class, drawn two ways, and their worth.
+"""Diagnose page: heatmaps for either class by the chosen method, with their tests.
 
-The pictures come first; the test on this image takes seconds and fills its place afterwards.
+The pictures are shown first; their test on this image takes seconds and appears afterwards.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Diagnose page, first half: files and samples in, one Diagnosis per case out.
+"""Diagnose page: from uploads and samples to one Diagnosis per case.
 
 Results are remembered per session by (content, frame, model id); originals are not. What is no
 longer uploaded or picked is forgotten here too; uploads outlive a visit to another page (Streamlit

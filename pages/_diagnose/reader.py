@@ -1,4 +1,4 @@
-"""Diagnose page: reader first. A read and its confidence are committed before the answer shows."""
+"""Diagnose page: the reader commits a read and its confidence before the answer is shown."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""Diagnose page: what there is to read. Uploads, the files of uploaded zips, and the samples.
+"""Diagnose page: the images to read, from uploads, uploaded zips and samples.
 
 A source is a name, what identifies its content, and its bytes on request: originals stay where
 Streamlit keeps them and are not copied.

@@ -1,4 +1,4 @@
-"""Diagnose page: the worklist. One row per image, what was refused and why, the case on view."""
+"""Diagnose page: the worklist, one row per image, with the reasons for refusals."""
 
 import base64
 import hashlib

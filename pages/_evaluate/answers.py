@@ -212,7 +212,7 @@ def _show_picture(evaluation: Evaluation, row: int, *, place: str) -> None:
 
 
 def show_members(evaluation: Evaluation) -> None:
-    """What each member of an ensemble is worth, and the images they quarrel about."""
+    """The performance of each member of an ensemble, and the images on which they disagree."""
     members = evaluation.result["members"]
     if len(members) < 2:
         st.caption(_("A single model: there is no second opinion."))

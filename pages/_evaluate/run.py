@@ -1,4 +1,4 @@
-"""Evaluate page: which evaluation is on view, and how a new one is made."""
+"""Evaluate page: choose an evaluation, or start a new one."""
 
 import re
 from pathlib import Path

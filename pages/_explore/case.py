@@ -1,4 +1,4 @@
-"""Explore page: one training image on view. Its left-out vote, neighbours, heatmap, corrections."""
+"""Explore page: one training image, its leave-one-out vote, neighbours, heatmap, corrections."""
 
 import numpy as np
 import streamlit as st

@@ -1,4 +1,4 @@
-"""Explore page: what it works on. Tables and maps cached per model and gallery version; selection.
+"""Explore page: tables and maps cached per model and gallery version; the selection.
 
 Computes nothing: it remembers what core gave.
 """

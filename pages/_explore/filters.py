@@ -1,4 +1,4 @@
-"""Explore page: which images are shown. Other splits beside the gallery, search, filters."""
+"""Explore page: which images to show: other splits, search, filters."""
 
 import numpy as np
 import streamlit as st

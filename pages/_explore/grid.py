@@ -1,4 +1,4 @@
-"""Explore page: a list of images as pages of a grid; counts, marks, bulk corrections, export."""
+"""Explore page: a list of images as a grid, with bulk corrections and export."""
 
 import numpy as np
 import streamlit as st

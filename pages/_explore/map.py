@@ -1,4 +1,4 @@
-"""Explore page: the map with its figures. A lasso becomes rows in ``select``."""
+"""Explore page: the map and its quality; a lasso selects rows."""
 
 from typing import Any
 

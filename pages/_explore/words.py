@@ -1,4 +1,4 @@
-"""Explore page: what columns, values and lists are called in the session's language."""
+"""Explore page: translated names of columns, values and lists."""
 
 from pathlib import PurePosixPath
 

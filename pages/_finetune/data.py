@@ -1,4 +1,4 @@
-"""Fine-tune page, first part: which data, and the check of it."""
+"""Fine-tune page: choose the data and check it."""
 
 from collections.abc import Sequence
 from pathlib import Path

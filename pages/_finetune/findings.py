@@ -1,4 +1,4 @@
-"""Fine-tune page: what the check of the data found, in the session's language, with pictures.
+"""Fine-tune page: the findings of the data check, translated, with pictures.
 
 The English sentences are those of ``core.data.readiness``; a test compares them.
 """

@@ -1,4 +1,4 @@
-"""Fine-tune page, second part: the recipe, what it will cost here, and the start."""
+"""Fine-tune page: the recipe, its estimated cost, and the start."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Models page: an ensemble out of ticked models; models as files."""
+"""Models page: build an ensemble from ticked models; export and import."""
 
 import tempfile
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Models page: the list, one model's card, the gate before its use, roll-back, deletion."""
+"""Models page: the list, the model card, activation, roll-back, deletion."""
 
 from collections.abc import Sequence
 from pathlib import Path

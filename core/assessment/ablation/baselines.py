@@ -1,4 +1,4 @@
-"""The floors of an ablation: what the frozen trunks' features are worth before any training.
+"""Ablation baselines: KNN and logistic regression on the frozen trunks' features.
 
 Owns plain KNN and logistic regression on them; which run they belong to is
 core.assessment.ablation.runs'.
@@ -52,7 +52,7 @@ def measure_floors(
         A row for each: the figures of ``metrics.compute_metrics``, system, label and predictions.
 
     Raises:
-        DataError: too few images to choose K, or nobody is left to vote on one.
+        DataError: too few images to choose K, or no image is left to vote on one.
     """
     kept, seen = _embed_frozen(dataset, config, settings=settings, memo=memo)
     features = {s: np.array([f.features for f in found]) for s, found in seen.items()}

@@ -1,4 +1,4 @@
-"""Ablations that were run before: found and read, never computed.
+"""Read ablations that were saved earlier.
 
 Owns where their files lie: ``ablation*.json`` in the checkpoints folder and in
 ``benchmarks/results``, as written by ``python -m core ablation --json``.

@@ -1,4 +1,4 @@
-"""What an ablation says: means over seeds, paired tests, and the table.
+"""Summarise an ablation: means over seeds, paired tests, the Markdown table.
 
 Owns the statistics and the words; trains nothing and reads no file.
 """

@@ -63,7 +63,7 @@ __all__ = [
 
 
 @contextmanager
-def _tell_no_tags() -> Iterator[None]:
+def _hide_tag_values() -> Iterator[None]:
     """Turn what the libraries refuse into an ImageError: their messages quote the source's tags."""
     try:
         with hush():
@@ -79,7 +79,7 @@ def _tell_no_tags() -> Iterator[None]:
         ) from None
 
 
-@_tell_no_tags()
+@_hide_tag_values()
 def build_secondary_capture(
     diagnosis: Diagnosis, picture: NDArray[np.uint8], *, source: bytes | None = None
 ) -> Dataset:
@@ -123,7 +123,7 @@ def build_secondary_capture(
     return capture
 
 
-@_tell_no_tags()
+@_hide_tag_values()
 def build_report(
     diagnosis: Diagnosis, *, source: bytes | None = None, picture: Dataset | None = None
 ) -> Dataset:
@@ -181,7 +181,7 @@ def _write_report(diagnosis: Diagnosis, evidence: Dataset) -> ComprehensiveSR:
     return report
 
 
-@_tell_no_tags()
+@_hide_tag_values()
 def encode(dataset: Dataset) -> bytes:
     """A DICOM object as a file's bytes, its text in UTF-8."""
     written = copy.deepcopy(dataset)

@@ -1,4 +1,4 @@
-"""The sheet of a Secondary Capture: overlays side by side, the answer and its limits above.
+"""The sheet of the Secondary Capture: overlays side by side under the answer.
 
 Lines are wrapped, never cut off; the research notice is the first and stands alone. A class name in
 letters that Pillow's own font lacks is told by its number.

@@ -1,4 +1,4 @@
-"""The file that was read, as DICOM: its header in Unicode, and what a derived object repeats of it.
+"""The source file's DICOM header, and which of its tags a derived object repeats.
 
 Owns reading patient and study tags, and mending or leaving empty those whose value breaks the
 standard: archives hold decades of them, and highdicom refuses them with the value in its message.

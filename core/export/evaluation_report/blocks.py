@@ -1,4 +1,4 @@
-"""What a report is made of: sections of paragraphs, tables and pictures, free of any format."""
+"""The building blocks of a report: sections of paragraphs, tables and pictures."""
 
 from dataclasses import dataclass
 

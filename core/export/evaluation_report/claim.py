@@ -1,4 +1,4 @@
-"""The CLAIM checklist, update 2024: its items by number, in short, and what we can say of each.
+"""The CLAIM 2024 checklist: its items by number, and what this report covers.
 
 The short names were compared, item by item, with the checklist's online form (44 items, read in
 November 2026) and with its explanations of the items.

@@ -1,4 +1,4 @@
-"""What the report says, section by section; no format, no arithmetic of its own."""
+"""The content of the report, section by section, independent of its format."""
 
 from collections.abc import Sequence
 from pathlib import Path

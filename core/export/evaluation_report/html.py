@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing beside it."""
+"""Render a report as a single self-contained HTML file."""
 
 import base64
 from html import escape

@@ -1,4 +1,4 @@
-"""A report as PDF (A4), by reportlab."""
+"""Render a report as PDF (A4) with reportlab."""
 
 import io
 from pathlib import Path

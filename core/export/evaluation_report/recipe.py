@@ -1,4 +1,4 @@
-"""How one model was made, in sentences that its run configuration and its metrics bear out.
+"""Describe how a model was trained, from its run configuration and metrics.
 
 Owns the words only; what a setting does is told beside it in core.config.
 """

@@ -1,4 +1,4 @@
-"""The report's sections that hold figures, each as core computed it."""
+"""The report's sections of figures, as computed elsewhere in core."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The word SYNTHETIC on every drawn picture: written, and found again."""
+"""Write and detect the SYNTHETIC mark on drawn images."""
 
 import cv2
 import numpy as np

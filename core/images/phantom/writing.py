@@ -1,4 +1,4 @@
-"""A folder of drawn images in the layout that training reads."""
+"""Write a folder of drawn images in the layout that training reads."""
 
 import csv
 import json
