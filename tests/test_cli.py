@@ -148,7 +148,7 @@ def test_ensemble_of_two_models_and_its_refusals(
 ) -> None:
     pair = ("ensemble", "--members", "demo-triplet,demo-metric", "--name")
     assert run(*pair, "gated", "--min-val-accuracy", "1.0") == 2
-    assert "below the gate of 1.00" in capsys.readouterr().err
+    assert "below the minimum of 1.00 for voting" in capsys.readouterr().err
     assert not (tiny_checkpoints / "gated").exists()
     assert run(*pair, "demo", "--min-val-accuracy", "0") == 2
     assert "exists" in capsys.readouterr().err

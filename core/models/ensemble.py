@@ -247,8 +247,8 @@ def _admit(
     accuracy = float(metrics["validation"]["accuracy"])
     if accuracy < min_val_accuracy:
         raise ConfigError(
-            f"model {config.model_id!r} is right on {accuracy:.3f} of its validation images, below "
-            f"the gate of {min_val_accuracy:.2f}: a weak member adds noise to the vote. Leave it "
+            f"model {config.model_id!r} has a validation accuracy of {accuracy:.3f}, below the "
+            f"minimum of {min_val_accuracy:.2f} for voting: a weak member adds noise. Leave it "
             "out, train it better, or set --min-val-accuracy lower.",
             code="config.gate",
             params={"model_id": config.model_id, "accuracy": accuracy, "gate": min_val_accuracy},
@@ -309,7 +309,7 @@ def _write_card(record: EnsembleRecord, metrics: dict[str, Any]) -> str:
 Research use, not a diagnosis.
 
 - Made {record.created[:16].replace("T", " ")} UTC: a soft vote weighted by validation accuracy,
-  gate {record.min_val_accuracy:.2f}
+  minimum validation accuracy of a member {record.min_val_accuracy:.2f}
 - {figure}
 
 Members:

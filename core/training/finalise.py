@@ -175,8 +175,9 @@ Research use, not a diagnosis.
 
 - Made {config.created[:16].replace("T", " ")} UTC, preset {config.run.preset}, recipe
   {config.run.recipe}, objective {config.run.objective.name}
-- Data {config.data_id}: {len(contents.gallery)} {kind} vote; classes
-  {", ".join(config.class_names)}; disease is {config.class_names[config.disease_index]}
+- Data {config.data_id}: {len(contents.gallery)} {kind} that vote; classes
+  {", ".join(config.class_names)}; the class that counts as disease:
+  {config.class_names[config.disease_index]}
 - Validation, {report["n"]} images: accuracy {report["accuracy"]:.3f} (95 % CI {low:.3f} to
   {high:.3f}), AUROC {report["auroc"]:.3f}, {vote}
 - {config.run.train.epochs} epochs, seed {config.run.train.seed}; gallery and queries embedded with
