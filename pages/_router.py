@@ -8,13 +8,26 @@ from PIL import Image
 from core.config import Settings, describe_software
 from core.models import registry
 from pages._shared import MODEL_KEY, show_errors
-from pages._text import LANGUAGE_KEY, LANGUAGES, _, class_label, default_language, percent, plain
+from pages._text import (
+    LANGUAGE_KEY,
+    LANGUAGES,
+    _,
+    class_label,
+    default_language,
+    find_language,
+    percent,
+    plain,
+)
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "assets"
 
 
 def _choose_language() -> None:
+    # The widget writes the language's name into the address; a link may also give its code.
+    asked = find_language(st.query_params.get(LANGUAGE_KEY, ""))
+    if asked and LANGUAGE_KEY not in st.session_state:
+        st.session_state[LANGUAGE_KEY] = asked
     st.sidebar.segmented_control(
         "Language / 语言",
         list(LANGUAGES),

@@ -221,9 +221,17 @@ def load_catalogue(language_code: str) -> gettext_module.GNUTranslations:
     return _compile(path, path.stat().st_mtime_ns)
 
 
+def find_language(tag: str) -> str | None:
+    """The code of the language that a tag (``zh``, ``zh-CN``, ``en_GB``) or its own name means."""
+    for code, name in LANGUAGES.items():
+        if tag == name or re.split(r"[-_]", tag.lower())[0] == code[:2]:
+            return code
+    return None
+
+
 def default_language() -> str:
     """The browser's language where we have it, else English."""
-    return "zh_CN" if (st.context.locale or "").lower().startswith("zh") else "en"
+    return find_language(st.context.locale or "") or "en"
 
 
 def language() -> str:

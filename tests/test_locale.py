@@ -11,7 +11,7 @@ from babel.messages.pofile import read_po
 
 from core.errors import ImageError
 from core.images import decode
-from pages._text import ERRORS
+from pages._text import ERRORS, find_language
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCALE_DIR = ROOT / "assets" / "locale"
@@ -233,3 +233,12 @@ def test_the_sentence_on_what_is_no_image_names_what_core_reads() -> None:
     wanted = re.search(r"expected (.+?);", str(caught.value))
     assert wanted
     assert wanted[1].replace(" or ", " and ") in ERRORS["image.not_an_image"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "code"),
+    [("zh_CN", "zh_CN"), ("zh", "zh_CN"), ("zh-Hans-CN", "zh_CN"), ("简体中文", "zh_CN"),
+     ("en-GB", "en"), ("English", "en"), ("de", None), ("", None)],
+)  # fmt: skip
+def test_a_language_is_known_by_its_tag_or_its_own_name(tag: str, code: str | None) -> None:
+    assert find_language(tag) == code
