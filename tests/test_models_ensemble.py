@@ -87,7 +87,9 @@ def test_an_even_vote_is_a_tie_and_gets_no_answer(
 def test_the_gate(models: Path) -> None:
     set_validation(models, "demo-triplet", 0.90)
     set_validation(models, "demo-metric", 0.849)
-    with pytest.raises(ConfigError, match=r"'demo-metric' is right on 0\.849 .* gate of 0\.85"):
+    with pytest.raises(
+        ConfigError, match=r"'demo-metric' has a validation accuracy of 0\.849, .* minimum of 0\.85"
+    ):
         build_ensemble(models, "both", PAIR, min_val_accuracy=0.85)
     assert not (models / "both").exists()
     set_validation(models, "demo-metric", 0.85)

@@ -89,7 +89,7 @@ def test_members_under_the_gate_stay_but_do_not_vote(
 ) -> None:
     settings = Settings(checkpoints_dir=tmp_path, device="cpu")
     config = robust_config.with_overrides(["ensemble.min_val_accuracy=1.0"])
-    with pytest.raises(ConfigError, match="below the gate"):
+    with pytest.raises(ConfigError, match="below the minimum"):
         train_ensemble(phantom_dataset, config, name="weak", settings=settings)
     assert (tmp_path / "weak-triplet").is_dir()
     assert not (tmp_path / "weak").exists()
