@@ -37,14 +37,14 @@ def diagnose(
     explain: bool = True,
     progress: Progress | None = None,
 ) -> list[Diagnosis]:
-    """Answer with the evidence, one Diagnosis per image, in order.
+    """Diagnose images: one Diagnosis with its evidence per image, in order.
 
     Args:
         model: a model or an ensemble.
         images: decoded images; what could not be decoded goes through ``reject``.
         explain: compute the heatmaps of both classes and each view's own answer (on a CPU they
             take longer than the rest).
-        progress: told the share done after each image.
+        progress: called with the fraction done after each image.
 
     Returns:
         Status "answered", or "abstained" when the calibrated probability is too near 0.5 or the

@@ -18,7 +18,7 @@ Status = Literal["answered", "abstained", "rejected"]
 
 
 def write_percent(share: float) -> str:
-    """A share as a whole percentage that never rounds to a false certainty."""
+    """Format a share as a whole percentage that never rounds to a false 0 or 100 %."""
     if 1e-6 < share < 0.005:
         return "<1 %"
     if 0.995 <= share < 1.0 - 1e-6:
@@ -42,14 +42,14 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Novelty:
-    """How far the image lies from the gallery, seen by the frozen backbones."""
+    """How far the image lies from the gallery in the frozen backbones' features."""
 
     distance_percentile: float  # among the gallery's own leave-one-out distances, 0..100
     is_novel: bool  # beyond the limit: not the kind of image the model knows
 
     @property
     def is_beyond_all(self) -> bool:
-        """Whether no training image lies as far from the others."""
+        """Whether the image is farther out than every training image."""
         return self.distance_percentile >= 100.0
 
 
@@ -63,7 +63,7 @@ class MemberVote:
 
     @property
     def leaning(self) -> str:
-        """The likelier class; of a tie the one named first."""
+        """The more probable class; the first one on a tie."""
         return max(self.probabilities, key=lambda name: self.probabilities[name])
 
 
@@ -89,7 +89,7 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class ReaderRead:
-    """What a person committed to, and whether no answer had been on view by then."""
+    """A reader's committed read, and whether it came before the answer was shown."""
 
     class_name: str
     confidence: float  # 0.5 (a guess) to 1 (certain)
@@ -137,7 +137,7 @@ class Diagnosis:
 
     @property
     def answer(self) -> str | None:
-        """The class that the model stands by; None where it gives no answer."""
+        """The answered class; None if the model abstained or rejected the image."""
         return self.predicted_class if self.status == "answered" else None
 
     @property
@@ -146,7 +146,7 @@ class Diagnosis:
         return self.heatmaps_for(self.predicted_class or "")
 
     def heatmaps_for(self, class_name: str) -> dict[str, NDArray[np.float32]]:
-        """Backbone name -> (h, w) heatmap in [0, 1] that argues for a class."""
+        """Backbone name -> (h, w) heatmap in [0, 1] for a class."""
         return {m.backbone: m.values for m in self.maps if m.class_name == class_name}
 
     @property
@@ -167,5 +167,5 @@ class Diagnosis:
 
     @property
     def nearest_distance(self) -> float:
-        """Of the nearest training image that is shown; inf without any."""
+        """Distance to the nearest training image shown; inf if there is none."""
         return self.nearest.distance if self.nearest else float("inf")

@@ -27,7 +27,7 @@ def draw_heatmaps(
     method: str = SHOWN,
     draw_views: ViewMaps | None = None,
 ) -> tuple[Heatmap, ...]:
-    """One heatmap per class and backbone: the weighted mean over the members that see through it.
+    """One heatmap per class and backbone: the weighted mean over the members that use it.
 
     Args:
         members: of the model.

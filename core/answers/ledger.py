@@ -15,7 +15,7 @@ from core.models.ensemble import Model
 
 
 def list_left_out(votes: Sequence[Vote]) -> tuple[LeftOut, ...]:
-    """The training images that may not vote on this one, with the reason, by album place."""
+    """Training images excluded from the vote on this image, with the reason, by album place."""
     left_out = {}
     for vote in votes:
         for row, why in vote.related.items():
@@ -26,7 +26,7 @@ def list_left_out(votes: Sequence[Vote]) -> tuple[LeftOut, ...]:
 
 
 def measure_distances(votes: Sequence[Vote]) -> NDArray[np.float64]:
-    """How far every training image lies: the scale of all that is said of one image.
+    """Distance to every training image, on the one scale used throughout a case.
 
     The mean over the members that know the training image and let it vote, weighted as they are.
     A classifier's distances are of another space, and did not decide: they count only where no
@@ -143,7 +143,7 @@ def find_nearest_other(
 
 
 def _read_labels(model: Model) -> NDArray[np.int64]:
-    """Label of every album place, as ``model.find_image`` finds it: the lead's word counts."""
+    """Label of every album place, as ``model.find_image`` finds it; the lead member decides."""
     labels = np.zeros(1 + max(int(m.album_rows.max()) for m in model.members), dtype=np.int64)
     for member in sorted(reversed(model.members), key=lambda m: m.bundle is model.lead):
         names = [model.class_names.index(name) for name in member.bundle.class_names]

@@ -14,7 +14,7 @@ _MIN_VALIDATION = 20  # images; below, shares of them say nothing
 
 @dataclass(frozen=True)
 class Coverage:
-    """Accuracy when only the surest share of the images is answered."""
+    """Accuracy when only the most certain share of the images is answered."""
 
     share: float
     accuracy: float
@@ -23,7 +23,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How a model's probabilities did on its validation images."""
+    """Calibration and coverage of a model on its validation images."""
 
     n: int
     ece_before: float | None  # of the raw vote; None for a vote of several models
@@ -35,7 +35,7 @@ class Reliability:
 
 
 def describe_reliability(model: Model) -> Reliability | None:
-    """What the model's validation images say of its probabilities.
+    """Describe the model's calibration and coverage on its validation images.
 
     None where too few images were held out, or where members of a vote held out different ones.
     """
@@ -62,7 +62,7 @@ def describe_reliability(model: Model) -> Reliability | None:
 def compute_coverage(
     is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating], *, share: float
 ) -> Coverage:
-    """Accuracy on the surest share of the images, rounded up to whole images.
+    """Accuracy on the most certain share of the images, rounded up to whole images.
 
     Args:
         is_disease: (N,) truth, N of at least 1.

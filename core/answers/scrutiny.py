@@ -32,7 +32,7 @@ class MapScrutiny:
 
 @dataclass(frozen=True)
 class Scrutiny:
-    """The heatmaps of one case that argue for one class, drawn one way, tested."""
+    """One case's heatmaps for one class by one method, with their tests."""
 
     class_name: str
     method: str  # of core.explanations.methods
@@ -44,7 +44,7 @@ class Scrutiny:
 def draw_maps(
     model: Model, diagnosis: Diagnosis, *, class_name: str, method: str = SHOWN
 ) -> tuple[Heatmap, ...]:
-    """The heatmaps of a case, one per backbone: those it came with, or drawn another way now.
+    """A case's heatmaps, one per backbone: those it came with, or drawn now by another method.
 
     Integrated gradients need the network once more: it is run on the picture that is shown, at
     most 1024 px of the file's.
@@ -77,7 +77,7 @@ def draw_maps(
 
 
 def scrutinise(model: Model, diagnosis: Diagnosis, maps: Sequence[Heatmap]) -> Scrutiny:
-    """Test heatmaps of a case on its own picture.
+    """Test a case's heatmaps on its own image.
 
     Args:
         model: the one that answered.

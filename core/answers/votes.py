@@ -20,7 +20,7 @@ from core.network.embedder import Embedded, embed_together
 
 @dataclass(frozen=True, eq=False)
 class Vote:
-    """What one member says of one image."""
+    """One member's vote on one image."""
 
     member: Member
     ballot: Ballot  # of a classifier: its nearest images, which did not vote
@@ -103,7 +103,7 @@ def mix_votes(votes: Sequence[Vote]) -> float:
 
 
 def join_novelty(votes: Sequence[Vote]) -> Novelty:
-    """An image that one member does not know is answered by none."""
+    """Combine novelty: an image that is novel to one member is novel to all."""
     return Novelty(
         max(vote.novelty.distance_percentile for vote in votes),
         any(vote.novelty.is_novel for vote in votes),

@@ -49,7 +49,7 @@ _PATIENCE_S = 30.0  # with another process that decides
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says of a candidate. ``code`` tells the pages which sentence to show."""
+    """The gate's verdict on a candidate; the pages translate it by its ``code``."""
 
     candidate: str
     current: str  # empty where no model is in use
@@ -196,7 +196,7 @@ def _read_answers(directory: Path, summary: ModelSummary) -> _Answers | None:
 def activate(
     directory: Path, candidate: str, *, reason: str = "", limit: float = LIMIT
 ) -> Activation:
-    """Put a model to use and write down why.
+    """Activate a model and record the reason.
 
     Args:
         directory: the checkpoints folder.
@@ -241,13 +241,13 @@ def roll_back(directory: Path, *, reason: str = "") -> Activation:
 
 
 def find_previous(directory: Path) -> str | None:
-    """The model that a roll-back would bring; None where there is none."""
+    """The model that a roll-back would activate; None if there is none."""
     undone = _find_undone(read_history(directory))
     return (undone.previous or None) if undone else None
 
 
 def _find_undone(past: list[Activation]) -> Activation | None:
-    """What a roll-back would undo: each one before took an activation off the pile."""
+    """The activation a roll-back would undo, allowing for earlier roll-backs."""
     pile: list[Activation] = []
     for entry in past:
         if entry.action == "roll-back":

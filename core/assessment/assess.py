@@ -31,7 +31,7 @@ def assess(
     disease_class: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Answer on every image of a split, then make the longer studies asked for.
+    """Predict every image of a split, then run the requested longer studies.
 
     Args:
         model_id: of a listed model.
@@ -40,7 +40,7 @@ def assess(
         settings: where the models are, device, threads.
         parts: of PARTS.
         disease_class: of the data; that of the model where it is not given and the data has it.
-        progress: told the share done.
+        progress: called with the fraction done.
 
     Raises:
         ConfigError: an unknown part.

@@ -84,7 +84,7 @@ def study_heatmaps(
         n_faithful: deletion and insertion on the first so many of them.
         n_steps: points of their curves; each costs a run of the model per map and image.
         seed: of the draw, the random maps and the random orders.
-        progress: told the share done.
+        progress: called with the fraction done.
 
     Returns:
         ``{"n", "n_masks", "rows": [Row], "randomisation": {backbone: rank correlation with the
@@ -275,7 +275,7 @@ def _study_one(
 
 
 def _draw_centre() -> NDArray[np.float32]:
-    """A bell in the middle: what a map that never looks at the image can reach."""
+    """A central Gaussian: the score of a map that ignores the image."""
     places = np.linspace(-1, 1, _BASELINE_PX)
     bell = np.exp(-(places[:, None] ** 2 + places[None] ** 2) / (2 * 0.35**2))
     centre: NDArray[np.float32] = bell.astype(np.float32)
@@ -290,7 +290,7 @@ def _draw(
     *,
     method: str,
 ) -> dict[str, NDArray[np.float32]]:
-    """One map per backbone: the weighted mean over the members that see through it."""
+    """One map per backbone: the weighted mean over the members that use it."""
     drawn: dict[str, list[tuple[float, NDArray[np.float32]]]] = {}
     for member, outcome, rows in zip(members, embedded, barred, strict=True):
         bundle = member.bundle
@@ -319,7 +319,7 @@ def _check_randomised(
     method: str,
     tally: _Tally,
 ) -> None:
-    """Compare with the maps of nets whose trained layers were drawn anew, from the same trunks."""
+    """Compare with the maps of nets whose trained layers are re-initialised on the same trunks."""
     members = [
         dataclasses.replace(
             m,

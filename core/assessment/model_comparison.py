@@ -60,7 +60,7 @@ class Subgroup:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The whole comparison, as it is kept."""
+    """The whole comparison, as stored."""
 
     first: str
     second: str
@@ -120,7 +120,7 @@ def compare_models(
         hashes: weights_sha256 of both, so that the record can be told from one of a namesake.
         pictures: a folder for thumbnails of flipped images.
         limit: a subgroup is harmed when its accuracy falls by more than this.
-        progress: told the share done.
+        progress: called with the fraction done.
 
     Raises:
         DataError: other classes, an empty split, or one class only.

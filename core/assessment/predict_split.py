@@ -24,7 +24,7 @@ _BATCH_SIZE = 8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitReading:
-    """A model's answers on one split, before they are summed up."""
+    """A model's answers on one split, before they are summarised."""
 
     keys: tuple[str, ...]
     truth: NDArray[np.bool_]  # (N,)
@@ -68,7 +68,7 @@ def read_split(
     progress: Progress | None = None,
     originals: Mapping[str, str] | None = None,
 ) -> SplitReading:
-    """Answer on every image of a split; see ``evaluate`` for the other arguments and errors.
+    """Predict every image of a split; see ``evaluate`` for the other arguments and errors.
 
     Args:
         originals: by key the sha256 of the file that an altered image was made from: what is a
@@ -141,7 +141,7 @@ def read_split(
 def describe_reading(
     model: Model, reading: SplitReading, *, data: str, split: str
 ) -> dict[str, Any]:
-    """Sum a reading up as the ``evaluate`` JSON of DESIGN section 4."""
+    """Summarise a reading as the ``evaluate`` JSON of DESIGN section 4."""
     truth, p_disease = reading.truth, reading.p_disease
     copies = find_copies(model, reading)
     report = compute_metrics(truth, p_disease, groups=reading.groups)
@@ -190,7 +190,7 @@ def find_copies(model: Model, reading: SplitReading) -> set[str]:
 
 
 def find_validated(model: Model, reading: SplitReading) -> set[str]:
-    """Keys of the images whose file chose a member's K and calibration.
+    """Keys of the images that were used to choose a member's K and calibration.
 
     Models made before their validation images' hashes were kept find none.
     """

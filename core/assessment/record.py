@@ -21,7 +21,7 @@ def name_evaluation(data_id: str, split: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Everything known of one model on one split."""
+    """One model's answers and metrics on one split."""
 
     result: Mapping[str, Any]  # the ``evaluate`` JSON of DESIGN section 4
     weights_sha256: str
@@ -50,12 +50,12 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return name_evaluation(str(self.result["data"]), str(self.result["split"]))
 
     @property
     def model_id(self) -> str:
-        """Of the model that answered."""
+        """The id of the model that answered."""
         return str(self.result["model_id"])
 
     @property
@@ -89,7 +89,7 @@ class Evaluation:
         return Answers(self.is_disease, self.p_disease, self.distance, self.is_novel, self.groups)
 
     def find_cell(self, cell: str, *, threshold: float = 0.5) -> NDArray[np.int64]:
-        """Rows of a cell of the confusion matrix ("tn", "fp", "fn", "tp"), surest first."""
+        """Rows of a cell of the confusion matrix ("tn", "fp", "fn", "tp"), most certain first."""
         called = self.p_disease > threshold
         is_called, is_diseased = cell[1] == "p", cell in ("tp", "fn")
         rows = np.flatnonzero((called == is_called) & (self.is_disease == is_diseased))
@@ -119,7 +119,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def say_seen(evaluation: Evaluation) -> str:
-    """A sentence where the images are not all new to the model; empty where they are."""
+    """A warning if the model has seen some of the images; empty otherwise."""
     if evaluation.is_own_split:
         return (
             "These are images that the model was trained on or that its K and calibration were "

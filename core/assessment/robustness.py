@@ -24,7 +24,7 @@ _N_IMAGES = 80
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of damage at one level; level 0 is the same images as they are."""
+    """One corruption at one level; level 0 is the uncorrupted images."""
 
     kind: str  # "none" at level 0
     level: int
@@ -47,7 +47,7 @@ def measure_robustness(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Answer on damaged copies of the same images, which vote as the images themselves would.
+    """Measure the model on corrupted copies, excluding from the vote what the original excludes.
 
     Args:
         model: a model or an ensemble.
@@ -56,7 +56,7 @@ def measure_robustness(
         n_images: drawn from it, half of either class where there are enough.
         kinds: of damage.
         seed: of the draw and of the noise.
-        progress: told the share done.
+        progress: called with the fraction done.
 
     Returns:
         ``{"n", "seed", "rows": [Row as plain values]}``, as kept beside an evaluation.

@@ -28,7 +28,7 @@ _N_NEAREST = 5
 def run_evaluation(
     model: Model, dataset: Dataset, *, split: str, progress: Progress | None = None
 ) -> Evaluation:
-    """Answer on every image of a split and gather what the figures need.
+    """Predict every image of a split and collect what the metrics need.
 
     Raises:
         DataError: as ``predict_split.evaluate``.

@@ -102,7 +102,7 @@ def _write_files(folder: Path, evaluation: Evaluation) -> None:
 
 
 def _mend(base: Path) -> None:
-    """Bring back what a writer that was killed had put aside; drop what else such writers left."""
+    """Restore what a killed writer had moved aside, and remove its other remains."""
     for path in sorted(base.glob(".*")):
         match = _LEFTOVER.fullmatch(path.name)
         if match is None or not abandoned.is_left(path, int(match["pid"])):
@@ -114,7 +114,7 @@ def _mend(base: Path) -> None:
 
 
 def _carry_studies(old: Path, new: Path, evaluation: Evaluation) -> None:
-    """Studies of the same parameters and gallery on the same images stay true; others go."""
+    """Carry over studies of the same parameters, gallery and images; drop the others."""
     for path in old.glob("[a-z]*.json"):
         if path.name == "record.json":
             continue

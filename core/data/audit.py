@@ -77,7 +77,7 @@ def audit(dataset: Dataset, *, progress: Callable[[float, str], None] | None = N
 
     Args:
         dataset: all splits are looked at.
-        progress: told the share read.
+        progress: called with the fraction read.
 
     Returns:
         The report. Near duplicates have perceptual hashes within 8 of 64 bits, and their fine

@@ -53,7 +53,7 @@ def find_neighbours(
     Args:
         gallery: all of it is searched, whoever may vote now.
         n_neighbours: M; take more than K, so that rows can be set aside later.
-        progress: told the share done.
+        progress: called with the fraction done.
 
     Returns:
         Per part (P, N, M); fewer than M are padded where a row has fewer relatives left.

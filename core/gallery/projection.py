@@ -109,7 +109,7 @@ def fit_map(
     Args:
         embeddings: (N, D) unit embeddings.
         settings: method and parameters.
-        progress: told UMAP's share of epochs done.
+        progress: called with the fraction of UMAP epochs done.
     """
     check_shape("embeddings", embeddings, (None, None))
     if settings.method == "pca" or len(embeddings) < _MIN_FOR_UMAP:

@@ -166,7 +166,7 @@ class Embedder:
         Args:
             images: each (H, W, 3) uint8 RGB; read lazily.
             n_images: their number, for the progress.
-            progress: told the share done after each batch.
+            progress: called with the fraction done after each batch.
 
         Raises:
             ShapeError: an image has another shape, or there is none.

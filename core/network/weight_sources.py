@@ -66,7 +66,7 @@ def create_model(name: str, *, input_size: int, **options: object) -> nn.Module:
 def load_pretrained(
     name: str, *, input_size: int, weights_dir: Path | None, random_weights: bool
 ) -> tuple[nn.Module, WeightSource]:
-    """Make a whole timm model with pretrained parameters, and say where they came from.
+    """Build a timm model with pretrained weights and report where they came from.
 
     Args:
         name: timm model name, with or without a weight tag.

@@ -26,7 +26,7 @@ _MIN_PER_FOLD = 4  # patients of the rarer class; with fewer, folds say nothing
 
 @dataclass(frozen=True)
 class Calibration:
-    """How vote scores become probabilities: fitted on validation, chosen by cross-validation there.
+    """Maps vote scores to probabilities: fitted and chosen by cross-validation on validation.
 
     ``ece_after`` and the losses are of held-out folds: each image is judged by a fit that did not
     see it. Without folds (too few images) only the temperature is fitted and ``ece_after`` is its
@@ -117,7 +117,7 @@ def fit_calibration(
 def _compute_log_loss(
     truth: NDArray[np.bool_], p_disease: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(N,) log loss of each image; a certainty that was wrong costs much, not everything."""
+    """(N,) log loss of each image, clipped so that a wrong certainty is not infinite."""
     said = np.where(truth, p_disease, 1.0 - p_disease)
     losses: NDArray[np.float64] = -np.log(np.clip(said, _TINY, 1.0 - _TINY))
     return losses

@@ -54,7 +54,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Answering only the surest images: how many, and how right."""
+    """Accuracy and share answered when only the most certain images are."""
 
     margin: float  # an image is answered where |p - 0.5| is at least this
     coverage: float  # share of all images answered, 0..1

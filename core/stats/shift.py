@@ -25,7 +25,7 @@ _MIN_REST = 4  # images of either class that must be left to measure on
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What one model said of one set of images, one row each."""
+    """One model's answers on one set of images, one row each."""
 
     is_disease: NDArray[np.bool_]
     p_disease: NDArray[np.float64]
@@ -60,7 +60,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Recalibration:
-    """What two numbers fitted on a small sample change."""
+    """The effect of recalibrating on a small labelled sample."""
 
     n_sample: int
     n_draws: int
@@ -80,7 +80,7 @@ class Comparison:
 
 
 def compare(home: Answers, away: Answers, *, n_sample: int, seed: int = 0) -> Comparison:
-    """Figures side by side, the shift, and what recalibration wins elsewhere.
+    """Compare metrics at home and elsewhere, the shift, and the gain from recalibration.
 
     Args:
         home: on the data that the model comes from; ``away`` on the other's.

@@ -93,7 +93,7 @@ def run_trial(
         cache_trunk: as the run will have it.
         is_ensemble: the run trains two models on the same trunks, and their vote.
         process_s: seconds this process took to start; the run's will take as long.
-        progress: told the share of the trial done.
+        progress: called with the fraction of the trial done.
 
     Raises:
         BackboneError: the backbones' pretrained parameters are not to be had here.

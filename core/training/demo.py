@@ -34,7 +34,7 @@ def build_demo(
         n_train: images drawn for training and validation.
         n_test: images drawn for ``evaluate``.
         size: side of the images in pixels.
-        progress: told the share done and a sentence.
+        progress: called with the fraction done and a message.
     """
     final = settings.checkpoints_dir / MODEL_ID
     if final.is_dir():

@@ -54,7 +54,7 @@ def train_ensemble(
         resume: go on with an interrupted run; finished members are kept.
         cache_trunk: keep trunk activations on disk while training.
         is_synthetic: marks models of the drawn demo images.
-        progress: told the share done and a sentence.
+        progress: called with the fraction done and a message.
         watch: makes the watcher of the fitting of the member it is told.
 
     Returns:
@@ -100,7 +100,7 @@ def train_ensemble(
 
 
 def read_if_of_recipe(folder: Path, run: RunConfig) -> BundleConfig | None:
-    """What a bundle says of itself, if it was trained by this recipe, whatever the vote's gate.
+    """A bundle's configuration, if it was trained with this recipe (the gate aside).
 
     None where it was not, or cannot be read.
     """
@@ -127,7 +127,7 @@ def _check_own(folder: Path, run: RunConfig, dataset: Dataset) -> None:
 
 
 def map_progress(progress: Progress | None, start: float, share: float) -> Progress | None:
-    """Map a part's share done onto the whole's."""
+    """Map the progress of one part onto the progress of the whole."""
     if progress is None:
         return None
 

@@ -142,7 +142,7 @@ def _vote_on_validation(
 def describe(
     embedder: Embedder, dataset: Dataset, *, name: str, is_synthetic: bool
 ) -> BundleConfig:
-    """What the bundle says of itself; the hash of its weights is filled in when it is written."""
+    """The bundle's configuration; the weights' hash is filled in when it is written."""
     return BundleConfig(
         model_id=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

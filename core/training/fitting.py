@@ -148,7 +148,7 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
         return DataLoader(_StepDataset(self.cache, chosen), batch_size=None, shuffle=False)
 
     def configure_optimizers(self) -> dict[str, object]:
-        """AdamW, differential learning rates; a rise where asked for, then cosine to zero."""
+        """AdamW with differential learning rates; optional warm-up, then cosine decay to zero."""
         config = self.config.train
         heads = [self.net.adapters, self.net.classifier, self.auxiliary]
         head_params = [p for head in heads if head is not None for p in head.parameters()]
@@ -181,7 +181,7 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
             state[f"loss.{key}"] = state.pop(key)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:  # noqa: ARG002
-        """Dropout's draws belong to the step, whatever ran before."""
+        """Seed dropout by the step, so that a resumed run draws the same masks."""
         torch.manual_seed(self.config.train.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
@@ -229,7 +229,7 @@ def compute_separation(embeddings: NDArray[np.float32], labels: NDArray[np.int64
 def compute_active(
     embeddings: NDArray[np.float32], labels: NDArray[np.int64], *, margin: float
 ) -> float:
-    """Share of the images of a batch whose hardest triplet still has something to teach.
+    """Share of a batch's images whose hardest triplet still has a non-zero loss.
 
     Args:
         embeddings: (B, D); labels (B,) with every class twice or more.
@@ -299,7 +299,7 @@ def find_collapse(spread: float, separation: float) -> str | None:
 
 
 def _find_checkpoint(path: Path, *, log: Log) -> Path | None:
-    """The checkpoint to go on from; none where there is none or it did not reach the disk whole."""
+    """The checkpoint to resume from; None if there is none or it is incomplete."""
     if not path.is_file():
         log("training begins")
         return None
@@ -334,9 +334,9 @@ def fit(
         cache: complete.
         folder: of the run; ``last.ckpt`` in it is replaced after every group of steps.
         log: takes a line per group.
-        progress: told the share of steps done.
-        watch: told the figures after every group of steps; it may embed images, draws nothing
-            from torch's generator that a step would miss, and changes no parameter.
+        progress: called with the fraction of steps done.
+        watch: called with the metrics after every group of steps; it may embed images, but must
+            not draw from torch's generator nor change a parameter.
     """
     embedder.net.requires_grad_(True).train()  # Lightning keeps the mode that it finds
     module = FittingModule(embedder.net, embedder.config, cache=cache)

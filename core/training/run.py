@@ -59,7 +59,7 @@ def train(
         cache_trunk: keep trunk activations on disk while training.
         cache_folder: where; given, it is kept for the next run on the same data and views.
         is_synthetic: marks models of the drawn demo images.
-        progress: told the share done and a sentence with the time left.
+        progress: called with the fraction done and a sentence with the time left.
         watch: makes the watcher of the fitting (see ``core.training.live_metrics``).
 
     Returns:
@@ -172,7 +172,7 @@ def _check_same_run(
 
 
 def _read_run(path: Path) -> dict[str, Any]:
-    """What ``run.json`` says; a power cut may have left it empty or cut off."""
+    """Read ``run.json``; a power cut may have left it empty or truncated."""
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(before, dict):

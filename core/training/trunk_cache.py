@@ -151,7 +151,7 @@ class TrunkCache:
         """Run the trunks over what is still missing; safe to kill at any moment.
 
         Args:
-            progress: told the share done and a sentence, from before the first image on.
+            progress: called with the fraction done and a sentence, from before the first image on.
         """
         tell = progress or (lambda _done, _text: None)
         n = len(self.records)

@@ -31,7 +31,7 @@ _LOGISTIC_C = 10.0  # fixed beforehand, not searched
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """An image as the frozen trunks see it."""
+    """The frozen trunks' features of one image."""
 
     features: NDArray[np.float32]  # (D,)
     sha256: str  # of its file
@@ -122,7 +122,7 @@ def _embed_frozen(
 
 
 def _embed_records(embedder: Embedder, records: Sequence[Record]) -> dict[str, Frozen | None]:
-    """What the trunks see of each image, by its key; None where it cannot be read."""
+    """Trunk features of each image, by key; None if it cannot be read."""
     hashes: dict[str, str] = {}
 
     def read() -> Iterator[NDArray[np.uint8]]:

@@ -73,7 +73,7 @@ SYSTEMS = {
 
 @dataclass(frozen=True, eq=False)
 class _Bench:
-    """What every run of one ablation shares."""
+    """State shared by all runs of one ablation."""
 
     data: Path
     preset: str
@@ -104,7 +104,7 @@ def run_ablation(
         settings: the work is kept in ``.ablation`` of its checkpoints folder.
         disease_class: which class is disease, where names do not say.
         overrides: ``section.key=value`` for every system; what a system sets itself comes after.
-        progress: told the share done and a sentence.
+        progress: called with the fraction done and a message.
 
     Returns:
         ``runs`` (the evaluate JSON of each with system, seed, recipe, seconds), ``floors`` (the
@@ -227,7 +227,7 @@ def _measure_system(model: Model, dataset: Dataset) -> dict[str, Any]:
 
 
 def _train_system(bench: _Bench, dataset: Dataset, config: RunConfig, *, name: str) -> None:
-    """Train a model unless a killed ablation left it, made by this very recipe."""
+    """Train a model, or reuse the one an interrupted ablation made with the same recipe."""
     folder = bench.settings.checkpoints_dir / name
     if folder.is_dir():
         if read_bundle_config(folder).run == config:
@@ -251,7 +251,7 @@ def _identify(configs: Sequence[RunConfig]) -> str:
 
 
 def _read_kept(path: Path, recipe_id: str) -> list[dict[str, Any]]:
-    """The rows that an earlier ablation kept for this recipe; none where it was another.
+    """Rows kept by an earlier ablation with the same recipe; empty otherwise.
 
     Rows without a ``recipe_id``, kept before there was one, count as of this recipe.
     """
@@ -295,7 +295,7 @@ def _list_predictions(reading: SplitReading) -> dict[str, Any]:
 
 
 def _run_floors(bench: _Bench, *, seed: int) -> list[dict[str, Any]]:
-    """The floors' rows, which every system of the seed is held against."""
+    """The baselines' rows, against which every system of the seed is compared."""
     path = bench.settings.checkpoints_dir / f".floors-seed-{seed}.json"
     config = _configure(bench, SYSTEMS["1"], seed=seed)
     recipe_id = _identify([config])

@@ -28,7 +28,7 @@ class Ablation:
 
 
 def list_ablations(checkpoints_dir: Path, results: Path = _RESULTS) -> list[Ablation]:
-    """Every readable ablation file, newest first; others are passed over."""
+    """Every readable ablation file, newest first; unreadable files are skipped."""
     found = {}
     for folder in (results, checkpoints_dir):
         for path in sorted(folder.glob("ablation*.json")) if folder.is_dir() else []:

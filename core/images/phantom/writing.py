@@ -33,7 +33,7 @@ def write_dataset(
         n_test: images in test.
         seed: of the first eye; no eye is in both splits.
         size: side in pixels.
-        progress: told the share drawn.
+        progress: called with the fraction drawn.
 
     Raises:
         DataError: the folder exists and holds something else.
