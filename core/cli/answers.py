@@ -120,7 +120,7 @@ def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _exists(path: Path) -> bool:
-    """Whether something is there, readable or not; a name that no file can have is not."""
+    """Whether the path exists, readable or not; an impossible name does not."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -131,7 +131,7 @@ def _exists(path: Path) -> bool:
 
 
 def _check_writable(folder: Path, what: str) -> None:
-    """Make the folder and a file in it: better now than after hours of answers.
+    """Check that the folder can be written to, before hours of work.
 
     Raises:
         ConfigError: it cannot be.
@@ -149,7 +149,7 @@ def _refuse_folder(folder: Path, what: str, err: OSError) -> ConfigError:
 
 
 def _name_case(diagnosis: Diagnosis, index: int) -> str:
-    """The beginning of the names of a case's files: unlike any other's, and not too long."""
+    """A unique file-name prefix for a case, short enough for any file system."""
     stem = Path(diagnosis.file).stem.encode(errors="ignore")[:_STEM_BYTES].decode(errors="ignore")
     return f"{index:04d}-{stem}"
 

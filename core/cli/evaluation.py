@@ -70,7 +70,7 @@ def external(
     json_file: JsonFile = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Compare two evaluations of a model: figures, shift, what recalibration wins.
+    """Compare two evaluations of a model: metrics, shift, gain from recalibration.
 
     An evaluation is named DATA-SPLIT, as in <model>/evaluations/.
     """

@@ -57,7 +57,7 @@ def findings(
     top: Annotated[int, typer.Option(help="Images listed of each kind.")] = 50,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """What deserves a look in a gallery: wrong answers, suspect labels, repeats, outliers."""
+    """List gallery images to review: outvoted, suspect labels, duplicates, outliers."""
     from core.exploring import review_lists
     from core.exploring.gallery_table import explore, prepare, read_manifest
     from core.export.tables import export_csv
@@ -124,7 +124,7 @@ def gallery(
     json_file: JsonFile = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """The gallery's history; relabel or set images aside, undo, roll back."""
+    """Show the gallery's history; relabel or exclude images, undo, roll back."""
     from core.exploring.gallery_table import prepare, preview
     from core.gallery.corrections_db import open_store
     from core.models.registry import load_bundle

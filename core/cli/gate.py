@@ -20,7 +20,7 @@ Check = Annotated[
 
 
 def check_data(dataset: Dataset, *, has_look: bool) -> None:
-    """Look at the data, print what was found, refuse what cannot be trained on.
+    """Check the data, print the findings, refuse data that cannot be trained on.
 
     Args:
         dataset: with the run's validation split.

@@ -46,7 +46,7 @@ def compare(
     disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Put two models side by side, image by image; the gate of `activate` rests on it."""
+    """Compare two models image by image; the activation gate relies on it."""
     from core.assessment.model_comparison import compare_models, save_comparison
     from core.data.datasets import read_dataset
     from core.models.registry import find_model, load_bundle
@@ -130,7 +130,7 @@ def export(
     file: Annotated[Path, typer.Argument(help="The new file, NAME.neighbordx.")],
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Write a model as one file: safetensors and JSON, nothing that can run."""
+    """Export a model as one file: safetensors and JSON, nothing executable."""
     from core.models.exchange import export_model
 
     path = export_model(read_settings(checkpoints).checkpoints_dir, model, file)
@@ -213,7 +213,7 @@ def estimate(
     disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Measure a few steps here and say what time, memory and disk a run will take."""
+    """Measure a few steps and estimate the time, memory and disk of a run."""
     from core.cli.terminal import quiet_lightning
     from core.config.presets import build_config
     from core.data.datasets import read_dataset

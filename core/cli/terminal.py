@@ -31,7 +31,7 @@ DiseaseClass = Annotated[
 
 
 def quiet_lightning() -> None:
-    """After its import, which sets its own level: our progress says what matters."""
+    """Quieten Lightning after its import, which sets its own log level."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -48,7 +48,7 @@ def write_json(path: Path | None, value: object) -> None:
 
 
 def _drop_nan(value: object) -> object:
-    """The same with null for numbers that are undefined: JSON knows neither NaN nor Infinity."""
+    """Replace undefined numbers by null: JSON has neither NaN nor Infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -68,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def show_progress(title: str) -> Iterator["_Report"]:
-    """A progress bar on a terminal, one line now and then in a log file."""
+    """A progress bar on a terminal, an occasional line in a log file."""
     if not CONSOLE.is_terminal:
         yield _Report(title, None)
         return

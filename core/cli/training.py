@@ -95,7 +95,7 @@ def ensemble(
     ] = EnsembleConfig().min_val_accuracy,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Put finished models to a soft vote, weighted by validation accuracy."""
+    """Build an ensemble: a soft vote of finished models, weighted by validation accuracy."""
     from core.models.ensemble import build_ensemble
 
     folder = build_ensemble(
@@ -117,7 +117,7 @@ def ablation(
     disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Train the report's systems on one data folder and compare them; a killed one goes on."""
+    """Train the report's systems on one data folder and compare them; resumes when interrupted."""
     from core.assessment.ablation import run_ablation, write_table
 
     quiet_lightning()

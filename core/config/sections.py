@@ -249,7 +249,7 @@ def build_record(cls: type[_Record], raw: object, where: str) -> _Record:
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Every fault that pydantic finds, its place and the value, in one ConfigError."""
+    """Turn a pydantic ValidationError into one ConfigError naming every fault and its value."""
     try:
         yield
     except ValidationError as err:

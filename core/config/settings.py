@@ -33,7 +33,7 @@ class Settings:
 
     @staticmethod
     def from_env() -> "Settings":
-        """Read the variables named above; an empty one is as good as none.
+        """Read the variables named above; an empty one counts as unset.
 
         Raises:
             ConfigError: a number that is not one, or an unknown device.

@@ -32,7 +32,7 @@ _BLOCK = 1024  # rows or pairs compared at once, to bound memory
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images that show the same."""
+    """A group of images that show the same content."""
 
     keys: tuple[str, ...]
     across_splits: bool
@@ -41,7 +41,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What was found; ``core.data.readiness`` weighs it and says it in sentences."""
+    """The findings of an audit; ``core.data.readiness`` judges and words them."""
 
     data_id: str
     n_images: int
@@ -62,7 +62,7 @@ class AuditReport:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What is kept of an image after looking at it."""
+    """What the audit keeps of each image."""
 
     record: Record
     sha256: str
@@ -201,7 +201,7 @@ def _find_near(seen: Sequence[_Seen]) -> tuple[Duplicates, ...]:
 
 
 def find_repeats(pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
-    """Groups of pictures that show the same, by the test that ``audit`` uses.
+    """Groups of near-duplicate pictures, by the test that ``audit`` uses.
 
     Args:
         pictures: each (H, W, 3) uint8 RGB; thumbnails of 64 px or more do.

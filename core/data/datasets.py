@@ -61,7 +61,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Found:
-    """An image as a reader found it; ``split`` is empty where the data do not say."""
+    """An image as a reader found it; ``split`` is empty if the data does not state it."""
 
     key: str
     class_name: str
@@ -177,7 +177,7 @@ def load_record(record: Record) -> Image:
 
 
 def load_ahead(records: Iterable[Record]) -> Iterator[tuple[Record, Image | ImageError]]:
-    """Read images in order, the next ones by another thread while the caller computes.
+    """Read images in order, prefetching in a thread while the caller computes.
 
     Yields:
         each record with its image, or with the reason why it cannot be read.
@@ -233,7 +233,7 @@ def _read_manifest(root: Path) -> list[_Found]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a path is of a file; one that cannot be looked up (name too long) is not there."""
+    """Whether a path is a file; a path that cannot be looked up (name too long) is not."""
     try:
         return path.is_file()
     except OSError:

@@ -51,7 +51,7 @@ def name_key(file: str) -> str:
 def read_columns(
     root: Path, keys: Sequence[str], *, with_patients: bool = False
 ) -> dict[str, tuple[str, ...]]:
-    """Read the further columns.
+    """Read the extra columns.
 
     Args:
         root: the data folder.

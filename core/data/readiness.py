@@ -37,7 +37,7 @@ def read_finding(raw: Mapping[str, Any]) -> Finding:
 
 
 def judge(report: AuditReport) -> tuple[Finding, ...]:
-    """Weigh an audit, what stops training first."""
+    """Judge an audit; findings that stop training come first."""
     found = [
         *_judge_counts(report.readable),
         *_judge_duplicates(report),
@@ -47,12 +47,12 @@ def judge(report: AuditReport) -> tuple[Finding, ...]:
 
 
 def judge_counts(dataset: Dataset) -> tuple[Finding, ...]:
-    """Weigh the numbers of images alone: quick, no image is read."""
+    """Judge the image counts alone, without reading any image."""
     return _sort(_judge_counts(count(dataset)))
 
 
 def combine(judged: Iterable[Sequence[Finding]]) -> tuple[Finding, ...]:
-    """The findings of several splits of one data set as one list: of each kind the worst.
+    """Merge the findings of several splits of a data set, keeping the worst of each kind.
 
     Args:
         judged: per seed of the validation split what ``judge`` found.

@@ -34,7 +34,7 @@ _MAX_DEPTH = 12
 
 @dataclass(frozen=True)
 class ZipLimits:
-    """What one upload may take."""
+    """The limits on one upload."""
 
     n_files: int = 50_000
     total_bytes: int = 4 << 30  # unpacked
@@ -43,7 +43,7 @@ class ZipLimits:
 
 
 def uploads_dir(checkpoints_dir: Path) -> Path:
-    """Where uploaded data lie: hidden beside the models, which keep pointing to them."""
+    """The folder of uploaded data, hidden beside the models that refer to it."""
     return checkpoints_dir / ".data"
 
 
@@ -138,7 +138,7 @@ def store(
 
 
 def extract(source: BinaryIO, into: Path, *, limits: ZipLimits) -> None:
-    """Unpack into a new folder, counting what really comes out.
+    """Unpack into a new folder, counting the bytes actually written.
 
     Raises:
         DataError: as ``store``; the folder may then hold part of the files.
@@ -260,7 +260,7 @@ def _make_unique(parts: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
 
 
 def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, *, limit: int) -> int:
-    """Unpack one file, whatever its header says of its size; returns the bytes written."""
+    """Unpack one file without trusting its header's size; returns the bytes written."""
     n_written = 0
     with archive.open(info) as packed, path.open("xb") as handle:
         while chunk := packed.read(_CHUNK):
@@ -272,7 +272,7 @@ def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, *, limit:
 
 
 def find_root(folder: Path) -> Path:
-    """Look through folders that only wrap another one."""
+    """Descend through folders that only contain another folder."""
     while True:
         inside = [p for p in folder.iterdir() if not p.name.startswith(".")]
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in _SPLITS:

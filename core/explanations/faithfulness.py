@@ -36,7 +36,7 @@ _MIN_MARGIN = 0.02  # of an area over chance: less is not seen in the two decima
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What happens to the vote when a heatmap's cells are taken away, or are all that is left.
+    """Deletion and insertion scores of a heatmap, beside those of random orders.
 
     A true map has a low ``deletion`` and a high ``insertion``; a random order has the same area
     for both in expectation: what it deletes first is what its reverse inserts last.
@@ -54,7 +54,7 @@ class Faithfulness:
 
     @property
     def is_better_than_random(self) -> bool:
-        """Whether both areas beat chance by more than chance differs from itself, and visibly."""
+        """Whether both scores beat random orders by more than 0.02 and more than their spread."""
         margin = max(_MIN_MARGIN, self.random_spread)
         return (
             self.deletion_random - self.deletion > margin

@@ -294,7 +294,7 @@ def normalise(heatmap: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def randomise_net(embedder: Embedder, *, seed: int = 0) -> Embedder:
-    """The same model with every trained layer drawn anew: its heatmaps should look otherwise.
+    """The model with every trained layer re-initialised: its heatmaps should look different.
 
     Args:
         embedder: not modified.
@@ -334,7 +334,7 @@ def resize_heatmap(heatmap: NDArray[np.float32], *, height: int, width: int) -> 
 def overlay(
     pixels: NDArray[np.uint8], heatmap: NDArray[np.float32], *, opacity: float
 ) -> NDArray[np.uint8]:
-    """Lay a heatmap over an image; where the heatmap is zero the image stays as it is.
+    """Overlay a heatmap on an image; the image is unchanged where the heatmap is zero.
 
     Args:
         pixels: (H, W, 3) uint8 RGB; not modified.

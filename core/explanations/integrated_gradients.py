@@ -30,7 +30,7 @@ _N_STEPS = 6
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shares of the places become one picture."""
+    """How the attributions of the positions become one heatmap."""
 
     sigma: float = 0.0  # of a Gaussian that smooths the shares, as a share of the side
     rectifies_views: bool = False  # what speaks against the class is dropped view by view

@@ -48,7 +48,7 @@ class Exploration:
 
     @property
     def accuracy(self) -> float:
-        """Share of the voting images that the others get right; nan where there is none."""
+        """Leave-one-out accuracy of the voting images; nan if there are none."""
         counted = self.may_vote & (self.predicted >= 0)
         return float((~self.is_wrong[counted]).mean()) if counted.any() else float("nan")
 
@@ -160,7 +160,7 @@ def _mix(members: Sequence[Member], votes: Sequence[LeaveOneOut], *, n: int) -> 
 
 @dataclass(frozen=True)
 class Effect:
-    """What changes would do, before they are made. Accuracies are left-one-out."""
+    """The effect of corrections before they are made; accuracies are leave-one-out."""
 
     accuracy_before: float
     accuracy_after: float
@@ -169,7 +169,7 @@ class Effect:
 
 
 def preview(model: Model, tables: Sequence[NeighbourTable], changes: Sequence[Change]) -> Effect:
-    """Vote again with changes that are not written anywhere.
+    """Recompute the votes with corrections that are not saved.
 
     Raises:
         DataError: the changes would leave a class without an image to vote.
@@ -192,7 +192,7 @@ def preview(model: Model, tables: Sequence[NeighbourTable], changes: Sequence[Ch
 def read_manifest(
     root: Path, keys: Sequence[str]
 ) -> tuple[dict[str, NDArray[Any]], ManifestStatus]:
-    """Further columns of the training images, from the data folder's manifest.csv.
+    """Extra columns of the training images, from the data folder's manifest.csv.
 
     Args:
         root: where the training images lay.

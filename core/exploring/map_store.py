@@ -38,7 +38,7 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True, eq=False)
 class FittedMap:
-    """A map with how it was made and how far it may be believed."""
+    """A fitted map with its settings and its quality."""
 
     settings: MapSettings
     coordinates: NDArray[np.float32]  # (N, 2) or (N, 3), row i belongs to gallery row i
@@ -47,7 +47,7 @@ class FittedMap:
 
 @dataclass(frozen=True)
 class FitState:
-    """Where a fit stands."""
+    """The progress of a fit."""
 
     status: Literal["none", "running", "done", "failed"]
     share: float = 0.0
@@ -55,7 +55,7 @@ class FitState:
 
 
 def load_map(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) -> FittedMap | None:
-    """A map that is there already, or at once to be had (PCA, the bundle's own); else None."""
+    """A stored map, or one that is quick to compute (PCA, the bundle's own); else None."""
     embeddings = bundle.contents.gallery.embeddings
     path = _map_path(checkpoints, bundle, settings)
     with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):

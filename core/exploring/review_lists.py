@@ -38,7 +38,7 @@ class Finding:
 
 
 def find_wrong(seen: Exploration) -> Finding:
-    """Images whose left-out answer differs from their label, the surest of these first."""
+    """Images whose leave-one-out answer differs from their label, most certain first."""
     confidence = np.where(seen.is_wrong, seen.columns["confidence"], np.nan)
     return _rank(confidence, largest_first=True)
 
@@ -96,7 +96,7 @@ def _join_groups(groups: Sequence[NDArray[np.int64]], gallery: Gallery) -> Findi
 
 
 def find_outliers(model: Model, *, n: int = N_OUTLIERS) -> Finding:
-    """The images farthest from their 5 nearest, seen by the frozen trunks, farthest first."""
+    """The images farthest from their 5 nearest in trunk features, farthest first."""
     bundle = model.lead
     points = bundle.contents.novelty.descriptors
     if len(points) > _MAX_WIDE:

@@ -21,7 +21,7 @@ from core.models.ensemble import Model
 
 @dataclass(frozen=True)
 class Case:
-    """What an export of one case is made of."""
+    """The inputs of a case export."""
 
     model: Model
     diagnosis: Diagnosis  # with pixels
@@ -41,7 +41,7 @@ class CaseFormat:
     build: Callable[[Case], bytes]
 
     def name_file(self, file: str) -> str:
-        """The name of the export of an image of that name."""
+        """The export's file name for an image of that name."""
         return f"{PurePath(file).stem or 'case'}{self.suffix}"
 
 

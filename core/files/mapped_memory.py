@@ -12,7 +12,7 @@ _DONTNEED = 4  # MADV_DONTNEED: the next read fetches the page from the file aga
 
 
 def release_pages(path: Path) -> None:
-    """Count a mapped file no longer as this process's memory; a later read fetches it again.
+    """Release a mapped file's pages; a later read loads them again.
 
     Args:
         path: of the file. What this process wrote into a private mapping of it would be lost.

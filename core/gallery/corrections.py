@@ -25,7 +25,7 @@ _EMPTY: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Change:
-    """What is wanted for one image. ``new`` is a class name, "yes" or "", or the note's text."""
+    """One requested change to an image. ``new``: a class name, "yes" or "", or the note's text."""
 
     key: str
     field: Field
@@ -147,7 +147,7 @@ def replay(history: Sequence[Version], number: int) -> tuple[GalleryState, dict[
 def list_edits(
     state: GalleryState, changes: Sequence[Change], given_labels: Mapping[str, str]
 ) -> list[Edit]:
-    """What really changes, with the old values; the last wish for a field counts."""
+    """The effective edits, with their old values; the last change to a field counts."""
     wanted = {(change.key, change.field): change.new for change in changes}
     edits = []
     for (key, name), new in wanted.items():

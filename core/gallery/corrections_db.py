@@ -91,7 +91,7 @@ class CurationStore:
         self._has_tables = False
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._engine.dispose()
 
     def read_state(self, scope: str, *, version: int | None = None) -> GalleryState:
@@ -185,7 +185,7 @@ class CurationStore:
         return self._add(scope, history, edits, expected_version, action="change", author=author)
 
     def undo(self, scope: str, *, expected_version: int, author: str = "") -> int:
-        """Take the last change back; again, the one before it.
+        """Undo the last change; repeated calls undo earlier ones.
 
         Raises:
             CurationError: nothing is left to undo, or somebody else changed the gallery since.
@@ -292,7 +292,7 @@ class CurationStore:
             connection.execute(sa.insert(_FILTERS), row)
 
     def delete_filter(self, scope: str, name: str) -> None:
-        """Forget a filter; nothing happens where there is none."""
+        """Delete a filter, if it exists."""
         with self._begin() as connection:
             connection.execute(_pick_filter(sa.delete(_FILTERS), scope, name))
 

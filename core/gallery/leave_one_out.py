@@ -38,7 +38,7 @@ class NeighbourTable:
 
 @dataclass(frozen=True, eq=False)
 class LeaveOneOut:
-    """What the others say of each row."""
+    """The leave-one-out vote on each row."""
 
     probs: NDArray[np.float32]  # (N, C) shares of the vote; nan where no image was left to vote
     purity: NDArray[np.float32]  # (N,) share of the k nearest with the row's own label
@@ -199,7 +199,7 @@ def find_mixed_regions(
     n_classes: int,
     limit: float = 0.75,
 ) -> list[Region]:
-    """Regions where neither class rules, the largest first.
+    """Regions where the classes mix, the largest first.
 
     Args:
         table: of the gallery; its first part ties the images of a region together.

@@ -68,7 +68,7 @@ class Gallery:
 
     @cached_property
     def silent(self) -> NDArray[np.int64]:
-        """The rows that curation set aside, ascending."""
+        """The rows excluded by corrections, ascending."""
         return np.setdiff1d(np.arange(len(self), dtype=np.int64), self.voters)
 
     @property
@@ -130,7 +130,7 @@ class Gallery:
         *,
         excluded: Sequence[NDArray[np.int64]] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Find the k nearest rows of each query, whatever the other queries are.
+        """Find the k nearest rows of each query, independently of the other queries.
 
         Args:
             queries: (Q, D) float32.
@@ -210,7 +210,7 @@ class Gallery:
 
 
 class _HalfRows:
-    """The rows once more in half precision: half the memory to read, and it is known how far off.
+    """A half-precision copy of the rows: half the memory traffic, with a known error bound.
 
     Candidates alone come from here; whether the nearest are among them is the caller's to check.
     """

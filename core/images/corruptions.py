@@ -28,7 +28,7 @@ STRENGTHS: Mapping[str, tuple[float, float, float]] = {
 def corrupt(
     pixels: NDArray[np.uint8], kind: str, *, level: int, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """Damage one image.
+    """Corrupt one image.
 
     Args:
         pixels: (H, W, 3) uint8 RGB; not modified.

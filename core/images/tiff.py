@@ -93,7 +93,7 @@ def is_whole(data: bytes) -> bool:
 
 
 def refuse_kind(kind: str) -> ImageError:
-    """The error that says that a TIFF is sound but cannot be read here."""
+    """The error for a valid TIFF that cannot be read here."""
     return ImageError(
         f"this is a kind of TIFF that cannot be read here ({kind}). Export it with 8 or 16 bits "
         "per sample, little-endian, black as zero, or as PNG or DICOM.",

@@ -122,7 +122,7 @@ def finish(folder: Path, *, returncode: int | None) -> Job:
 
 
 def _explain(folder: Path, returncode: int | None) -> dict[str, Any]:
-    """A worker that left no outcome was ended from outside, or could not write one."""
+    """Describe a worker that left no outcome: killed, or unable to write one."""
     is_full = shutil.disk_usage(folder).free < _FULL_BYTES
     if returncode == -signal.SIGBUS or is_full:  # a page of a mapped file found no room
         return _disk(folder)

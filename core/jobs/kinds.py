@@ -25,7 +25,7 @@ _REPORT_EVERY_S = 0.3
 
 
 class Work:
-    """What a kind of job is given: its parameters, its folder, and where to report."""
+    """What a job's function receives: parameters, folder, progress reporting."""
 
     def __init__(self, folder: Path, params: Mapping[str, Any], settings: Settings) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Work:
         self._last = 0.0
 
     def report(self, done: float, text: str) -> None:
-        """Write the share done and a sentence, a few times a second at most."""
+        """Write the progress and a message, a few times a second at most."""
         if time.monotonic() - self._last < _REPORT_EVERY_S and done < 1.0:
             return
         self._last = time.monotonic()
@@ -91,7 +91,7 @@ def _train(work: Work) -> dict[str, Any]:
 
 
 def _is_made(work: Work, config: RunConfig) -> bool:
-    """Whether the model is there, as a worker of this job wrote it: only its last word was lost.
+    """Whether this job's model is already complete and only its result was lost.
 
     Raises:
         JobError: another model took the name, or that of a member, while the job did not run.
@@ -149,7 +149,7 @@ def _evaluate(work: Work) -> dict[str, Any]:
 
 
 def _audit(work: Work) -> dict[str, Any]:
-    """Look at data before training. Takes data, disease_class, val_fraction, seeds (of the
+    """Audit data before training. Takes data, disease_class, val_fraction, seeds (of the
     validation split: each is judged, the images are read once)."""
     from core.data.audit import audit, restate
     from core.data.datasets import read_splits
@@ -182,7 +182,7 @@ def _audit(work: Work) -> dict[str, Any]:
 
 
 def _trial(work: Work) -> dict[str, Any]:
-    """Measure what a run would cost. Takes what train takes but the name."""
+    """Estimate the cost of a run. Takes what train takes, without the name."""
     config = build_config(work.params)
     dataset = work.read_data(config)
     from core.training.cost_estimate import run_trial
@@ -208,7 +208,7 @@ def _trial(work: Work) -> dict[str, Any]:
 
 
 def _compare(work: Work) -> dict[str, Any]:
-    """Put two models side by side. Takes first, second, data, split, disease_class."""
+    """Compare two models. Takes first, second, data, split, disease_class."""
     from core.assessment.model_comparison import compare_models, save_comparison
     from core.models.registry import find_model, load_bundle
 
@@ -231,7 +231,7 @@ def _compare(work: Work) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a job of this kind does."""
+    """One kind of job."""
 
     run: Callable[[Work], dict[str, Any]]  # the result, plain JSON
     lane: str  # work of one lane runs one at a time; looking at data must not wait for training

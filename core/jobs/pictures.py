@@ -17,7 +17,7 @@ _N_IN_GROUP = 4
 def save_pictures(
     dataset: Dataset, findings: Sequence[Finding], folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Write thumbnails of the images a person should look at.
+    """Write thumbnails of the images to review.
 
     Args:
         dataset: the audited data.

@@ -189,7 +189,7 @@ class ModelBundle:
         return self.contents.thumbnails[index]
 
     def has_original(self, index: int) -> bool:
-        """Whether the training image still lies where it was."""
+        """Whether the training image is still at its original path."""
         root = Path(self.config.data_root)
         return root.is_file() or (root / self.gallery.keys[index]).is_file()
 

@@ -147,7 +147,7 @@ class Ensemble:
         return member.bundle.encoded_thumbnail(row)
 
     def has_original(self, index: int) -> bool:
-        """Whether the training image still lies where it was."""
+        """Whether the training image is still at its original path."""
         member, row = self.find_image(index)
         return member.bundle.has_original(row)
 
@@ -259,7 +259,7 @@ def _admit(
 def mix_validation(
     metrics: Sequence[Mapping[str, Any]], *, data_ids: Sequence[str], weights: Sequence[float]
 ) -> dict[str, Any] | None:
-    """What members say together of the validation images that all of them held out.
+    """The members' combined answers on the validation images that all of them held out.
 
     Args:
         metrics: the content of each member's metrics.json.

@@ -234,7 +234,7 @@ def _write_folder(
 
 
 def _put(directory: Path, folder: Path) -> None:
-    """Move a model to the others; another session may just have put the same one there."""
+    """Move an imported model into place; another session may just have imported the same one."""
     try:
         folder.rename(directory / folder.name)
     except OSError:
@@ -243,7 +243,7 @@ def _put(directory: Path, folder: Path) -> None:
 
 
 def _is_known(directory: Path, folder: Path) -> bool:
-    """Whether the very same model is already there; another one of its name is in the way."""
+    """Whether the identical model exists already; a different one of that name is an error."""
     there = directory / folder.name
     if not there.exists():
         return False
@@ -263,7 +263,7 @@ def _is_known(directory: Path, folder: Path) -> bool:
 
 
 def _prove(folder: Path, settings: Settings) -> None:
-    """Load it as the app would: hashes, shapes, lengths; and every number must be one."""
+    """Load it as the app would: check hashes, shapes, lengths and that all numbers are finite."""
     try:
         if is_ensemble(folder):
             read_record(folder)

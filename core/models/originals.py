@@ -12,7 +12,7 @@ from core.models.ensemble import Model
 
 
 def load_image(model: Model, index: int) -> tuple[Image, bool]:
-    """A training image as one to be answered, and whether it is the original.
+    """Load a training image for diagnosis, and whether it is the original file.
 
     That is the file where it still lies and is the same, else the thumbnail, which bears the
     file's sha256: either way neither the image nor its patient votes on it.

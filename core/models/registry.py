@@ -150,7 +150,7 @@ def delete_model(directory: Path, model_id: str) -> None:
 
 
 def check_deletable(directory: Path, model_id: str) -> None:
-    """Refuse a model that is needed.
+    """Refuse to delete a model that is in use.
 
     Raises:
         CheckpointError: no such model, it is the active one, or an ensemble still needs it.

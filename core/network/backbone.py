@@ -139,7 +139,7 @@ class Backbone:
 
     @property
     def info(self) -> BackboneInfo:
-        """What a finished model's file says of it."""
+        """The BackboneInfo that a model's configuration stores."""
         source = self.source
         return BackboneInfo(
             self.name, self.trunk_hash, source.kind, source.location, source.licence

@@ -39,7 +39,7 @@ class Embedded:
     view_probs: NDArray[np.float32] | None = None  # (V, B, C) of a classifier, of each view alone
 
     def without_tensors(self) -> "Embedded":
-        """The outcome alone: what may be kept for many images."""
+        """The outcome without activations, small enough to keep for many images."""
         return Embedded(self.embeddings, self.descriptors, self.class_probs)
 
 
@@ -96,7 +96,7 @@ class Embedder:
         return torch.cat(features, dim=1)
 
     def freeze(self, *, name: str) -> "Embedder":
-        """The same model for answering alone: its tails run the fastest way found here.
+        """The model prepared for inference, with its tails in their fastest form.
 
         Args:
             name: of the trained parameters (their hash); compiled tails are kept by it.

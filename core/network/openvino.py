@@ -64,7 +64,7 @@ def compile_part(
     precisions: Sequence[str] = ("f32",),
     rival: Callable[[], nn.Module] | None = None,
 ) -> Run | None:
-    """Make a frozen part fast on this CPU, or return None where torch is the better choice.
+    """Compile a frozen part for this CPU, or return None if torch is the better choice.
 
     Args:
         part: float32, in eval mode, on the CPU. Its parameters must not change afterwards.
@@ -133,7 +133,7 @@ class _Kept:
         return run
 
     def release(self) -> None:
-        """Give back the memory of the files: a compiled part has parameters of its own."""
+        """Release the files' memory: a compiled part has its own parameters."""
         for path in find_cache_dir().glob(f"{self.key}-*.bin"):
             release_pages(path)
 

@@ -64,7 +64,7 @@ __all__ = [
 
 @contextmanager
 def _hide_tag_values() -> Iterator[None]:
-    """Turn what the libraries refuse into an ImageError: their messages quote the source's tags."""
+    """Replace library errors, which may quote the source's tags, by an ImageError."""
     try:
         with hush():
             yield

@@ -55,7 +55,7 @@ _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # with dots: ACR-NEMA
 
 @hush()
 def read_patient_tags(data: bytes) -> dict[str, str]:
-    """Who and when, as the file says: keyword -> text; tags that are empty or absent are left out.
+    """The file's patient and study tags: keyword -> text, without empty ones.
 
     For a reader who asks; nothing else in the program looks at them. That none of PATIENT_TAGS is
     filled does not say that the file names nobody.

@@ -12,14 +12,14 @@ from core.training.objectives import LOSSES
 
 
 def say_way(run: RunConfig) -> str:
-    """How the model answers, in few words."""
+    """How the model answers, in a few words."""
     if run.objective.n_adapters == 0:
         return "a linear classifier"
     return "a metric embedding and a vote of the nearest training images"
 
 
 def say_network(config: BundleConfig) -> str:
-    """What stands on the frozen trunks, how it answers and what its parameters began as."""
+    """The trained part of the network, how it answers, and its initialisation."""
     run = config.run
     n_adapters, seed = run.objective.n_adapters, run.train.seed
     known = "random (for tests)" if run.embedder.random_weights else "pretrained"
