@@ -11,6 +11,7 @@ import pydicom
 import pytest
 
 from core.cli import terminal
+from core.explanations.methods import list_offered
 from core.export.formats import CASE_FORMATS
 from core.images.decode import decode
 
@@ -63,6 +64,23 @@ def test_a_folder_that_cannot_hold_heatmaps_is_refused_before_the_first_image(
     monkeypatch.setattr("core.images.decode.load", lambda _path: pytest.fail("an image was read"))
     assert run("predict", "--model", "demo", str(taken), "--explain", str(taken)) == 2
     assert f"Error: cannot write heatmaps into {taken} (File exists)" in capsys.readouterr().err
+
+
+def test_heatmaps_are_drawn_by_the_method_asked_for(
+    run, tiny_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eye = next((tiny_checkpoints / ".demo-data" / "test").rglob("*.png"))
+    command = ["predict", "--model", "demo-triplet", str(eye), "--explain"]
+    for method in list_offered():
+        assert run(*command, str(tmp_path / method), "--heatmap-method", method) == 0
+    first, second = (
+        [p.read_bytes() for p in sorted((tmp_path / m).iterdir())] for m in list_offered()
+    )
+    assert len(first) == len(second) > 0
+    assert first != second
+    capsys.readouterr()
+    assert run(*command, str(tmp_path / "x"), "--heatmap-method", "guess") == 2
+    assert "unknown method 'guess'; choose one of grad-cam" in capsys.readouterr().err
 
 
 def test_cases_are_exported_in_every_format_asked_for(

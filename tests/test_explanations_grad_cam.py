@@ -9,7 +9,6 @@ import torch
 from core.config import Settings, build_preset
 from core.errors import ShapeError
 from core.explanations.grad_cam import (
-    compute_heatmaps,
     compute_vote_log_odds,
     find_class_neighbours,
     find_voters,
@@ -17,6 +16,7 @@ from core.explanations.grad_cam import (
     overlay,
     resize_heatmap,
 )
+from core.explanations.methods import explain_vote
 from core.gallery.search import Gallery
 from core.images.phantom import draw
 from core.models.bundle import ModelBundle
@@ -63,11 +63,12 @@ def test_neighbours_of_a_class_are_exact_in_a_narrow_cone(
 
 def explain_one(bundle: ModelBundle, class_index: int) -> dict[str, np.ndarray]:
     embedded = bundle.embedder.embed_batch([draw(900001, is_diseased=True, size=96).pixels])
-    return compute_heatmaps(
+    return explain_vote(
         bundle.embedder,
         [a[:, 0] for a in embedded.activations],
         class_index=class_index,
         neighbours=find_voters(bundle.gallery, embedded.embeddings[0], k=3),
+        method="grad-cam",
     )
 
 
@@ -106,11 +107,12 @@ def test_a_map_points_at_what_moves_the_vote() -> None:
     marked[54:120, 168:234] = (250, 250, 90)
     reference = embedder.embed_batch([plain, marked]).embeddings
     query = embedder.embed_batch([marked])
-    maps = compute_heatmaps(
+    maps = explain_vote(
         embedder,
         [a[:, 0] for a in query.activations],
         class_index=1,
         neighbours=[[reference[:1], reference[1:] + np.float32(0.01)]],
+        method="grad-cam",
     )
     mean = np.mean([resize_heatmap(m, height=288, width=288) for m in maps.values()], axis=0)
     inside = mean[54:120, 168:234].mean()

@@ -9,7 +9,7 @@ import torch
 
 from core.config import PRESETS, RunConfig, Settings, build_preset
 from core.data.datasets import Dataset
-from core.explanations.grad_cam import compute_heatmaps
+from core.explanations.methods import explain_vote
 from core.network.build import build_embedder
 from core.training.fitting import FittingModule
 from core.training.trunk_cache import TrunkCache
@@ -97,11 +97,12 @@ def test_a_preset_trains_its_tails_alone_and_explains(
     embedder.net.requires_grad_(False).eval()
     with torch.inference_mode():
         points = embedder.net(activations).numpy()
-    maps = compute_heatmaps(
+    maps = explain_vote(
         embedder,
         [a[:1] for a in activations],
         class_index=1,
         neighbours=[[points[1:2], points[2:3]]],
+        method="grad-cam",
     )
     assert set(maps) == set(config.embedder.backbones)
     for heatmap in maps.values():

@@ -41,6 +41,10 @@ def predict(
     explain: Annotated[
         Path | None, typer.Option("--explain", help="Write heatmap pictures into this folder.")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--heatmap-method", help="Of the heatmaps; a wrong one lists the right ones."),
+    ] = None,
     exports: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,6 +61,8 @@ def predict(
     So does a path that does not exist, unless none of them does.
     """
     from core.answers.diagnose import diagnose, reject
+    from core.answers.scrutiny import draw_maps
+    from core.explanations.methods import SHOWN, find_method
     from core.images.decode import load
     from core.models.registry import load_bundle
 
@@ -69,6 +75,8 @@ def predict(
     if not files:
         raise ConfigError("no file was found under the given paths; name images or folders.")
     chosen = _choose_formats(exports or ())
+    method = method or SHOWN
+    find_method(method)
     if explain is not None:
         _check_writable(explain, "heatmaps")
     if chosen:
@@ -81,6 +89,9 @@ def predict(
             try:
                 image = dataclasses.replace(load(path), name=str(path))
                 done = diagnose(bundle, [image], explain=draws)[0]
+                if draws and (leading := done.predicted_class):
+                    maps = draw_maps(bundle, done, class_name=leading, method=method)
+                    done = dataclasses.replace(done, maps=maps)
             except CoreError as err:
                 done = reject(str(path), err, model=bundle)
             written.append(_save_heatmaps(done, explain, index=index) if explain else {})
@@ -164,13 +175,12 @@ def _export(
     index: int,
 ) -> None:
     """Write one case in each format; its heatmaps are tested first, as on the page."""
-    from core.answers.scrutiny import draw_maps, scrutinise
+    from core.answers.scrutiny import scrutinise
     from core.export.formats import Case
 
     scrutiny = None
     if diagnosis.abstain_reason != "novel" and diagnosis.predicted_class:
-        maps = draw_maps(model, diagnosis, class_name=diagnosis.predicted_class)
-        scrutiny = scrutinise(model, diagnosis, maps)
+        scrutiny = scrutinise(model, diagnosis, diagnosis.maps)
     case = Case(model, diagnosis, scrutiny, path.read_bytes)
     for export in formats:
         try:

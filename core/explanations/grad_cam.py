@@ -158,36 +158,6 @@ def find_class_neighbours(
     return found
 
 
-def compute_heatmaps(
-    embedder: Embedder,
-    activations: Sequence[Tensor],
-    *,
-    class_index: int,
-    neighbours: Sequence[Sequence[NDArray[np.float32]]],
-    method: str = "grad-cam",
-) -> dict[str, NDArray[np.float32]]:
-    """Explain the vote for one class on one image.
-
-    Args:
-        embedder: the model; hooks are added and always removed.
-        activations: per backbone the (V, ...) trunk activations of the image's views.
-        class_index: the class argued for.
-        neighbours: what ``find_voters`` found; empty for a classifier.
-        method: one of CAMS.
-
-    Returns:
-        backbone name -> (h, w) float32 in [0, 1] at the layer's resolution: the mean over the
-        views, each turned upright. All zero where nothing supports the class.
-
-    Raises:
-        ConfigError: an unknown method.
-    """
-    by_view = compute_view_heatmaps(
-        embedder, activations, class_index=class_index, neighbours=neighbours, method=method
-    )
-    return {name: normalise(maps.mean(axis=0)) for name, maps in by_view.items()}
-
-
 def compute_view_heatmaps(
     embedder: Embedder,
     activations: Sequence[Tensor],
@@ -196,10 +166,14 @@ def compute_view_heatmaps(
     neighbours: Sequence[Sequence[NDArray[np.float32]]],
     method: str = "grad-cam",
 ) -> dict[str, NDArray[np.float32]]:
-    """The map of every view by itself; arguments as ``compute_heatmaps``.
+    """The map of every view; see ``core.explanations.methods.ViewMaps`` for the arguments.
 
     Returns:
-        backbone name -> (V, h, w) float32, non-negative, each view turned upright.
+        backbone name -> (V, h, w) float32 at the layer's resolution, non-negative, each view turned
+        upright.
+
+    Raises:
+        ConfigError: an unknown method.
     """
     late = embedder.run_bodies(activations)
     return compute_class_heatmaps(embedder, late, neighbours=neighbours, method=method)[class_index]
