@@ -95,39 +95,23 @@ def main() -> None:
         st.sidebar.markdown(
             ":small[" + _("Version {version}").format(version=plain(describe_software())) + "]"
         )
+        screens = {
+            "diagnose": (_("Diagnose"), "radiology"),
+            "explore": (_("Explore"), "scatter_plot"),
+            "evaluate": (_("Evaluate"), "analytics"),
+            "finetune": (_("Fine-tune"), "model_training"),
+            "models": (_("Models"), "deployed_code"),
+        }
         page = st.navigation(
             [
                 st.Page(
-                    ROOT / "pages" / "diagnose.py",
-                    title=_("Diagnose"),
-                    icon=":material/radiology:",
-                    url_path="diagnose",
-                    default=True,
-                ),
-                st.Page(
-                    ROOT / "pages" / "explore.py",
-                    title=_("Explore"),
-                    icon=":material/scatter_plot:",
-                    url_path="explore",
-                ),
-                st.Page(
-                    ROOT / "pages" / "evaluate.py",
-                    title=_("Evaluate"),
-                    icon=":material/analytics:",
-                    url_path="evaluate",
-                ),
-                st.Page(
-                    ROOT / "pages" / "finetune.py",
-                    title=_("Fine-tune"),
-                    icon=":material/model_training:",
-                    url_path="finetune",
-                ),
-                st.Page(
-                    ROOT / "pages" / "models.py",
-                    title=_("Models"),
-                    icon=":material/deployed_code:",
-                    url_path="models",
-                ),
+                    ROOT / "pages" / f"{name}.py",
+                    title=title,
+                    icon=f":material/{icon}:",
+                    url_path=name,
+                    default=name == "diagnose",
+                )
+                for name, (title, icon) in screens.items()
             ]
         )
         page.run()
