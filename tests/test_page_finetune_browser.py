@@ -106,7 +106,7 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
         settle(page)
         fill(page, "Other settings, one per line", "\n".join(quick_settings()))
         click(page, "Measure")
-        wait_for_text(page, "Measured here on cpu", seconds=1500)
+        wait_for_text(page, "Measured on cpu for one run", seconds=1500)
         assert "no GPU" in page.get_by_test_id("stMain").inner_text()
         snap(page, shots / "finetune-1440.png")
         click(page, "Start training")
