@@ -193,7 +193,7 @@ def test_without_webgl_it_draws_turns_and_answers(address: str, browser: Any) ->
         flip(page, "3-D")
         assert count_points(page) == n_drawn
         before = page.locator(POINTS).first.get_attribute("transform")
-        page.get_by_role("slider", name="Turn").press("ArrowRight")
+        page.get_by_role("slider", name="Rotation").press("ArrowRight")
         page.wait_for_timeout(800)
         settle(page)
         assert page.locator(POINTS).first.get_attribute("transform") != before

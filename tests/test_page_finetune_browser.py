@@ -150,7 +150,7 @@ def quick_settings() -> list[str]:
 def use_and_roll_back(page: Any, base: str, checkpoints: Path, shots: Path) -> None:
     page.goto(base + "/models")
     settle(page)
-    box = page.get_by_test_id("stSelectbox").filter(has_text="Model")
+    box = page.get_by_test_id("stSelectbox").filter(has_text="Selected model")
     box.locator("input").click()
     page.get_by_role("option", name=NAME, exact=True).click()
     page.wait_for_timeout(500)

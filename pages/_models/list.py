@@ -110,7 +110,7 @@ def show_one(models: Sequence[ModelSummary]) -> None:
         st.session_state.pop(shared.MODELS_ONE_KEY, None)
     active = registry.active_model_id(_directory())
     chosen = st.selectbox(
-        _("Model"),
+        _("Selected model"),
         ids,
         index=ids.index(active) if active in ids else 0,
         key=shared.MODELS_ONE_KEY,
