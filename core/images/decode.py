@@ -259,8 +259,7 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
         if known == "TIFF" and isinstance(err, UnidentifiedImageError) and is_whole(data):
             raise refuse_kind("an unusual layout of samples") from err
         raise ImageError(
-            f"the file begins like {known} but is truncated or damaged ({type(err).__name__}). "
-            "Copy or export it again.",
+            f"the file begins like {known} but is damaged or was cut off. Copy or export it again.",
             code="image.truncated",
             params={"format": known},
         ) from err

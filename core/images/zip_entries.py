@@ -49,7 +49,7 @@ def list_entries(data: bytes) -> list[Entry]:
             infos = archive.infolist()
     except _ERRORS as err:
         raise ImageError(
-            f"the ZIP archive is damaged ({type(err).__name__}); pack it again.",
+            "the ZIP archive is damaged; pack it again.",
             code="image.zip_damaged",
         ) from err
     if len(infos) > _MAX_ENTRIES:
@@ -90,7 +90,7 @@ def read_entry(data: bytes, place: int, *, max_bytes: int) -> bytes:
                 unpacked = handle.read(max_bytes + 1)
     except (*_ERRORS, IndexError) as err:
         raise ImageError(
-            f"a file in the ZIP archive is damaged ({type(err).__name__}); pack it again.",
+            "a file in the ZIP archive is damaged; pack it again.",
             code="image.zip_damaged",
         ) from err
     if len(unpacked) > max_bytes:
