@@ -77,8 +77,8 @@ def _show_all(was_open: bool) -> None:
     st.subheader(_("Jobs"), divider="gray")
     st.caption(
         _(
-            "One runs at a time, the others wait. They go on when you close this page; everybody "
-            "who opens it sees the same list."
+            "Jobs run one at a time and continue when you close this page; everyone who opens it"
+            " sees the same list."
         )
     )
     for job in found[:_N_SHOWN]:
@@ -97,7 +97,7 @@ def _show_row(job: queue.Job) -> None:
         left.markdown(f"**{plain(job.title)}** · {_kind_label(job.kind)} {_(STATUS[job.status])}")
         left.caption(_("Requested {time} (UTC)").format(time=moment(job.created)))
         if job.status == "running":
-            words = describe_message(job.message) or _("Starting: importing, opening the data …")
+            words = describe_message(job.message) or _("Starting: loading libraries and data …")
             middle.progress(min(1.0, job.progress), text=words)
         elif job.status == "failed":
             middle.markdown(plain(describe_error(job.error_code, job.error, job.error_params)))
@@ -106,7 +106,7 @@ def _show_row(job: queue.Job) -> None:
         with right.container(horizontal=True, horizontal_alignment="right"):
             if job.kind == "train":
                 st.button(
-                    _("Look"), key=f"look-{job.job_id}", icon=":material/monitoring:",
+                    _("View"), key=f"look-{job.job_id}", icon=":material/monitoring:",
                     on_click=_look, args=(job.job_id,),
                 )  # fmt: skip
             if job.is_open:
@@ -153,7 +153,7 @@ def _confirm_removal(job: queue.Job) -> None:
     if job.status != "done":
         st.markdown(_("The progress so far is deleted and cannot be resumed."))
     else:
-        st.markdown(_("Its log and curves are deleted. The model itself stays."))
+        st.markdown(_("Its log and curves are deleted. The model itself is kept."))
     if st.button(_("Remove"), type="primary", key="remove-yes"):
         with shared.show_errors():
             queue.delete(Settings.from_env().checkpoints_dir, job.job_id)
@@ -166,15 +166,15 @@ def _show_run(job: queue.Job) -> None:
     st.markdown("#### " + _("Training of {name}").format(name=plain(job.title)))
     if records:
         if member := records[-1].get("member"):
-            words = _("Now the member {name} of the ensemble.")
+            words = _("Now training member {name} of the ensemble.")
             if not job.is_open:
-                words = _("Curves of its last member, {name}.")
+                words = _("These curves are from the last member, {name}.")
             st.caption(words.format(name=plain(member)))
         _show_figures(records)
         _show_curves(records)
     elif job.is_open:
-        st.info(_("The curves begin when all images have been read once."), icon=":material/timer:")
-    with st.expander(_("Last lines of the log")):
+        st.info(_("The curves start once all images have been read."), icon=":material/timer:")
+    with st.expander(_("End of the log")):
         st.code("\n".join(read_log(folder)) or "–", language=None)
         st.caption(
             _("Files for TensorBoard: {folder}").format(folder=f"`{folder / 'tensorboard'}`")
@@ -188,15 +188,15 @@ def _show_figures(records: list[dict]) -> None:  # type: ignore[type-arg]
     columns[0].metric(_("Step"), f"{last['step']:.0f} / {last['n_steps']:.0f}")  # narrow
     columns[1].metric(_("Loss"), f"{last['loss']:.3f}")
     columns[2].metric(
-        _("Triplets still active"),
+        _("Active triplets"),
         percent(last["active"]),
-        help=_("Images of the last batch that still have something to learn from their hardest "
-               "pair. At 0 % training has nothing left to do."),
+        help=_("Share of images in the last batch whose hardest triplet still contributes to the"
+               " loss. At 0 % there is nothing left to learn."),
     )  # fmt: skip
     columns[3].metric(
         _("Embedding spread"),
         f"{last['spread']:.3f}",
-        help=_("0: all images at one place (collapsed). 1: spread over the whole sphere."),
+        help=_("0: all embeddings coincide (collapse). 1: spread over the whole sphere."),
     )
     if validation:
         columns[4].metric(_("Validation AUROC"), f"{validation['auroc']:.3f}")
@@ -217,7 +217,7 @@ def _show_curves(records: list[dict]) -> None:  # type: ignore[type-arg]
             ),
         ),
         (
-            _("Triplets still active, spread"),
+            _("Active triplets and embedding spread"),
             charts.build_lines(
                 records,
                 {"active": _("active triplets"), "spread": _("spread")},
@@ -228,7 +228,7 @@ def _show_curves(records: list[dict]) -> None:  # type: ignore[type-arg]
     if validation:
         tiles.append(
             (
-                _("Validation while training"),
+                _("Validation during training"),
                 charts.build_validation(records, x_title=_("step"), **words),
             )
         )
@@ -241,7 +241,7 @@ def _show_curves(records: list[dict]) -> None:  # type: ignore[type-arg]
             )
         tiles.append(
             (
-                _("The validation images as the model sees them now"),
+                _("Validation images as the model sees them now"),
                 charts.build_growing_map(
                     validation["map"],
                     disease=class_label("disease"),
@@ -259,8 +259,9 @@ def _show_curves(records: list[dict]) -> None:  # type: ignore[type-arg]
     if validation:
         st.caption(
             _(
-                "Measured on at most 192 images with one view each: rougher than the finished "
-                "model's figures. The map is flat (two main directions) and bends distances."
+                "Measured on at most 192 images with one view each, so less precise than the "
+                "figures of the finished model. The map shows two principal directions and "
+                "distorts distances."
             )
         )
 
@@ -275,7 +276,7 @@ def _poll_short(job_id: str) -> None:
     job = queue.find(directory, job_id)
     if not job.is_open:
         st.rerun()
-    waiting = _("Waiting for its turn") if job.status == "queued" else _("Working")
+    waiting = _("Queued") if job.status == "queued" else _("In progress")
     st.progress(
         min(1.0, job.progress),
         text=f"{_kind_label(job.kind)}: {describe_message(job.message) or waiting}",

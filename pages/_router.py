@@ -65,7 +65,7 @@ def _choose_model() -> None:
 
 def _show_model(model: registry.ModelSummary, *, with_name: bool) -> None:
     lines = [
-        _("Answers: {classes}").format(
+        _("Classes: {classes}").format(
             classes=" / ".join(plain(class_label(c)) for c in model.class_names)
         ),
         _("Training images it compares with: {n}").format(n=model.n_gallery),

@@ -177,7 +177,7 @@ def require_summary() -> registry.ModelSummary:
     active = registry.active_model_id(Settings.from_env().checkpoints_dir)
     summary = models.get(st.session_state.get(MODEL_KEY, "")) or models.get(active or "")
     if summary is None:
-        st.info(_("There is no model yet, so no image can be read."), icon=":material/info:")
+        st.info(_("There is no model yet, so images cannot be read."), icon=":material/info:")
         st.markdown(_("Build the demo model on the server (a few minutes), then reload this page:"))
         st.code("make demo", language="bash")  # runs: python -m core demo
         st.caption(_("Without make: {command}").format(command="`python -m core demo`"))
@@ -203,7 +203,7 @@ def show_errors() -> Iterator[None]:
     except Exception:
         logger.exception("unexpected error in a page")
         st.error(
-            _("Something went wrong on the server. Reload the page; the log has the details."),
+            _("Something went wrong on the server. Reload the page; details are in the log."),
             icon=":material/error:",
         )
         st.stop()

@@ -38,69 +38,71 @@ ERRORS: dict[str, str] = {
         "This is not an image. PNG, JPEG, TIFF, BMP, WebP, GIF and DICOM can be read."
     ),
     "image.too_large": N_("The image is too large: at most {limit} million pixels can be read."),
-    "image.constant": N_("All pixels have the same value: there is nothing to see."),
+    "image.constant": N_("All pixels have the same value, so there is nothing to read."),
     "image.frame": N_("There is no such frame: the file has {n_frames}."),
-    "image.dicom_no_pixels": N_("This DICOM file holds no picture (a report or a header only)."),
-    "image.dicom_transfer_syntax": N_("The compression of this DICOM file ({syntax}) is unknown."),
-    "image.dicom_unsupported": N_("This kind of DICOM picture cannot be read ({reason})."),
+    "image.dicom_no_pixels": N_("This DICOM file contains no image (only a report or a header)."),
+    "image.dicom_transfer_syntax": N_(
+        "The compression of this DICOM file ({syntax}) is not supported."
+    ),
+    "image.dicom_unsupported": N_("This type of DICOM image cannot be read ({reason})."),
     "image.missing": N_("The file is no longer there."),
     "image.tiff_kind": N_(
-        "This kind of TIFF cannot be read here. Export it with 8 or 16 bits per sample, "
+        "This type of TIFF cannot be read here. Export it with 8 or 16 bits per sample, "
         "little-endian, black as zero, or as PNG or DICOM."
     ),
-    "image.window": N_("The window is not usable: it needs a width above 0."),
+    "image.window": N_("The window is invalid: its width must be above 0."),
     "image.zip_damaged": N_("The ZIP archive, or a file in it, is damaged. Pack it again."),
-    "image.zip_empty": N_("The ZIP archive holds no file."),
-    "image.zip_entries": N_("The ZIP archive has {n} entries; at most {limit} are looked at."),
+    "image.zip_empty": N_("The ZIP archive contains no files."),
+    "image.zip_entries": N_("The ZIP archive has {n} entries; at most {limit} are read."),
     "image.zip_encrypted": N_(
         "The file in the ZIP archive is encrypted. Pack it without password."
     ),
-    "image.zip_nested": N_("The ZIP archive holds another archive. Pack the images themselves."),
-    "image.zip_bomb": N_("The file unpacks to far more than a picture would; it was not opened."),
-    "export.rejected": N_("A file that was not read has no answer to report."),
+    "image.zip_nested": N_("The ZIP archive contains another archive. Pack the images themselves."),
+    "image.zip_bomb": N_("The file unpacks to far more than an image would; it was not opened."),
+    "export.rejected": N_("A file that could not be read has no answer to export."),
     "export.no_image": N_("A report needs a DICOM image to refer to."),
     "export.tags": N_(
-        "The tags of the file cannot be carried into a DICOM object ({reason}). Export the image "
-        "again from the archive, or take the PDF."
+        "The tags of the file cannot be written to a DICOM object ({reason}). Export the image "
+        "again from the archive, or use the PDF."
     ),
     "export.failed": N_(
         "The file could not be created. Choose another format; the server log has the details."
     ),
     "image": N_("The image cannot be read."),
     "upload.too_big": N_("The file has {size_mb} MB; the limit is {limit_mb} MB."),
-    "unexpected": N_("Something went wrong with this file. The server log has the details."),
+    "unexpected": N_("Something went wrong with this file. Details are in the server log."),
     "checkpoint.unknown": N_("There is no model “{model_id}”. Known models: {known}."),
     "checkpoint.damaged": N_(
         "Model “{model_id}” cannot be loaded ({reason}). Restore its folder or train it again."
     ),
     "checkpoint.trunk": N_(
-        "The model was trained on other “{name}” weights than the ones found here. "
-        "Use the same weights or train it again."
+        "The model was trained with “{name}” weights that differ from those found here. Use the "
+        "same weights or train it again."
     ),
     "checkpoint.member": N_(
-        "A member of ensemble “{model_id}” is gone or has been replaced: {member}. Restore it or "
-        "build the ensemble again."
+        "A member of ensemble “{model_id}” is missing or has been replaced: {member}. Restore it"
+        " or rebuild the ensemble."
     ),
     "checkpoint": N_("The model cannot be loaded."),
     "backbone.no_weights": N_("No pretrained weights were found for “{name}”."),
-    "backbone.file": N_("A file of pretrained weights cannot be read or does not fit the model."),
-    "backbone": N_("The pretrained part of the model cannot be set up."),
-    "config.device": N_("The computing device that was asked for is not available."),
-    "config": N_("A setting is wrong."),
+    "backbone.file": N_("A pretrained weights file cannot be read or does not match the model."),
+    "backbone": N_("The pretrained backbone cannot be set up."),
+    "config.device": N_("The requested computing device is not available."),
+    "config": N_("A setting is invalid."),
     "data": N_("The data cannot be used."),
     "data.removed": N_(
-        "“{key}” is no longer there: the data was moved or removed while training ran. Put it "
-        "back, then resume."
+        "“{key}” is missing: the data was moved or removed during training. Restore it, then "
+        "resume."
     ),
-    "data.missing": N_("The data is not there. Check the folder, then resume."),
+    "data.missing": N_("The data is missing. Check the folder, then resume."),
     "data.unreadable": N_("None of the {n} images of this split ({split}) can be read."),
     "data.too_few": N_("A class has too few images. Add images and start again."),
     "data.not_ready": N_("Training cannot start with this data."),
     "data.no_upload": N_("There is no uploaded data “{name}”."),
-    "data.disk": N_("The disk has too little room for this training. Free some space."),
+    "data.disk": N_("There is not enough disk space for this training run. Free some space."),
     "job.disk": N_(
-        "The disk is full ({free_mb} MB are free). Free some space, then resume: training goes on "
-        "where it was."
+        "The disk is full ({free_mb} MB free). Free some space, then resume: training continues "
+        "where it stopped."
     ),
     "job.memory": N_(
         "Memory ran out. Choose a smaller preset or close other programs, then resume."
@@ -114,73 +116,79 @@ ERRORS: dict[str, str] = {
         "last checkpoint."
     ),
     "job.name_taken": N_("The name “{name}” is taken. Choose another name."),
-    "job.busy": N_("Another process is training “{name}” now. Wait for it or stop it."),
+    "job.busy": N_("Another process is already training “{name}”. Wait for it or stop it."),
     "job.data_in_use": N_("“{title}” needs the data. Wait for it or cancel it first."),
     "job.open": N_("The job has not ended. Cancel it first."),
     "gate.reason": N_("The gate does not pass. Give a reason; it is recorded."),
-    "archive.refused": N_("The file is not taken: {reason}."),
-    "checkpoint.exists": N_("A model called “{model_id}” exists. Choose another name."),
-    "checkpoint.in_use": N_("Model “{model_id}” is a member of {users}. Delete that first."),
+    "archive.refused": N_("The file is rejected: {reason}."),
+    "checkpoint.exists": N_("A model named “{model_id}” already exists. Choose another name."),
+    "checkpoint.in_use": N_(
+        "Model “{model_id}” is a member of {users}, which must be deleted first."
+    ),
     "checkpoint.active": N_("Model “{model_id}” is in use. Use another one first."),
-    "checkpoint.busy": N_("Somebody else is putting a model to use. Try again in a moment."),
+    "checkpoint.busy": N_("Someone else is activating a model. Try again in a moment."),
     "checkpoint.replaced": N_(
-        "“{model_id}” is not the model that was in use before: it was made anew under this name. "
-        "Use it through the gate."
+        "“{model_id}” is not the model that was in use before: it was rebuilt under the same "
+        "name. Activate it through the gate."
     ),
     "checkpoint.no_previous": N_("There is no earlier model to go back to."),
     "config.resume": N_(
-        "What is kept under this name was made with other settings or other data, or cannot be "
-        "read. Delete it, or train under another name."
+        "The files saved under this name were made with other settings or other data, or cannot "
+        "be read. Delete them, or train under another name."
     ),
     "config.elsewhere": N_(
-        "{key} is not set here: it has a field of its own, or belongs to the check above."
+        "{key} cannot be set here: it has its own field, or belongs to the check above."
     ),
     "config.gate": N_(
         "Model “{model_id}” is below the minimum validation accuracy for voting: a weak member "
         "adds noise. Leave it out."
     ),
-    "config.model_id": N_("A model's name has letters, digits, dots, dashes and underscores."),
-    "data.disease_class": N_("Which class is the disease cannot be told from the names: {found}."),
+    "config.model_id": N_(
+        "A model name may contain letters, digits, dots, dashes and underscores."
+    ),
+    "data.disease_class": N_("The class names do not tell which class is the disease: {found}."),
     "data.classes": N_("Expected exactly two classes. Sort the images into two class folders."),
-    "data.empty": N_("No image was found. Expected one folder per class."),
+    "data.empty": N_("No images found. Expected one folder per class."),
     "data.beside": N_(
-        "The folder “{name}” holds class folders but is no split. Name it train, val or test, or "
-        "move it away."
+        "The folder “{name}” contains class folders but is not a split. Name it train, val or "
+        "test, or move it elsewhere."
     ),
     "data.link": N_(
         "“{key}” cannot be followed: a broken or circular link, or a folder without read "
         "permission. Repair or remove it."
     ),
     "data.manifest": N_("The file manifest.csv cannot be used."),
-    "zip.path": N_("The zip is refused: a name in it points out of its folder."),
-    "zip.names": N_("The zip is refused: a file and a folder in it have one name."),
-    "zip.link": N_("The zip is refused: it holds a symbolic link."),
-    "zip.special": N_("The zip is refused: it holds something that is not a plain file."),
-    "zip.encrypted": N_("The zip is protected by a password. Pack it again without one."),
-    "zip.bomb": N_("The zip is refused: it unpacks to many hundred times its size."),
-    "zip.too_big": N_("The zip is refused: it unpacks to more than is taken."),
-    "zip.too_many": N_("The zip is refused: it holds too many files."),
-    "zip.empty": N_("The zip holds no file."),
-    "zip.disk": N_("The disk has no room to unpack this zip."),
-    "zip": N_("The zip cannot be read. Pack the folder again as a plain zip."),
-    "job": N_("The job ended with an error. Its log has the details."),
+    "zip.path": N_("The ZIP is rejected: a name in it points outside its folder."),
+    "zip.names": N_("The ZIP is rejected: a file and a folder in it have the same name."),
+    "zip.link": N_("The ZIP is rejected: it contains a symbolic link."),
+    "zip.special": N_("The ZIP is rejected: it contains something other than regular files."),
+    "zip.encrypted": N_("The ZIP is password-protected. Pack it again without a password."),
+    "zip.bomb": N_("The ZIP is rejected: it unpacks to several hundred times its size."),
+    "zip.too_big": N_("The ZIP is rejected: it unpacks to more than the limit."),
+    "zip.too_many": N_("The ZIP is rejected: it contains too many files."),
+    "zip.empty": N_("The ZIP contains no files."),
+    "zip.disk": N_("There is not enough disk space to unpack this ZIP."),
+    "zip": N_("The ZIP cannot be read. Pack the folder again as a plain ZIP."),
+    "job": N_("The job failed. Details are in its log."),
     "curation.moved_on": N_(
-        "Somebody else changed the gallery (it is at version {current} now). Look at it again and "
-        "repeat your change."
+        "Someone else changed the gallery (now at version {current}). Review it and repeat your "
+        "change."
     ),
     "curation.nothing": N_("Nothing would change: the images have these values already."),
-    "curation.no_undo": N_("There is no change left to undo."),
-    "curation.too_few": N_("No image of class “{class_name}” would be left to vote. Keep one."),
+    "curation.no_undo": N_("There is no change to undo."),
+    "curation.too_few": N_(
+        "No image of class “{class_name}” would be left to vote. Keep at least one."
+    ),
     "curation.too_long": N_("The note has {n} characters; at most {limit} are kept."),
-    "curation.filter_name": N_("A filter needs a name of 1 to 100 characters."),
+    "curation.filter_name": N_("A filter name must have 1 to 100 characters."),
     "curation.database": N_("The database of corrections cannot be used."),
     "curation": N_("The change to the gallery cannot be made."),
     "evaluation.unknown": N_("Model “{model_id}” has no evaluation “{name}”."),
-    "evaluation.damaged": N_("The kept evaluation “{name}” is damaged. Run it again."),
-    "evaluation.one_class": N_("These images are of one class only; both are needed."),
+    "evaluation.damaged": N_("The saved evaluation “{name}” is damaged. Run it again."),
+    "evaluation.one_class": N_("These images are all of one class; both classes are needed."),
     "external.sample": N_(
-        "{n_sample} of {n} images are too many or too few to recalibrate on: both the sample and "
-        "the rest need images of both classes."
+        "{n_sample} of {n} images cannot be used for recalibration: both the sample and the rest"
+        " need images of both classes."
     ),
     "knn.nobody": N_("No training image is left to compare with."),
 }

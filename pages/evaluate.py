@@ -24,7 +24,7 @@ def _show(summary: Summary) -> None:
     with st.spinner(_("Computing the intervals …")):
         figures = answers.compute_figures(evaluation, token)
     if evaluation.is_synthetic:
-        st.markdown(_(":violet-badge[SYNTHETIC] Drawn images, no patients."))
+        st.markdown(_(":violet-badge[SYNTHETIC] Computer-generated images, no patients."))
     names = {
         "overview": _("Overview"),
         "point": _("Operating point"),
@@ -57,7 +57,7 @@ def _show(summary: Summary) -> None:
         curves.show_k(evaluation)
         st.markdown("#### " + _("Other models on the same images"))
         rivals.show_rivals(evaluation)
-        st.markdown("#### " + _("The systems of the report (ablation)"))
+        st.markdown("#### " + _("Ablation study of the report's systems"))
         rivals.show_ablations()
     elif chosen == "groups":
         answers.show_subgroups(evaluation)

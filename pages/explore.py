@@ -17,7 +17,8 @@ def _explain_columns(status: str, root: str) -> None:
     if status == "moved":
         st.caption(
             _(
-                "The training data are no longer at {root}: their other columns cannot be shown."
+                "The training data is no longer at {root}, so its additional columns cannot be "
+                "shown."
             ).format(root=plain(root))
         )
 
@@ -27,7 +28,7 @@ def main() -> None:
     model = shared.require_model()
     tables = data.require_tables(model)
     if model.is_synthetic:
-        st.markdown(_(":violet-badge[SYNTHETIC] Drawn images, no patients."))
+        st.markdown(_(":violet-badge[SYNTHETIC] Computer-generated images, no patients."))
     if not any(member.bundle.has_vote for member in model.members):
         st.info(
             _("This model is a plain classifier: no images vote, so corrections do not change it.")

@@ -28,7 +28,7 @@ def main() -> None:
             return
         show_list(models)
         view = st.segmented_control(
-            _("What to do"),
+            _("Section"),
             list(_VIEWS),
             default="use",
             required=True,

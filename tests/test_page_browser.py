@@ -246,7 +246,7 @@ def test_an_upload_shows_class_neighbours_heatmap_and_map(
         assert map_svg.locator(".scatterlayer path.point").count() >= 36
         page.get_by_role("button", name="Next Shortcut N", exact=True).click()
         settle(page)
-    assert page.get_by_role("heading", name="Not read, so there is no answer").count() == 1
+    assert page.get_by_role("heading", name="Could not be read: no answer").count() == 1
 
 
 def test_the_heatmap_follows_its_slider_and_the_page_its_language(

@@ -123,7 +123,7 @@ def test_words_are_translated_and_keys_cannot_be_markup() -> None:
         label=str.upper,
     )
     names = {trace.name for trace in figure.data}
-    assert {"[this image]", "[line to a voting image]", "NORMAL", "DISEASE"} <= names
+    assert {"[this image]", "[line to an image that voted]", "NORMAL", "DISEASE"} <= names
     shown = [text for trace in figure.data for text in trace.text or ()]
     assert sorted(shown) == ["&lt;b&gt;x&lt;/b&gt;", "y"]
 

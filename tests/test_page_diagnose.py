@@ -26,7 +26,7 @@ def app(tiny_checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
 
 def refusals(app: AppTest) -> list[str]:
     """One line per file that was not read."""
-    listed = next(e for e in app.expander if "not read" in e.label or "未能读取" in e.label)
+    listed = next(e for e in app.expander if "not be read" in e.label or "未能读取" in e.label)
     return str(listed.markdown[0].value).splitlines()
 
 
@@ -60,9 +60,9 @@ def test_a_broken_model_is_named_with_its_reason(
 def test_first_render_states_the_limits_and_the_model(app: AppTest) -> None:
     assert not app.exception
     assert "Research use, not a diagnosis" in words(app)
-    assert "At most 50 files of 64 MB each" in app.file_uploader[0].label
+    assert "at most 50 files of 64 MB each" in app.file_uploader[0].label
     assert app.sidebar.selectbox(key=shared.MODEL_KEY).value == "demo"
-    assert "Answers: normal / disease" in app.sidebar.markdown[0].value
+    assert "Classes: normal / disease" in app.sidebar.markdown[0].value
     assert "SYNTHETIC" in words(app)
     assert not app.dataframe
 
@@ -76,7 +76,7 @@ def test_an_image_gets_an_answer_with_its_evidence(
     diagnosis = next(iter(app.session_state[shared.RESULTS_KEY].values()))
     assert diagnosis.status in ("answered", "abstained")
     assert "chance" in words(app)  # each heatmap beside its own test
-    assert "The maps of the backbones agree" in words(app)
+    assert "Agreement between the heatmaps of the backbones" in words(app)
     assert "Several models vote. Distance: the mean over the models." in words(app)
     cards = [m.value for m in app.markdown if ":small[**" in m.value]
     assert len(cards) == len(diagnosis.neighbours) + (diagnosis.nearest_other is not None)
@@ -95,7 +95,7 @@ def test_an_image_gets_an_answer_with_its_evidence(
     assert [key[-2:] for key in kept][-1] == (other, "integrated")
     assert len(kept) == len(before) + 1  # worked out when asked for, not with the answer
     assert len(app.get("plotly_chart")) >= 1  # the map, and the bar unless the image is unfamiliar
-    heatmaps = [c.value for c in app.caption if c.value.startswith("Seen by")]
+    heatmaps = [c.value for c in app.caption if c.value.startswith("Backbone: ")]
     assert len(heatmaps) == len(diagnosis.heatmaps) > 0
 
 
@@ -103,7 +103,7 @@ def test_a_bad_file_stands_beside_good_results(app: AppTest) -> None:
     upload(app, picture(), ("report.pdf", b"%PDF-1.7 text", "application/pdf"), ("", b"", ""))
     assert not app.exception
     rows = worklist(app)
-    assert [row["answer"] == "Not read" for row in rows] == [False, True, True]
+    assert [row["answer"] == "Could not be read" for row in rows] == [False, True, True]
     reasons = refusals(app)
     assert reasons[0].startswith("- **report.pdf**: Expected PNG, JPEG")
     assert "empty" in reasons[1]
@@ -113,7 +113,7 @@ def test_the_same_file_twice_is_said(app: AppTest) -> None:
     again = ("again.png", picture()[1], "image/png")
     upload(app, picture(), picture(950_001, "other.png"), again, ("", b"", ""), ("", b"", ""))
     files = [row["file"] for row in worklist(app)]
-    assert files == ["eye.png", "other.png", "Same file again: again.png", "", ""]
+    assert files == ["eye.png", "other.png", "Duplicate of again.png", "", ""]
 
 
 def test_previous_next_and_the_list_choose_the_case(app: AppTest) -> None:
@@ -173,7 +173,7 @@ def test_what_was_uploaded_and_read_outlives_a_visit_to_another_page(
     assert [row["file"] for row in worklist(app)] == ["a.png", "b.png"]
     assert "Your read: **normal**" in words(app)
     assert worklist(app)[1]["answer"] == "Awaiting your read"
-    assert "Still here from your last visit to this page: a.png, b.png" in words(app)
+    assert "Kept from your last visit to this page: a.png, b.png" in words(app)
     app.button(key="diagnose_remove_kept").click().run()
     assert "Upload one or more images" in words(app)
     assert app.session_state[shared.READS_KEY] == {}
@@ -199,7 +199,7 @@ def test_a_zip_is_its_files_and_a_bad_one_has_its_reason(app: AppTest) -> None:
     assert not app.exception
     rows = worklist(app)
     assert [row["file"] for row in rows] == ["one.png", "notes.txt", "bad.zip"]
-    assert [row["answer"] == "Not read" for row in rows] == [False, True, True]
+    assert [row["answer"] == "Could not be read" for row in rows] == [False, True, True]
     assert "damaged" in refusals(app)[1]
 
 
@@ -207,7 +207,7 @@ def test_samples_are_read_labelled_and_removed(app: AppTest) -> None:
     app.pills(key=shared.SAMPLES_KEY).set_value([900_001, 900_002]).run()
     assert not app.exception
     assert [row["file"] for row in worklist(app)] == ["sample-1.png", "sample-2.png"]
-    assert ":violet-badge[SYNTHETIC] Drawn with lesions." in words(app)
+    assert ":violet-badge[SYNTHETIC] Generated with lesions." in words(app)
     app.pills(key=shared.SAMPLES_KEY).set_value([]).run()
     assert "Upload one or more images" in words(app)
 
@@ -228,7 +228,7 @@ def test_samples_are_not_offered_for_other_models(
     monkeypatch.setattr(Ensemble, "is_synthetic", False)
     app.run()
     assert not app.pills
-    assert "Sample images exist only for the demo model" in words(app)
+    assert "Sample images are only available for the demo model" in words(app)
 
 
 def test_everything_changes_language(app: AppTest) -> None:
@@ -256,7 +256,7 @@ def test_a_fault_in_one_file_leaves_the_others(
     upload(app, picture(950_001, "a.png"), picture(950_002, "b.png"))
     assert not app.exception
     rows = worklist(app)
-    assert rows[0]["answer"] != "Not read"
+    assert rows[0]["answer"] != "Could not be read"
     assert "server log" in refusals(app)[0]
 
 
@@ -287,7 +287,7 @@ def test_no_close_case_and_disputed_models_are_said(
     )
     alter(monkeypatch, close_limit=0.0, members=members, status="answered", abstain_reason=None)
     upload(app, picture())
-    assert "**No close case.**" in words(app)
+    assert "**No similar case.**" in words(app)
     assert "The models disagree" in words(app)
 
 

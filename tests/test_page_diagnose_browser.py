@@ -89,7 +89,7 @@ def test_a_case_from_upload_to_export(
         page, ("eye.png", known_image.read_bytes()), ("all.zip", packed.getvalue()), ("echo", echo)
     )
     assert page.get_by_text("chance").count() > 0
-    assert page.get_by_text("This very image is among the training images").count() == 1
+    assert page.get_by_text("This exact image is among the training images").count() == 1
     reason = page.get_by_test_id("stExpander").first.get_by_role("listitem")
     assert "notes.txt: Expected PNG, JPEG, TIFF" in reason.inner_text()
     assert reason.evaluate("e => e.scrollWidth - e.clientWidth") <= 0  # in full, not cut
@@ -121,7 +121,7 @@ def test_a_case_from_upload_to_export(
     report = pydicom.dcmread(io.BytesIO(download(page, "Structured report (DICOM SR)")))
     assert report.PatientID == "1CT1"
     assert "Answer of the model" in str(report)
-    capture = pydicom.dcmread(io.BytesIO(download(page, "Picture with heatmap (DICOM SC)")))
+    capture = pydicom.dcmread(io.BytesIO(download(page, "Image with heatmap (DICOM SC)")))
     assert capture.StudyInstanceUID == report.StudyInstanceUID
     assert capture.pixel_array.ndim == 3
     click(page, "Next Shortcut N")
@@ -133,7 +133,7 @@ def test_a_case_from_upload_to_export(
     settle(page)
     second = page.locator("img[alt^='The image that was read']").first.get_attribute("src")
     assert first != second
-    flip(page, "I read first")
+    flip(page, "First read: hide answers")
     assert page.get_by_text("What do you see?").count() == 1
     snap_every_way(page, folder, "reader")
     page.get_by_test_id("stRadio").get_by_text("normal", exact=True).click()
@@ -220,7 +220,7 @@ def test_fifty_mixed_files_are_answered_or_refused_and_the_memory_comes_back(
         drop(page, paths)
         during = server.memory_info().rss
         rows = json.loads(download(page, "(JSON)"))
-        page.get_by_text("files were not read: why").click()
+        page.get_by_text("files could not be read: reasons").click()
         listed = page.get_by_test_id("stExpander").first.get_by_role("listitem").all_inner_texts()
         page.context.close()
         allowed = before + min(0.10 * before, 0.5 * (during - before))

@@ -130,8 +130,8 @@ def test_the_operating_point_moves(app: AppTest) -> None:
         ("honesty", "With its current settings the model answers"),
         ("models", "They agree on"),
         ("groups", "no column to split by"),
-        ("robust", "8 images, half of either class"),
-        ("maps", "8 of them with a mask"),
+        ("robust", "8 images, half of each class"),
+        ("maps", "8 of them with a lesion mask"),
         ("report", "CLAIM checklist"),
     ],
 )
@@ -152,7 +152,7 @@ def test_missing_studies_say_how_to_make_them(app: AppTest) -> None:
     app.selectbox(key=shared.EVALUATION_KEY).select_index(other).run()
     assert "trained or calibrated on these images" in words(app)
     for part in ("robust", "maps"):
-        assert "has not been made" in words(choose(app, part))
+        assert "has not been run" in words(choose(app, part))
 
 
 def test_training_images_among_those_measured_are_counted(
@@ -163,8 +163,8 @@ def test_training_images_among_those_measured_are_counted(
     names = app.run().selectbox(key=shared.EVALUATION_KEY).options
     index = next(i for i, label in enumerate(names) if label.startswith("elsewhere"))
     app.selectbox(key=shared.EVALUATION_KEY).select_index(index).run()
-    assert "Images that the model was trained or calibrated on: **6** of 8." in words(app)
-    assert "no external test" in words(choose(app, "external"))
+    assert "The model was trained or calibrated on **6** of these 8 images." in words(app)
+    assert "not an external test" in words(choose(app, "external"))
     shutil.rmtree(directory / "demo" / "evaluations" / other.name)
 
 

@@ -82,7 +82,7 @@ def test_a_cell_opens_images_and_the_report_comes_down(
             assert page.locator("[class*='st-key-card-'] img").count() == n_images
             break
     open_part(page, "Report")
-    page.get_by_role("button", name="Write the report").click()
+    page.get_by_role("button", name="Create the report").click()
     page.get_by_role("button", name="Download as PDF").wait_for(timeout=120_000)
     with page.expect_download() as caught:
         page.get_by_role("button", name="Download as PDF").click()

@@ -191,7 +191,7 @@ def test_an_opened_image_has_its_heatmap_and_finds_its_like() -> None:
     assert "Bright areas support" in words(app)
     app.button(key="explore_like").click().run()
     assert app.session_state[shared.LIST_KEY] == "similar"
-    assert "Like " in words(app)
+    assert "Similar to " in words(app)
     assert "distance 0." in words(app)
 
 
@@ -202,7 +202,7 @@ def test_every_list_can_be_shown_and_is_explained() -> None:
     for kind, said in (
         ("wrong", "outvote"),
         ("suspects", "Two opinions"),
-        ("duplicates", "same picture"),
+        ("duplicates", "same content"),
         ("outliers", "The 100 images least like all others"),
         ("mixed", "neighbours of both classes"),
         ("similar", "Upload an image"),

@@ -142,7 +142,7 @@ def test_from_an_outline_to_a_correction_and_back(
     store = CurationStore(default_url(home))
     assert len(store.read_state(scope(home)).labels) == 1
     assert read_counts(page)[1] != by_class  # the list follows at once
-    click(page, "Undo the last change")
+    click(page, "Undo last change")
     await_text(page, "Gallery version 2: 0 relabelled")
     assert store.read_state(scope(home)).labels == {}
     assert read_counts(page) == (n_listed, by_class)
@@ -250,5 +250,5 @@ def relabel_two(page: Any, *, start: int = 0) -> None:
         cards.nth(number).get_by_test_id("stCheckbox").locator("label").click()
         page.wait_for_timeout(800)
         settle(page)
-    flip(page, "label normal")
+    flip(page, "relabel as normal")
     await_text(page, "Leave-one-out accuracy")

@@ -79,7 +79,7 @@ def test_without_data_the_page_says_where_to_put_it(
     monkeypatch.setenv("NEIGHBORDX_DATA", str(tmp_path / "none"))
     app = AppTest.from_file(str(ROOT / "pages" / "finetune.py"), default_timeout=120)
     app.run()
-    assert "No data is on the server yet" in words(app)
+    assert "There is no data on the server yet" in words(app)
 
 
 def result_of(findings: list, **changes: object) -> dict:
@@ -164,7 +164,9 @@ def test_large_images_may_be_looked_at_larger(
 
     monkeypatch.setattr(queue, "start", start)
     choose(app, phantom_folder, [], tmp_path, width=470, height=340)
-    said = "The images are 470 x 340 px (median): at {} px what is a few pixels wide is lost. "
+    said = (
+        "The images are 470 x 340 px (median): at {} px, details only a few pixels wide are lost. "
+    )
     assert said.format(288) + "448 px would take about 2.4 times as long." in words(app)
     app.text_input(key=shared.FT_NAME_KEY).input("eyes").run()
     app.selectbox(key=f"{shared.FT_SIZE_KEY}_offline").select(448).run()
@@ -231,10 +233,10 @@ def test_the_class_that_was_chosen_as_disease_stays_chosen(
     for _ in range(2):
         app.run()
         assert not app.exception
-        assert "Counts as disease: **malignant**" in words(app)
+        assert "Disease class: **malignant**" in words(app)
         assert app.selectbox(key=place).value == "malignant"
     app.selectbox(key=place).select("benign").run()  # it was the other one
-    assert "Counts as disease" not in words(app)
+    assert "Disease class" not in words(app)
     assert app.button(key="finetune_check").label == "Check the data"
 
 
@@ -248,7 +250,10 @@ def test_warnings_share_one_box_and_their_pictures_one_fold(
     choose(app, phantom_folder, found, tmp_path)
     assert not app.exception
     (box,) = app.warning
-    assert "9 validation of “normal”; 8 validation of “disease”; 12 test of" in box.value
+    assert (
+        "9 validation images of “normal”; 8 validation images of “disease”; 12 test images of"
+        in box.value
+    )
     assert "1 group of identical images lies in more than one split" in box.value
     assert [fold.label for fold in app.expander].count("Review these images") == 1
 
@@ -288,7 +293,7 @@ def test_an_upload_that_a_job_needs_is_not_deleted(
     app.selectbox(key=shared.FT_FOLDER_KEY).select("eyes-1").run()
     put_job(checkpoints, "train", {"name": "eyes", "data": str(upload)}, "running")
     app.button(key="finetune_delete_data").click().run()
-    assert "A job needs these images: eyes" in words(app)
+    assert "Jobs are using these images: eyes" in words(app)
     assert "finetune_delete_yes" not in [button.key for button in app.button]
 
 
@@ -312,13 +317,13 @@ def test_what_a_training_will_take_is_shown_with_and_without_a_graphics_card(
     app.run()
     assert {m.label: m.value for m in app.metric} == {
         "Time": "10 min", "Memory": "2.0 GB", "GPU memory": "no GPU",
-        "Disk, while it trains": "300 MB",
+        "Disk during training": "300 MB",
     }  # fmt: skip
     gpu = {"device": "cuda:0", "gpu_name": "Card", "gpu_bytes": 5e9, "gpu_free_bytes": 4e9}
     put_job(tmp_path / "ck", "trial", wanted, "done", {**cost, **gpu, "has_gpu_memory": False})
     app.run()
     assert "5.0 GB" in [m.value for m in app.metric]
-    assert "Only 4.0 GB of the graphics card's memory are free now." in words(app)
+    assert "Only 4.0 GB of GPU memory is free now." in words(app)
 
 
 def test_jobs_of_everybody_are_listed_with_how_they_ended(app: AppTest, tmp_path: Path) -> None:
@@ -340,7 +345,7 @@ def test_a_job_says_at_once_that_it_starts_and_that_it_is_cancelled(
 ) -> None:
     folder = put_job(tmp_path / "ck", "train", {"name": "eyes"}, "running")
     app.run()
-    assert app.get("progress")[0].proto.text == "Starting: importing, opening the data …"
+    assert app.get("progress")[0].proto.text == "Starting: loading libraries and data …"
     words = {"progress": 0.1, "message": "running the trunks: 3 of 40 images"}
     state.write_json(folder / "progress.json", words)
     app.run()

@@ -82,17 +82,17 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
     shots = tmp_path_factory.mktemp("shots")
     with serve(checkpoints) as base:
         page = open_page(base + "/finetune")
-        page.get_by_text("Upload a zip", exact=True).wait_for(timeout=120_000)
-        page.get_by_text("Upload a zip", exact=True).click()
+        page.get_by_text("Upload a ZIP", exact=True).wait_for(timeout=120_000)
+        page.get_by_text("Upload a ZIP", exact=True).click()
         settle(page)
         evil = io.BytesIO()
         with zipfile.ZipFile(evil, "w") as archive:
             archive.writestr("../evil.png", b"x")
         upload(page, "evil.zip", evil.getvalue())
-        assert "points out of its folder" in page.get_by_test_id("stMain").inner_text()
+        assert "points outside its folder" in page.get_by_test_id("stMain").inner_text()
         page.reload()
         settle(page)
-        page.get_by_text("Upload a zip", exact=True).click()
+        page.get_by_text("Upload a ZIP", exact=True).click()
         settle(page)
         upload(page, "my eyes.zip", phantoms_zip)
         wait_for_text(page, "Unpacked as")
@@ -110,9 +110,9 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
         assert "no GPU" in page.get_by_test_id("stMain").inner_text()
         snap(page, shots / "finetune-1440.png")
         click(page, "Start training")
-        wait_for_text(page, "One runs at a time")
+        wait_for_text(page, "Jobs run one at a time")
         click(page, "Delete this upload")
-        wait_for_text(page, "A job needs these images")
+        wait_for_text(page, "Jobs are using these images")
         page.reload()  # the job is found again
         settle(page)
         other = open_page(base + "/finetune")  # another person sees it too
@@ -132,8 +132,8 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
         assert queue.find(checkpoints, job.job_id).status == "done"
         page.wait_for_timeout(4000)
         settle(page)
-        click(page, "Look")
-        wait_for_text(page, "Triplets still active")
+        click(page, "View")
+        wait_for_text(page, "Active triplets")
         assert page.locator(".js-plotly-plot").count() >= 4
         snap(page, shots / "live-1440.png")
         use_and_roll_back(page, base, checkpoints, shots)
@@ -155,7 +155,7 @@ def use_and_roll_back(page: Any, base: str, checkpoints: Path, shots: Path) -> N
     page.get_by_role("option", name=NAME, exact=True).click()
     page.wait_for_timeout(500)
     settle(page)
-    assert "nothing was measured on the same images" in page.get_by_test_id("stMain").inner_text()
+    assert "no measurement on the same images" in page.get_by_test_id("stMain").inner_text()
     assert page.get_by_role("button", name="Activate despite the gate").is_disabled()
     fill(page, "Why should it be activated anyway?", "A test of the whole way in a browser.")
     snap(page, shots / "models-1440.png")
@@ -194,7 +194,7 @@ def compare(page: Any, base: str, shots: Path) -> None:
     choose(page, "Data", re.compile("^my-eyes"))
     click(page, "Compare")
     wait_for_text(page, "Could the difference be chance?", seconds=600)
-    assert "Images whose answer flips" in page.get_by_test_id("stMain").inner_text()
+    assert "Images with a changed answer" in page.get_by_test_id("stMain").inner_text()
     snap(page, shots / "compare-1440.png")
 
 
@@ -204,8 +204,8 @@ def delete_upload(page: Any, base: str, checkpoints: Path) -> None:
     settle(page)
     choose(page, "Data", re.compile("^my-eyes"))
     click(page, "Delete this upload")
-    wait_for_text(page, f"Trained on them: {NAME}")
-    click(page, "Delete for good")
+    wait_for_text(page, f"Models trained on them: {NAME}")
+    click(page, "Delete permanently")
     page.wait_for_timeout(1000)
     settle(page)
     assert not upload_folder.exists()

@@ -78,7 +78,7 @@ def test_against_the_gate_a_reason_is_needed(app: AppTest, checkpoints: Path) ->
         encoding="utf-8",
     )
     app.selectbox(key=shared.MODELS_ONE_KEY).select("demo-metric").run()
-    assert "nothing was measured on the same images" in words(app)
+    assert "no measurement on the same images" in words(app)
     assert app.button(key="models_activate").disabled
     app.text_area(key=shared.MODELS_REASON_KEY).input("We only try it out today.").run()
     app.button(key="models_activate").click().run()
@@ -131,7 +131,7 @@ def test_a_comparison_that_the_gate_does_not_count_says_so(
     app.run()
     assert not app.exception
     assert not app.error
-    assert ("The gate does not count this comparison" in words(app)) == (split == "val")
+    assert ("The gate ignores this comparison" in words(app)) == (split == "val")
 
 
 def test_without_a_model_the_page_says_what_to_do(

@@ -91,7 +91,7 @@ def _capture(case: Case, source: bytes | None) -> Dataset:
 CASE_FORMATS: Mapping[str, CaseFormat] = {
     "pdf": CaseFormat("Report (PDF)", ".pdf", "application/pdf", _build_pdf),
     "sc": CaseFormat(
-        "Picture with heatmap (DICOM SC)", "-overlay.dcm", "application/dicom", _build_capture
+        "Image with heatmap (DICOM SC)", "-overlay.dcm", "application/dicom", _build_capture
     ),
     "sr": CaseFormat(
         "Structured report (DICOM SR)", "-report.dcm", "application/dicom", _build_report

@@ -103,7 +103,7 @@ def build_map(
     """
     _ = translate
     figure = go.Figure()
-    _add_lines(figure, diagnosis, gallery_xy, name=_("line to a voting image"))
+    _add_lines(figure, diagnosis, gallery_xy, name=_("line to an image that voted"))
     voters = [n.index for n in diagnosis.neighbours if n.index < len(gallery_xy)]
     rows = sample_rows(len(gallery_xy), always=voters)
     for index, name in enumerate(class_names):

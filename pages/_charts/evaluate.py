@@ -60,7 +60,7 @@ def build_pr(curves: Curves, point: OperatingPoint, *, translate: Translate = st
         _add_point(
             figure, point.sensitivity.share or 0.0, n_right / point.n_called, name=_("threshold")
         )
-    return _style(figure, _("Sensitivity (recall)"), _("Precision in these images"))
+    return _style(figure, _("Sensitivity (recall)"), _("Precision on these images"))
 
 
 def build_reliability(bins: Sequence[Bin], *, translate: Translate = str) -> go.Figure:
@@ -120,8 +120,8 @@ def build_coverage(
     )
     now = min(rows, key=lambda row: abs(row.margin - margin), default=None)
     if now is not None and now.accuracy is not None:  # at this setting it may answer nothing
-        _add_point(figure, now.coverage, now.accuracy, name=_("setting of this model"))
-    _style(figure, _("Share of images answered"), _("Accuracy of the answered"))
+        _add_point(figure, now.coverage, now.accuracy, name=_("current setting"))
+    _style(figure, _("Share of images answered"), _("Accuracy of answered images"))
     lowest = min((row.accuracy or 0.0 for row in drawn), default=0.0)
     figure.update_yaxes(range=[max(0.0, lowest - 0.05), 1.005])
     return figure
@@ -155,7 +155,7 @@ def build_k_curves(
                     "size": [13 if int(s["k"]) == chosen.get(model_id) else 6 for s in scores],
                 },
             )
-    _style(figure, _("K: neighbours that vote (large mark: the chosen one)"), _("Accuracy"))
+    _style(figure, _("Number of voting neighbours K (large marker: chosen K)"), _("Accuracy"))
     ks = {int(s["k"]) for scores in (*here.values(), *validation.values()) for s in scores}
     figure.update_xaxes(range=None, tickvals=sorted(ks))
     figure.update_yaxes(range=None)

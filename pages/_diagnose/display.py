@@ -52,7 +52,7 @@ def show_controls(case_id: str) -> None:
                 _("Invert"),
                 value=invert,
                 key=f"{shared.INVERT_KEY}_{case_id}",
-                help=_("Swap bright and dark. The model reads the image as it is shown."),
+                help=_("Swaps bright and dark. The model reads the image as displayed."),
             )
     _remember(case_id, (frame, window, invert))
 
@@ -73,7 +73,7 @@ def _choose_frame(case_id: str, file: Image, frame: int) -> int:
             max_value=file.n_frames,
             value=frame + 1,
             key=f"{shared.FRAME_KEY}_{case_id}",
-            help=_("This file holds several pictures. Each one is read by itself."),
+            help=_("This file has several frames. Each is read separately."),
             width=260,
         )
         - 1
@@ -92,7 +92,9 @@ def _choose_window(
         format_func=lambda name: _name_window(file, name),
         key=shared.keep_choice(f"{shared.PRESET_KEY}_{case_id}"),
         width=230,
-        help=_("Which values become black and white. The model reads the image as it is shown."),
+        help=_(
+            "Which values are shown as black and white. The model reads the image as displayed."
+        ),
     )
     if chosen in names:
         preset = file.presets[int(chosen)]
@@ -136,9 +138,9 @@ def _choose_digits(span: float) -> tuple[str, float]:
 def _name_window(file: Image, name: str) -> str:
     if name == "":
         return {
-            "table": _("The file's own table"),
-            "window": _("As the file says"),
-        }.get(file.file_display or "", _("Whole range"))
+            "table": _("Lookup table in the file"),
+            "window": _("File default"),
+        }.get(file.file_display or "", _("Full range"))
     if name == _CUSTOM:
         return _("Custom")
     preset = file.presets[int(name)]
@@ -153,16 +155,16 @@ def warn_of_text(diagnosis: Diagnosis) -> None:
     places = dict.fromkeys(_place(region) for region in diagnosis.burned_in)
     st.warning(
         _(
-            "**This image seems to hold burned-in text** ({places}). It may be a name or a mark: "
-            "check before you share it."
+            "**This image may contain burned-in text** ({places}). It could be a name or just a "
+            "marker: check before you share the image."
         ).format(places=", ".join(places)),
         icon=":material/visibility_lock:",
     )
     st.caption(
         _(
-            "Letters are recognised by their shape and row; nothing is read. In a test on three "
-            "public sets, 76 to 99 % of lines drawn into images were found, and 0 to 4 % of "
-            "untouched images were flagged."
+            "Text is detected by the shape and alignment of its letters; it is not read. In a "
+            "test on three public data sets, 76 to 99 % of text lines added to images were "
+            "found, and 0 to 4 % of untouched images were flagged."
         )
     )
 
@@ -201,5 +203,5 @@ def show_patient_tags(source: Source) -> None:
 
 def _say_what_was_looked_at() -> str:
     return _(
-        "Empty or absent: {tags}. Other tags, and the picture itself, may still name a patient."
+        "Empty or absent: {tags}. Other tags, and the image itself, may still identify a patient."
     ).format(tags=", ".join(_TAG_NAMES[tag] for tag in case_dicom.PATIENT_TAGS))

@@ -22,11 +22,14 @@ _SIDE_PX = 640
 def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
     """The vote ledger as pictures, its sum by class, and what was kept out of it."""
     is_novel = diagnosis.abstain_reason == "novel"  # nothing may speak for an answer
-    title = _("Nearest training images, and their share of the vote")
+    title = _("Nearest training images and their share of the vote")
     st.markdown("#### " + (_("Nearest training images") if is_novel else title))
     if not diagnosis.vote_shares:
         st.markdown(
-            _("This model is a plain classifier: the images below are like yours but did not vote.")
+            _(
+                "This model is a plain classifier: the images below are similar to yours but did "
+                "not vote."
+            )
         )
     sums = " · ".join(
         f"{_mark(name, diagnosis)} {plain(class_label(name))} **{percent(share)}**"
@@ -36,10 +39,10 @@ def show_neighbours(model: Model, diagnosis: Diagnosis) -> None:
         st.markdown(
             _("Vote by class: {sums}").format(sums=sums),
             help=_(
-                "Each training image adds 1 / distance to its class; the shares of all of them sum "
-                "to 100 %. The probability above is this vote after correction on held-out images. "
-                "Where several models vote, the distance is their mean, and the weight is the mean "
-                "of what the image has in each: nothing where it is not among the nearest."
+                "Each training image adds 1 / distance to its class; the shares add up to 100 %."
+                " The probability above is this vote after calibration on held-out images. Where"
+                " several models vote, distance and weight are means over the models; an image "
+                "has zero weight in a model where it is not among the nearest."
             ),
         )
     shown = diagnosis.neighbours
@@ -73,7 +76,7 @@ def _show_card(
             model.thumbnail(neighbour.index),
             width="stretch",
             output_format="PNG",
-            alt=_("Training image number {rank}, labelled {name}").format(
+            alt=_("Training image, rank {rank}, labelled {name}").format(
                 rank=neighbour.rank, name=label
             ),
         )
@@ -97,7 +100,7 @@ def _show_card(
             args=(diagnosis.sha256, neighbour.index),
             type="tertiary",
             icon=":material/compare:",
-            help=_("Show it beside your image at the same size"),
+            help=_("Show next to your image at the same size"),
         )
 
 
@@ -111,8 +114,8 @@ def _show_closeness(diagnosis: Diagnosis) -> None:
         return
     st.warning(
         _(
-            "**No close case.** Even the nearest training image lies at {distance}; two training "
-            "images of one class usually lie nearer than {limit} to each other."
+            "**No similar case.** Even the nearest training image is at distance {distance}; two"
+            " training images of the same class are usually closer than {limit}."
         ).format(
             distance=f"{diagnosis.nearest_distance:.3f}", limit=f"{diagnosis.close_limit:.3f}"
         ),
@@ -136,7 +139,7 @@ def _show_side_by_side(model: Model, diagnosis: Diagnosis) -> None:
                 fit_square(diagnosis.pixels, side=_SIDE_PX),
                 width="stretch",
                 output_format="PNG",
-                alt=_("The image that was read: {name}").format(name=diagnosis.file),
+                alt=_("Image that was read: {name}").format(name=diagnosis.file),
             )
             st.caption(_("Your image"))
         with right:
@@ -144,12 +147,12 @@ def _show_side_by_side(model: Model, diagnosis: Diagnosis) -> None:
                 fit_square(load_case(model, index), side=_SIDE_PX),
                 width="stretch",
                 output_format="PNG",
-                alt=_("Training image number {rank}, labelled {name}").format(
+                alt=_("Training image, rank {rank}, labelled {name}").format(
                     rank=neighbour.rank, name=label
                 ),
             )
             st.caption(
-                _("Number {rank}, labelled {name}, distance {d}").format(
+                _("Rank {rank}, labelled {name}, distance {d}").format(
                     rank=neighbour.rank, name=plain(label), d=f"{neighbour.distance:.3f}"
                 )
             )
@@ -182,8 +185,8 @@ def _show_left_out(diagnosis: Diagnosis) -> None:
     if n_same:
         st.info(
             ngettext(
-                "This very image is among the training images ({n} copy). It did not vote.",
-                "This very image is among the training images ({n} copies). They did not vote.",
+                "This exact image is among the training images ({n} copy). It did not vote.",
+                "This exact image is among the training images ({n} copies). They did not vote.",
                 n_same,
             ).format(n=n_same),
             icon=":material/content_copy:",
@@ -191,8 +194,8 @@ def _show_left_out(diagnosis: Diagnosis) -> None:
     if n_group:
         st.info(
             ngettext(
-                "{n} training image of the same patient was kept out of the vote.",
-                "{n} training images of the same patient were kept out of the vote.",
+                "{n} training image of the same patient was excluded from the vote.",
+                "{n} training images of the same patient were excluded from the vote.",
                 n_group,
             ).format(n=n_group),
             icon=":material/person_off:",
@@ -205,9 +208,9 @@ def _show_ledger(diagnosis: Diagnosis) -> None:
             st.caption(
                 _(
                     "Several models vote. Distance: the mean over the models. Weight and share: "
-                    "the weighted mean of what the image has in each model, nothing where it is "
-                    "not among that model's nearest; so they do not follow from the distance. "
-                    "A rank that is missing is of an image that is near on average but among no "
+                    "the weighted mean of the image's values in each model, zero where it is not"
+                    " among that model's nearest, so they do not follow from the distance. A "
+                    "missing rank belongs to an image that is near on average but not among any "
                     "model's nearest."
                 )
             )
@@ -244,8 +247,9 @@ def show_map(model: Model, diagnosis: Diagnosis) -> None:
     st.markdown(
         "#### " + _("Position among the training images"),
         help=_(
-            "A flat picture (UMAP) of how alike the images are to the model. It bends distances: "
-            "the vote uses the true ones, so a voting image may look far away here."
+            "A 2-D projection (UMAP) of how similar the images are to the model. It distorts "
+            "distances: the vote uses distances in the embedding space, so an image that voted "
+            "can appear far away here."
         ),
     )
     chart, picked = st.columns([4, 1])
@@ -274,7 +278,7 @@ def _show_picked(model: Model, event: Any) -> None:
     """The training image behind the point that was clicked."""
     row = next(iter(charts.list_rows(event["selection"]["points"])), len(model.gallery))
     if row >= len(model.gallery):
-        st.caption(_("Point at an image to see it small; click it to keep it here."))
+        st.caption(_("Hover over a point to preview its image; click it to keep the image here."))
         return
     label = class_label(model.class_names[int(model.gallery.labels[row])])
     st.image(

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _ICON = ":material/download:"
 _CASE_WORDS = {
     "pdf": (N_("Report (PDF)"), ":material/picture_as_pdf:"),
-    "sc": (N_("Picture with heatmap (DICOM SC)"), ":material/image:"),
+    "sc": (N_("Image with heatmap (DICOM SC)"), ":material/image:"),
     "sr": (N_("Structured report (DICOM SR)"), ":material/article:"),
 }
 _WORKLIST_WORDS = {
@@ -110,8 +110,8 @@ def show_downloads(cases: list[Diagnosis], *, n_hidden: int) -> None:
     if n_hidden:
         st.caption(
             ngettext(
-                "{n} case that you have not read yet is left out of the files.",
-                "{n} cases that you have not read yet are left out of the files.",
+                "{n} case that you have not read yet is left out of the downloads.",
+                "{n} cases that you have not read yet are left out of the downloads.",
                 n_hidden,
             ).format(n=n_hidden)
         )

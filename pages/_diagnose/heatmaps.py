@@ -26,8 +26,8 @@ def show_heatmaps(model: Model, diagnosis: Diagnosis) -> Scrutiny | None:
     st.markdown(
         "#### " + _("Heatmaps: what moved the vote towards each class"),
         help=_(
-            "Bright areas pulled the vote towards this class. It shows where the model looked, "
-            "not whether it is right, and it does not outline a lesion."
+            "Bright areas pulled the vote towards this class. The heatmap shows where the model "
+            "looked, not whether it is right, and it does not outline a lesion."
         ),
     )
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
@@ -47,7 +47,7 @@ def show_heatmaps(model: Model, diagnosis: Diagnosis) -> Scrutiny | None:
         has_line = st.toggle(
             _("Contour at half the peak"),
             key=shared.CONTOUR_KEY,
-            help=_("A line around the area where the heatmap is above half of its highest value."),
+            help=_("Outlines the area where the heatmap exceeds half of its maximum."),
         )
     kept: dict[tuple[str, ...], Scrutiny] = st.session_state.setdefault(shared.SCRUTINY_KEY, {})
     key = (*case_key(diagnosis), diagnosis.model_id, class_name, method)
@@ -82,7 +82,7 @@ def _choose_class(model: Model, diagnosis: Diagnosis) -> str:
     names = list(model.class_names)
     leading = diagnosis.predicted_class or names[0]
     chosen = st.segmented_control(
-        _("Heatmap for"),
+        _("Heatmap for class"),
         names,
         default=leading,
         required=True,
@@ -101,10 +101,11 @@ def _choose_method() -> str:
         format_func=shared.heatmap_method_label,
         key=shared.METHOD_KEY,
         help=_(
-            "Grad-CAM weighs the last layer, whose cells each see a large part of the image: its "
-            "bright area may lie beside the lesion. Integrated gradients follow the vote from a "
-            "picture without places to this one and add up what each place contributes: finer, "
-            "and a few seconds slower. Each is tested on this image; trust the one that passes."
+            "Grad-CAM weights the last layer, whose cells each see a large part of the image: "
+            "its bright area may lie beside the lesion. Integrated gradients follow the vote "
+            "from an image without spatial detail to this one and add up the contribution of "
+            "each location: finer, but a few seconds slower. Both are tested on this image; "
+            "trust the one that passes."
         ),
     )
     return chosen or SHOWN
@@ -123,9 +124,9 @@ def _draw(
                 diagnosis.pixels,
                 width="stretch",
                 output_format="PNG",
-                alt=_("The image that was read: {name}").format(name=diagnosis.file),
+                alt=_("Image that was read: {name}").format(name=diagnosis.file),
             )
-            st.caption(_("The image alone"))
+            st.caption(_("Original image"))
         for heatmap in maps:
             fine = resize_heatmap(heatmap.values, height=height, width=width)
             picture = overlay(diagnosis.pixels, fine, opacity=opacity)
@@ -134,11 +135,11 @@ def _draw(
                     outline(picture, fine) if has_line else picture,
                     width="stretch",
                     output_format="PNG",
-                    alt=_("Heatmap of {backbone}: bright areas speak for {name}").format(
+                    alt=_("Heatmap of {backbone}: bright areas support {name}").format(
                         backbone=heatmap.backbone, name=class_label(heatmap.class_name)
                     ),
                 )
-                st.caption(_("Seen by {backbone}").format(backbone=plain(heatmap.backbone)))
+                st.caption(_("Backbone: {backbone}").format(backbone=plain(heatmap.backbone)))
                 places[heatmap.backbone] = st.empty()
     return places
 
@@ -166,11 +167,12 @@ def _show_test(scrutiny: MapScrutiny) -> None:
             chance=f"{test.deletion_random:.2f}",
         ),
         help=_(
-            "The image is cut into 144 cells. The vote for the class is followed while cells are "
-            "blurred away, brightest first (deletion), and while they come back on a blurred "
-            "image, brightest first (insertion). The numbers are the mean vote on the way, beside "
-            "that of cells in random order (chance). Better than chance means: both differ from it "
-            "by more than 0.02, and by more than random orders differ from each other."
+            "The image is divided into 144 cells. Cells are blurred out, brightest first "
+            "(deletion), and restored on a blurred image, brightest first (insertion), while the"
+            " vote for the class is recorded. The numbers are the mean vote along the way, next "
+            "to that for cells in random order. “Better than chance” means that both differ from"
+            " random order by more than 0.02, and by more than random orders differ from each "
+            "other."
         ),
     )
 
@@ -179,7 +181,7 @@ def _show_agreement(diagnosis: Diagnosis, scrutiny: Scrutiny) -> None:
     lines = []
     if scrutiny.map_agreement is not None:
         lines.append(
-            _("The maps of the backbones agree with each other: {r}").format(
+            _("Agreement between the heatmaps of the backbones: {r}").format(
                 r=f"**{scrutiny.map_agreement:+.2f}**"
             )
         )
@@ -187,13 +189,13 @@ def _show_agreement(diagnosis: Diagnosis, scrutiny: Scrutiny) -> None:
     known = [f"{plain(b)} **{r:+.2f}**" for b, r in views.items() if r is not None]
     if known:
         lines.append(
-            _("The maps of the turned and mirrored views agree: {parts}").format(
+            _("Agreement between the heatmaps of rotated and mirrored views: {parts}").format(
                 parts=" · ".join(known)
             )
         )
     if len(diagnosis.view_probabilities) > 1:
         lines.append(
-            _("Each view alone gives {name} a probability of {parts}").format(
+            _("Probability of {name} in each view: {parts}").format(
                 name=plain(class_label(diagnosis.disease_class)),
                 parts=" · ".join(f"**{percent(p)}**" for p in diagnosis.view_probabilities),
             )
@@ -203,7 +205,8 @@ def _show_agreement(diagnosis: Diagnosis, scrutiny: Scrutiny) -> None:
             "  \n".join(lines),
             help=_(
                 "Rank correlation: +1 the same order of bright and dark, 0 unrelated, below 0 "
-                "opposed. The views are the image itself, mirrored both ways, and turned by 90°; "
-                "what follows are the same image at other exposures, which have no map."
+                "opposite. The views are the original image, mirrored both ways, and turned by "
+                "90°; any further views are the same image at other exposures and have no "
+                "heatmap."
             ),
         )

@@ -41,16 +41,16 @@ def show_intake(model: Model) -> list[Any]:
     with left:
         st.file_uploader(
             _(
-                "Images to read: PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM, or a ZIP of them. At "
-                "most {n} files of {mb} MB each."
+                "Images: PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM, or a ZIP of them (at most {n}"
+                " files of {mb} MB each)"
             ).format(n=settings.max_files, mb=settings.max_upload_mb),
             accept_multiple_files=True,
             max_upload_size=settings.max_upload_mb,
             key=shared.UPLOADS_KEY,
             help=_(
-                "The content decides, not the file name: DICOM files without a suffix are read "
-                "too. Images stay on this server and are forgotten when you remove them or close "
-                "this browser tab."
+                "Files are recognised by content, not by name; DICOM files without an extension "
+                "are read too. Images stay on this server and are discarded when you remove them"
+                " or close this browser tab."
             ),
         )
         # Streamlit has no translation for the word on its own button.
@@ -90,7 +90,7 @@ def _show_kept(kept: dict[str, Any]) -> None:
         " …" if len(lost) > _N_NAMED else ""
     )
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(_("Still here from your last visit to this page: {names}").format(names=names))
+        st.caption(_("Kept from your last visit to this page: {names}").format(names=names))
         st.button(
             _("Remove all"),
             key="diagnose_remove_kept",
@@ -122,7 +122,7 @@ def _warn_of_surplus(n_over: int) -> None:
 def _show_samples(model: Model) -> None:
     if not model.is_synthetic:
         st.session_state.pop(shared.SAMPLES_KEY, None)
-        st.caption(_("Sample images exist only for the demo model."))
+        st.caption(_("Sample images are only available for the demo model."))
         return
     shared.outlive_page(shared.SAMPLES_KEY)
     st.pills(
@@ -134,7 +134,7 @@ def _show_samples(model: Model) -> None:
         help=_("Synthetic images drawn for this demo; none was used for training."),
         wrap=True,
     )
-    st.markdown(_(":violet-badge[SYNTHETIC] Drawn images, no patients."))
+    st.markdown(_(":violet-badge[SYNTHETIC] Computer-generated images, no patients."))
 
 
 def _name_sample(seed: int) -> str:

@@ -15,13 +15,13 @@ def show_switch() -> None:
     """The switch; it stands before any answer does."""
     shared.outlive_page(shared.READER_FIRST_KEY)
     st.toggle(
-        _("I read first, then see the answer"),
+        _("First read: hide answers until I commit my own read"),
         key=shared.READER_FIRST_KEY,
         help=_(
-            "Answers stay hidden until you have committed your own read of a case. Readers who "
-            "commit first are less often led astray by a wrong answer. Your read is in the export. "
-            "Switch on before you add images: a read of an image whose answer was on view is "
-            "marked as given after it."
+            "Answers stay hidden until you commit your own read of a case. Readers who commit "
+            "first are less often misled by a wrong answer. Your read is included in the export."
+            " Turn this on before you add images: a read of an image whose answer was already "
+            "shown is marked as made after it."
         ),
     )
 
@@ -45,8 +45,8 @@ def show_form(model: Model, case_id: str, diagnosis: Diagnosis) -> None:
         if is_late:
             st.caption(
                 _(
-                    "This image's answer was on view already: your read will be marked as given "
-                    "after it."
+                    "The answer for this image has already been shown: your read will be marked "
+                    "as made after it."
                 )
             )
         chosen = st.radio(
@@ -65,7 +65,7 @@ def show_form(model: Model, case_id: str, diagnosis: Diagnosis) -> None:
     if not is_sent:
         return
     if chosen is None:
-        st.warning(_("Choose what you see first."), icon=":material/warning:")
+        st.warning(_("First choose what you see."), icon=":material/warning:")
         return
     now = datetime.now(UTC).isoformat(timespec="seconds")
     read = ReaderRead(chosen, confidence / 100, now, is_before_answer=not is_late)
@@ -86,10 +86,10 @@ def show_read(diagnosis: Diagnosis) -> None:
         verdict = _("**the model disagrees**")
     st.markdown(
         ":material/person: "
-        + _("Your read: {name}, {share} sure; {verdict}.").format(
+        + _("Your read: {name}, {share} confident; {verdict}.").format(
             name=f"**{plain(class_label(read.class_name))}**",
             share=percent(read.confidence),
             verdict=verdict,
         )
-        + ("" if read.is_before_answer else " " + _("It was given after the answer was on view."))
+        + ("" if read.is_before_answer else " " + _("It was made after the answer had been shown."))
     )

@@ -20,7 +20,7 @@ _N_OPEN = 6  # refusals that are listed without a click
 def headline(diagnosis: Diagnosis) -> str:
     """The answer in a few words, for the table and the list of cases."""
     if diagnosis.status == "rejected":
-        return _("Not read")
+        return _("Could not be read")
     if is_hidden(diagnosis):
         return _("Awaiting your read")
     if diagnosis.abstain_reason == "novel":
@@ -48,7 +48,7 @@ def _row(diagnosis: Diagnosis, *, is_repeat: bool) -> dict[str, object]:
     p = diagnosis.probabilities.get(diagnosis.disease_class)
     return {
         "image": _data_url(diagnosis),
-        "file": _("Same file again: {name}").format(name=diagnosis.file)
+        "file": _("Duplicate of {name}").format(name=diagnosis.file)
         if is_repeat
         else diagnosis.file,
         "answer": headline(diagnosis),
@@ -143,7 +143,7 @@ def show_refusals(cases: dict[str, Diagnosis]) -> None:
     if not refused:
         return
     title = ngettext(
-        "{n} file was not read: why", "{n} files were not read: why", len(refused)
+        "{n} file could not be read: reason", "{n} files could not be read: reasons", len(refused)
     ).format(n=len(refused))
     with st.expander(title, icon=":material/block:", expanded=len(refused) <= _N_OPEN):
         st.markdown("\n".join(f"- **{plain(d.file)}**: {plain(_reason(d))}" for d in refused))

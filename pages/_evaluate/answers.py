@@ -72,8 +72,8 @@ def show_headlines(evaluation: Evaluation, figures: Sequence[Figure]) -> None:
             other=plain(class_label(evaluation.other_class)),
         ),
         help=_(
-            "Intervals hold the true value in 95 of 100 such samples. Where patients are known, "
-            "whole patients are resampled."
+            "Of 100 such intervals, 95 contain the true value. Where patients are known, "
+            "resampling is by patient."
         ),
     )
     show_seen(evaluation)
@@ -95,15 +95,15 @@ def show_seen(evaluation: Evaluation) -> None:
     if evaluation.is_own_split:
         st.caption(
             _(
-                "The model was trained or calibrated on these images: every figure, the "
-                "calibration error above all, looks better than on new ones."
+                "The model was trained or calibrated on these images: all figures, calibration "
+                "error above all, look better than on new ones."
             )
         )
     elif evaluation.n_known:
         st.warning(
             _(
-                "Images that the model was trained or calibrated on: **{n}** of {total}. The "
-                "figures look better than on new ones; this is no external test."
+                "The model was trained or calibrated on **{n}** of these {total} images. The "
+                "figures look better than on new images; this is not an external test."
             ).format(n=evaluation.n_known, total=len(evaluation.keys)),
             icon=":material/warning:",
         )
@@ -133,7 +133,7 @@ def _show_figure(figure: Figure) -> None:
         st.markdown(figure_label(figure.key), help=figure_help(figure.key))
         st.markdown(f"### {figure.value:.3f}")
         st.caption(
-            _("95 %: {low} to {high}").format(low=f"{figure.low:.3f}", high=f"{figure.high:.3f}")
+            _("95 % CI: {low} to {high}").format(low=f"{figure.low:.3f}", high=f"{figure.high:.3f}")
         )
 
 
@@ -150,7 +150,7 @@ def cell_label(cell: str, evaluation: Evaluation) -> str:
 
 def show_confusion(evaluation: Evaluation) -> None:
     """Four cells with their counts; a press opens the images."""
-    st.markdown("#### " + _("Right and wrong calls"))
+    st.markdown("#### " + _("Confusion matrix"))
     st.caption(_("Click a cell to see its images."))
     confusion = evaluation.result["confusion"]
     with st.grid(2, min_column_width=150):
@@ -178,7 +178,7 @@ def _open_cell(cell: str) -> None:
 def show_pictures(evaluation: Evaluation, rows: NDArray[np.int64], *, place: str) -> None:
     """Images with their truth and the probability said, the surest first."""
     if not len(rows):
-        st.caption(_("No image here."))
+        st.caption(_("No images here."))
         return
     shown = rows
     if len(rows) > _N_PICTURES and not st.toggle(
@@ -199,7 +199,7 @@ def _show_picture(evaluation: Evaluation, row: int, *, place: str) -> None:
             evaluation.thumbnail(row),
             width="stretch",
             output_format="PNG",
-            alt=_("Image {key}, truth {name}").format(
+            alt=_("Image {key}, true class {name}").format(
                 key=evaluation.keys[row], name=class_label(name)
             ),
         )
@@ -221,7 +221,7 @@ def show_members(evaluation: Evaluation) -> None:
         pd.DataFrame(members),
         hide_index=True,
         width="content",
-        alt=_("Table of the members of the ensemble with their figures"),
+        alt=_("Table of the ensemble members with their figures"),
         column_order=("model_id", "weight", "accuracy", "auroc", "k"),
         column_config={
             "model_id": st.column_config.TextColumn(_("Model")),
@@ -236,8 +236,8 @@ def show_members(evaluation: Evaluation) -> None:
     n_right = sum((evaluation.p_disease[row] > 0.5) == evaluation.is_disease[row] for row in rows)
     st.markdown(
         _(
-            "They agree on **{agree}** of {n} images. Of the {disagree} disputed ones the vote is "
-            "right on {right}."
+            "They agree on **{agree}** of {n} images. Of the {disagree} on which they disagree, "
+            "the vote is correct on {right}."
         ).format(
             agree=agreement["agree"],
             n=len(evaluation.keys),
@@ -289,8 +289,8 @@ def show_subgroups(evaluation: Evaluation) -> None:
     if any(row.is_small for row in rows):
         st.warning(
             _(
-                "Groups with fewer than {n} patients of either class (images, where patients are "
-                "not known) are marked: their figures may be luck."
+                "Groups with fewer than {n} patients of either class (images, where patients are"
+                " unknown) are marked: their figures may be due to chance."
             ).format(n=MIN_N),
             icon=":material/warning:",
         )
@@ -307,5 +307,5 @@ def _describe_group(row: Subgroup) -> dict[str, object]:
         "n_disease": row.n_disease,
         **{key: say(share.share, share.low, share.high) for key, share in shares.items()},
         "auroc": say(row.auroc, *(row.auroc_ci95 or (0.0, 1.0))),
-        "note": "⚠ " + _("few") if row.is_small else "",
+        "note": "⚠ " + _("small sample") if row.is_small else "",
     }

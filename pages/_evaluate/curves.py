@@ -32,25 +32,28 @@ def show_operating_point(evaluation: Evaluation) -> None:
         )
         with st.container(horizontal=True):
             st.button(
-                _("0.5, as answered"), key="evaluate_t_half", on_click=_set_threshold, args=(0.5,)
+                _("0.5 (used for the answers)"),
+                key="evaluate_t_half",
+                on_click=_set_threshold,
+                args=(0.5,),
             )
             st.button(
-                _("Best balance"),
+                _("Best balance (Youden)"),
                 key="evaluate_t_youden",
                 on_click=_set_threshold,
                 args=(curves.find_threshold(truth, probs),),
                 help=_("The threshold with the largest sum of sensitivity and specificity."),
             )
             st.button(
-                _("Miss at most 5 %"),
+                _("Sensitivity at least 95 %"),
                 key="evaluate_t_safe",
                 on_click=_set_threshold,
                 args=(curves.find_threshold(truth, probs, min_sensitivity=0.95),),
-                help=_("The highest threshold that still finds 95 % of the diseased images."),
+                help=_("The highest threshold that still detects 95 % of diseased images."),
             )
     with right:
         prevalence = st.slider(
-            _("How common the disease is among your patients"),
+            _("Disease prevalence among your patients"),
             0.1,
             99.0,
             value=round(float(truth.mean()) * 100, 1),
@@ -59,9 +62,9 @@ def show_operating_point(evaluation: Evaluation) -> None:
             key=_PREVALENCE_KEY,
         )
         st.caption(
-            _("In these images it is {share} %. Predictive values depend on it.").format(
-                share=f"{truth.mean() * 100:.0f}"
-            )
+            _(
+                "Prevalence in these images: {share} %. Predictive values depend on prevalence."
+            ).format(share=f"{truth.mean() * 100:.0f}")
         )
     point = curves.compute_operating_point(
         truth,
@@ -80,7 +83,10 @@ def show_operating_point(evaluation: Evaluation) -> None:
             charts.build_pr(drawn, point, translate=_), config=_QUIET, key="evaluate_pr"
         )
     st.caption(
-        _("A threshold chosen on the images it is measured on looks better than it will be.")
+        _(
+            "A threshold chosen on the images it is evaluated on looks better than it will on new "
+            "ones."
+        )
     )
 
 
@@ -103,7 +109,7 @@ def _show_point(point: curves.OperatingPoint) -> None:
             with st.container(border=True, gap="xsmall"):
                 st.markdown(label)
                 st.markdown(f"### {share.share or 0.0:.3f}")
-                interval = _("95 %: {low} to {high}").format(
+                interval = _("95 % CI: {low} to {high}").format(
                     low=f"{share.low:.3f}", high=f"{share.high:.3f}"
                 )
                 st.caption(f"{share.n_hit} / {share.n} · {interval}")
@@ -124,8 +130,8 @@ def show_reliability(evaluation: Evaluation) -> None:
         st.markdown(
             "#### " + _("Are the probabilities calibrated?"),
             help=_(
-                "Of images that were given a probability, the share that had the disease. On the "
-                "dotted line both are equal. The small numbers count the images."
+                "Observed share of disease among images with a given predicted probability. On "
+                "the dotted line the two are equal. The small numbers are image counts."
             ),
         )
         bins = curves.compute_reliability(truth, probs, groups=evaluation.groups)
@@ -136,8 +142,8 @@ def show_reliability(evaluation: Evaluation) -> None:
         st.markdown(
             "#### " + _("What is gained by answering fewer images?"),
             help=_(
-                "Images whose probability is near 0.5 are left unanswered, ever more of them "
-                "towards the left. The star is the zone this model leaves unanswered."
+                "Images with a probability near 0.5 go unanswered, more and more of them towards"
+                " the left. The star marks the abstention zone of this model."
             ),
         )
         rows = curves.compute_coverage(truth, probs, may_answer=~evaluation.is_novel)
@@ -152,12 +158,15 @@ def show_reliability(evaluation: Evaluation) -> None:
 def show_k(evaluation: Evaluation) -> None:
     """Accuracy for every K, per member that votes."""
     if not evaluation.k_curves:
-        st.info(_("A plain classifier has no K: no images vote."))
+        st.info(_("A plain classifier has no K, because no images vote."))
         return
     chosen = {m["model_id"]: int(m["k"]) for m in evaluation.result["members"]}
     st.markdown(
-        "#### " + _("How many neighbours should vote?"),
-        help=_("K was chosen on validation images. The other line only shows what it did here."),
+        "#### " + _("Accuracy by number of neighbours K"),
+        help=_(
+            "K was chosen on validation images. The other line only shows the accuracy on "
+            "these images."
+        ),
     )
     st.plotly_chart(
         charts.build_k_curves(evaluation.k_curves, evaluation.k_validation, chosen, translate=_),

@@ -14,16 +14,16 @@ def show_report(evaluation: Evaluation) -> None:
     """One press writes the report; it is then offered in both forms."""
     st.markdown(
         _(
-            "The report holds the model card, all figures with their intervals, the pictures of "
-            "wrong calls and the limits, in the order of the CLAIM checklist (2024), with the "
-            "items it covers and those you must add. It is written in English."
+            "The report contains the model card, all figures with their intervals, images with "
+            "wrong answers and the limitations, in the order of the CLAIM checklist (2024), with"
+            " the items it covers and those you must add. It is in English only."
         )
     )
     token = f"{evaluation.model_id}/{evaluation.name}/{evaluation.created}"
     if st.button(
-        _("Write the report"), type="primary", icon=":material/description:", key="evaluate_write"
+        _("Create the report"), type="primary", icon=":material/description:", key="evaluate_write"
     ):
-        with st.spinner(_("Writing the report …")):
+        with st.spinner(_("Creating the report …")):
             content = evaluation_report.build_report(
                 Settings.from_env().checkpoints_dir, evaluation.model_id, evaluation.name
             )
@@ -35,7 +35,7 @@ def show_report(evaluation: Evaluation) -> None:
     written = st.session_state.get(_REPORT_KEY)
     if written is None or written[0] != token:
         return
-    st.caption(_("Evaluation of {when} UTC.").format(when=moment(evaluation.created)))
+    st.caption(_("Evaluated {when} UTC.").format(when=moment(evaluation.created)))
     with st.container(horizontal=True):
         for data, suffix, mime, label in (
             (written[1], "html", "text/html", _("Download as HTML")),

@@ -19,7 +19,7 @@ def show_rivals(evaluation: Evaluation) -> None:
         st.info(_("No other model has been evaluated on these images."), icon=":material/balance:")
         return
     chosen = st.multiselect(
-        _("Models to compare with"), rivals, default=rivals[:3], key="evaluate_rivals"
+        _("Models to compare"), rivals, default=rivals[:3], key="evaluate_rivals"
     )
     rows = [_describe_rival(evaluation, evaluation)]
     for model_id in chosen:
@@ -36,11 +36,11 @@ def show_rivals(evaluation: Evaluation) -> None:
             "sensitivity": st.column_config.NumberColumn(_("Sensitivity"), format="%.3f"),
             "specificity": st.column_config.NumberColumn(_("Specificity"), format="%.3f"),
             "mcnemar": st.column_config.TextColumn(
-                _("p, calls"),
-                help=_("McNemar's exact test of the calls on the same images, by patient."),
+                _("p (answers)"),
+                help=_("McNemar's exact test of the answers on the same images, by patient."),
             ),
             "delong": st.column_config.TextColumn(
-                _("p, AUROC"),
+                _("p (AUROC)"),
                 help=_("DeLong's test of the two AUROCs on the same images, by patient."),
             ),
         },
@@ -78,12 +78,12 @@ def show_ablations() -> None:
     """The report's systems side by side, from saved runs."""
     found = list_ablations(Settings.from_env().checkpoints_dir)
     if not found:
-        st.info(_("No ablation has been run."), icon=":material/table:")
+        st.info(_("No ablation study has been run."), icon=":material/table:")
         st.code("python -m core ablation --data DATA --systems 1,4,5,6 --json ablation_data.json")
         st.caption(
             _(
-                "Files called ablation\\_….json in the models folder or in benchmarks/results "
-                "are listed here."
+                "Files named ablation\\_….json in the models folder or in benchmarks/results are "
+                "listed here."
             )
         )
         return
@@ -113,7 +113,7 @@ def _show_ablation(ablation: Ablation) -> None:
     st.dataframe(
         pd.DataFrame(rows),
         hide_index=True,
-        alt=_("Table of the systems of the report"),
+        alt=_("Table of the systems in the report"),
         column_config={
             "system": st.column_config.TextColumn(_("System")),
             "accuracy": st.column_config.TextColumn(_("Accuracy")),

@@ -25,7 +25,7 @@ def choose_evaluation(model: ModelSummary) -> Summary | None:
     kept = store.list_evaluations(Settings.from_env().checkpoints_dir, model.model_id)
     if not kept:
         st.info(
-            _("This model has not been evaluated yet. Choose the images below and start."),
+            _("This model has not been evaluated yet. Choose images below and start."),
             icon=":material/analytics:",
         )
         return None
@@ -40,8 +40,8 @@ def choose_evaluation(model: ModelSummary) -> Summary | None:
     if not chosen.is_current:
         st.warning(
             _(
-                "These figures are of an earlier version of this model or of its gallery. Run the "
-                "evaluation again."
+                "These figures are from an earlier version of this model or its gallery. Run the"
+                " evaluation again."
             ),
             icon=":material/history:",
         )
@@ -50,8 +50,8 @@ def choose_evaluation(model: ModelSummary) -> Summary | None:
 
 def _describe(summary: Summary) -> str:
     words = ngettext(
-        "{data}, {split}: {n} image, accuracy {accuracy}, made {when} UTC",
-        "{data}, {split}: {n} images, accuracy {accuracy}, made {when} UTC",
+        "{data}, {split}: {n} image, accuracy {accuracy}, created {when} UTC",
+        "{data}, {split}: {n} images, accuracy {accuracy}, created {when} UTC",
         summary.n,
     )
     return words.format(
@@ -73,7 +73,7 @@ def damage_label(kind: str) -> str:
     return {
         "blur": _("blur"),
         "noise": _("noise"),
-        "brightness": _("darkness"),
+        "brightness": _("darkening"),
         "jpeg": _("JPEG compression"),
         "rotation": _("rotation"),
     }.get(kind, _("unchanged"))
@@ -82,7 +82,7 @@ def damage_label(kind: str) -> str:
 def part_label(part: str) -> str:
     """A longer study as shown."""
     return {
-        "robustness": _("Robustness: blur, noise, darkness, JPEG, rotation"),
+        "robustness": _("Robustness: blur, noise, darkening, JPEG, rotation"),
         "explanations": _("Heatmaps: are they faithful?"),
     }.get(part, part)
 
@@ -99,10 +99,13 @@ def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
         left, right = st.columns([3, 2], gap="large")
         with left:
             data = st.text_input(
-                _("Folder or file with the images, on this server"),
+                _("Folder or file with the images on this server"),
                 value=data_root(model.model_id),
                 key="evaluate_data",
-                help=_("Laid out like training data; see the README. The images are only read."),
+                help=_(
+                    "Same folder layout as training data; see the README. Images are only "
+                    "read, never changed."
+                ),
             )
         with right:
             st.session_state.setdefault("evaluate_split", "test")
@@ -115,7 +118,9 @@ def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
         parts = [
             part for part in PARTS if st.checkbox(part_label(part), key=f"evaluate_part_{part}")
         ]
-        st.caption(_("The longer studies take minutes. The images must not be training images."))
+        st.caption(
+            _("The additional studies take minutes. The images must not be training images.")
+        )
         if st.button(
             _("Start the evaluation"),
             type="primary",
@@ -177,7 +182,7 @@ def say_progress(job: Job) -> str:
     if damage:
         text = _("{damage}, level {n}").format(damage=damage_label(damage[1]), n=damage[2])
     if job.status == "queued" or not text:
-        return _("Starting: importing, opening the data …")
+        return _("Starting: loading libraries and data …")
     return _("Evaluating: {text}").format(text=text)
 
 

@@ -29,8 +29,8 @@ def show_robustness(evaluation: Evaluation) -> None:
     names = {kind: damage_label(kind) for kind in STRENGTHS}
     st.caption(
         _(
-            "{n} images, half of either class where possible, damaged at three levels. "
-            "Measured {when} UTC."
+            "{n} images, half of each class where possible, corrupted at three levels. Measured "
+            "{when} UTC."
         ).format(n=study["n"], when=moment(study["made"]["created"]))
     )
     st.plotly_chart(
@@ -78,8 +78,8 @@ def _say_strength(kind: str, strength: float) -> str:
 def _say_missing() -> None:
     st.info(
         _(
-            "This study has not been made for these figures. Tick it under “New evaluation” and "
-            "start."
+            "This study has not been run for this evaluation. Select it under “New evaluation” "
+            "and start."
         ),
         icon=":material/science:",
     )
@@ -93,19 +93,21 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
         return
     if study["n_masks"]:
         text = ngettext(
-            "{n} diseased image explained, {m} with a mask of the lesion.",
-            "{n} diseased images explained, {m} of them with a mask of the lesion.",
+            "Heatmaps tested on {n} diseased image, {m} with a lesion mask.",
+            "Heatmaps tested on {n} diseased images, {m} of them with a lesion mask.",
             study["n"],
         )
     else:
         text = ngettext(
-            "{n} diseased image explained. Without lesion masks, place cannot be checked.",
-            "{n} diseased images explained. Without lesion masks, place cannot be checked.",
+            "Heatmaps tested on {n} diseased image. Without lesion masks, their location cannot "
+            "be checked.",
+            "Heatmaps tested on {n} diseased images. Without lesion masks, their location cannot"
+            " be checked.",
             study["n"],
         )
     when = _("Measured {when} UTC.").format(when=moment(study["made"]["created"]))
     n_followed = max((row["n_faithful"] for row in study["rows"]), default=0)
-    followed = _("Deletion and insertion are of {n} of them.").format(n=n_followed)
+    followed = _("Deletion and insertion were measured on {n} of them.").format(n=n_followed)
     st.caption(f"{text.format(n=study['n'], m=study['n_masks'])} {followed} {when}")
     st.dataframe(
         pd.DataFrame([_describe_method(row) for row in study["rows"]]),
@@ -120,8 +122,8 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
                 help=_("Pointing game: share of images whose brightest point lies on the lesion."),
             ),
             "energy": st.column_config.TextColumn(
-                _("Energy on it"),
-                help=_("Share of the map's brightness that lies on the lesion."),
+                _("Energy on the lesion"),
+                help=_("Share of the heatmap's brightness that lies on the lesion."),
             ),
             "deletion": st.column_config.TextColumn(
                 _("Deletion ↓"),
@@ -138,7 +140,7 @@ def show_heatmap_study(evaluation: Evaluation) -> None:
             ),
             "better": st.column_config.TextColumn(
                 _("Better than chance"),
-                help=_("Share of images where both are better than in a random order."),
+                help=_("Share of images where both are better than in random order."),
             ),
         },
     )
@@ -161,7 +163,7 @@ def _describe_method(row: dict[str, Any]) -> dict[str, object]:
 
 
 def _name_method(method: str) -> str:
-    references = {"random": _("random map"), "centre": _("always the centre")}
+    references = {"random": _("random map"), "centre": _("always the image centre")}
     return references.get(method) or shared.heatmap_method_label(method)
 
 
@@ -178,20 +180,23 @@ def _show_sanity(study: dict[str, Any]) -> None:
             f"{plain(name)} **{value:.2f}**" for name, value in study["randomisation"].items()
         )
         st.markdown(
-            _("Agreement with maps of a net with random weights, by {method}: {parts}.").format(
-                method=method, parts=parts
-            ),
+            _(
+                "Agreement with heatmaps of a randomly initialised network ({method}): {parts}."
+            ).format(method=method, parts=parts),
             help=_(
-                "Rank correlation, 1 is equal. A map that stays the same when the trained layers "
-                "are drawn anew does not show what was learned; near 0 is good."
+                "Rank correlation; 1 means identical. A heatmap that stays the same when the "
+                "trained layers are randomised does not show what was learned; values near 0 are"
+                " good."
             ),
         )
     if study["agreement"] is not None:
         st.markdown(
-            _("Agreement of the backbones with each other, by {method}: **{value}**.").format(
+            _("Agreement between backbones ({method}): **{value}**.").format(
                 method=method, value=f"{study['agreement']:.2f}"
             ),
-            help=_("Rank correlation of their maps of the same image, mean over the images."),
+            help=_(
+                "Rank correlation between the heatmaps of the same image, averaged over the images."
+            ),
         )
 
 
@@ -206,7 +211,7 @@ def show_external(evaluation: Evaluation) -> None:
     if not others:
         st.info(
             _(
-                "Evaluate this model on another hospital's images as well (under “New "
+                "Also evaluate this model on images from another hospital (under “New "
                 "evaluation”), then compare the two here."
             ),
             icon=":material/domain:",
@@ -225,7 +230,7 @@ def show_external(evaluation: Evaluation) -> None:
     most = max(10, len(away.keys) // 2)
     with right:
         n_sample = st.slider(
-            _("Labelled images to recalibrate on"),
+            _("Labelled images for recalibration"),
             5,
             most,
             min(40, most),
@@ -259,7 +264,7 @@ def show_external(evaluation: Evaluation) -> None:
         )
     )
     if shift.novel_home or shift.novel_away:
-        st.caption(_("The figures above count refused images as if they had been answered."))
+        st.caption(_("The figures above count rejected images as if they had been answered."))
     _show_gains(result.recalibration)
 
 
@@ -292,7 +297,7 @@ def _show_gains(result: Recalibration) -> None:
     st.markdown(
         "#### " + _("Recalibrated on {n} labelled images").format(n=result.n_sample),
         help=_(
-            "Two numbers are fitted on a random sample and measured on all other images. "
+            "Two parameters are fitted on a random sample and evaluated on all other images. "
             "Samples drawn: {n}."
         ).format(n=result.n_draws),
     )

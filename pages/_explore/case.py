@@ -33,8 +33,8 @@ def show_case(model: Model, tables: Tables, table: Exploration) -> None:
     if row is None or row >= len(table):
         st.info(
             _(
-                "Draw a lasso or a box on the map to list images below. Click a point, or “Open” "
-                "under an image, to see it here with its neighbours."
+                "Use the lasso or the box on the map to list images below. Click a point, or "
+                "“Open” under an image, to see it here with its neighbours."
             ),
             icon=":material/touch_app:",
         )
@@ -71,7 +71,7 @@ def _show_picture(model: Model, table: Exploration, row: int) -> None:
         purity = float(table.columns["purity"][row])
         if not np.isnan(purity):
             lines.append(
-                _("{share} of its neighbours have its label").format(share=percent(purity))
+                _("{share} of its neighbours have the same label").format(share=percent(purity))
             )
         for name in ("vote", "corrected"):
             value = str(table.columns[name][row])
@@ -80,7 +80,7 @@ def _show_picture(model: Model, table: Exploration, row: int) -> None:
         st.markdown("  \n".join(lines))
         with st.container(horizontal=True):
             st.button(
-                _("Find images like it"),
+                _("Find similar images"),
                 icon=":material/image_search:",
                 key="explore_like",
                 on_click=_list_similar,
@@ -101,7 +101,7 @@ def _list_similar(row: int) -> None:
 def _show_corrections(model: Model, tables: Tables, table: Exploration, row: int) -> None:
     state = model.lead.curation
     key = table.keys[row]
-    with st.expander(_("Correct it"), icon=":material/edit:", expanded=True):
+    with st.expander(_("Correct this image"), icon=":material/edit:", expanded=True):
         names = list(table.class_names)
         place = f"{row}_{state.version}"  # a new version starts from what it says
         is_guest = table.columns["split"][row] != "train"
@@ -110,7 +110,7 @@ def _show_corrections(model: Model, tables: Tables, table: Exploration, row: int
         new = st.radio(
             _("Label"), names, key=shared.keep_choice(label_key),
             format_func=class_label, horizontal=True, disabled=is_guest,
-            help=_("Labels of other splits are corrected in the data themselves.")
+            help=_("Labels of other splits must be corrected in the data itself.")
             if is_guest else None,
         )  # fmt: skip
         aside = st.checkbox(
@@ -141,7 +141,9 @@ def offer_changes(
     if any(change.field != "note" for change in changes):
         show_effect(gallery_table.preview(model, tables, changes))
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.text_input(_("Your name, for the record"), key=f"{shared.AUTHOR_KEY}_{place}", width=220)
+        st.text_input(
+            _("Your name (for the record)"), key=f"{shared.AUTHOR_KEY}_{place}", width=220
+        )
         st.button(
             _("Apply"),
             key=f"explore_apply_{place}",
@@ -187,15 +189,15 @@ def show_effect(effect: gallery_table.Effect) -> None:
             broken=effect.n_broken,
         ),
         help=_(
-            "Each training image is answered by the vote of the others. The network has seen these "
-            "images in training, so new images do worse."
+            "Each training image is classified by the vote of the others. The network was "
+            "trained on these images, so expect lower accuracy on new ones."
         ),
     )
 
 
 def _show_neighbours(model: Model, tables: Tables, table: Exploration, row: int) -> None:
     rows, distances = gallery_table.list_neighbours(model, tables, row)
-    st.markdown("**" + _("Its nearest images that vote") + "**")
+    st.markdown("**" + _("Nearest voting images") + "**")
     with st.grid("auto", min_column_width=84, gap=("xsmall", "xsmall")):
         for rank, (near, distance) in enumerate(
             zip(rows[:_N_NEIGHBOURS].tolist(), distances.tolist(), strict=False)
@@ -217,7 +219,7 @@ def _show_heatmap(model: Model, row: int) -> None:
         if not is_original:
             st.caption(_("The original is missing or has changed: this is its thumbnail."))
         if diagnosis.pixels is None or not diagnosis.heatmaps:
-            st.caption(_("There is no heatmap of this image."))
+            st.caption(_("There is no heatmap for this image."))
             return
         height, width = diagnosis.pixels.shape[:2]
         target = class_label(diagnosis.predicted_class or "")
@@ -228,8 +230,8 @@ def _show_heatmap(model: Model, row: int) -> None:
                 overlay(diagnosis.pixels, fine, opacity=0.6),
                 width="stretch",
                 output_format="PNG",
-                caption=_("Seen by {backbone}").format(backbone=plain(backbone)),
-                alt=_("Heatmap of {backbone}: bright areas speak for {name}").format(
+                caption=_("Backbone: {backbone}").format(backbone=plain(backbone)),
+                alt=_("Heatmap of {backbone}: bright areas support {name}").format(
                     backbone=backbone, name=target
                 ),
             )

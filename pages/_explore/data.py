@@ -171,7 +171,7 @@ def read_finding(
     model: Model, tables: tuple[NeighbourTable, ...], table: Exploration, kind: str
 ) -> Finding:
     """One of the lists: wrong, suspects, duplicates, outliers, mixed."""
-    with st.spinner(_("Looking through the gallery …")):
+    with st.spinner(_("Analysing the gallery …")):
         return _finding(model, tables, table, identity(model), kind)
 
 

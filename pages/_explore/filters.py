@@ -26,20 +26,20 @@ def choose_guests(model: Model) -> list[Summary]:
     if not listed:
         st.caption(
             _(
-                "The map holds the training images: only they vote. Evaluate this model on another "
-                "split of its data (page Evaluate), and its images can be shown here too."
+                "The map shows the training images: only they vote. Evaluate this model on "
+                "another split of its data (Evaluate page) to show those images here too."
             )
         )
         return []
     chosen = st.pills(
-        _("Show beside the training images"),
+        _("Show with the training images"),
         list(listed),
         selection_mode="multi",
         key=f"{shared.GUESTS_KEY}_{model.model_id}",
         format_func=say,
         help=_(
-            "Images of another split, from a kept evaluation. They never vote. With them shown, "
-            "the map can be coloured by split, and duplicates across splits are found."
+            "Images of another split, from a saved evaluation. They never vote. When they are "
+            "shown, the map can be coloured by split, and duplicates across splits can be found."
         ),
     )
     if any(listed[name].split == "test" for name in chosen):

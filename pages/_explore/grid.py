@@ -67,14 +67,14 @@ def _collect_similar(model: Model) -> Finding:
             return _nothing()
         if query.is_novel:
             st.warning(
-                _("Nothing in this gallery is of the kind of your image. These are the nearest."),
+                _("No training image is of the same kind as your image. These are the nearest."),
                 icon=":material/search_off:",
             )
         return find_similar(model, query.embedding)
     if row is None or row >= len(model.gallery):
-        st.caption(_("Upload an image, or open one and press “Find images like it”."))
+        st.caption(_("Upload an image, or open one and click “Find similar images”."))
         return _nothing()
-    st.caption(_("Like {name}").format(name=plain(model.gallery.keys[row])))
+    st.caption(_("Similar to {name}").format(name=plain(model.gallery.keys[row])))
     return find_similar(model, model.gallery.embeddings[row], without=row)
 
 
@@ -89,7 +89,7 @@ def show_grid(
     st.caption(_(EXPLANATIONS[kind]).format(n=N_OUTLIERS))
     _show_counts(model, table, found.rows, kind=kind)
     if not len(found):
-        st.markdown(_("No image is in this list."))
+        st.markdown(_("No images in this list."))
         return
     n_pages = -(-len(found) // _PER_PAGE)
     page = st.pagination(n_pages, key=f"explore_page_{kind}") if n_pages > 1 else 1
@@ -166,8 +166,8 @@ def _show_bulk(
         if len(trained) < len(marked):
             st.caption(
                 _(
-                    "Only training images can be corrected here; labels of other splits are "
-                    "corrected in the data themselves."
+                    "Only training images can be corrected here; labels of other splits must be "
+                    "corrected in the data itself."
                 )
             )
         if not trained:
@@ -186,13 +186,13 @@ def _show_bulk(
             if state.read(key, change.field, given_label=given) != change.new:
                 wanted.append(change)
         if not wanted:
-            st.caption(_("They have this value already."))
+            st.caption(_("The images have this value already."))
         offer_changes(model, tables, table, wanted, place=f"bulk_{kind}")
 
 
 def _action(action: str) -> str:
     if action.startswith("label:"):
-        return _("label {name}").format(name=class_label(action.removeprefix("label:")))
+        return _("relabel as {name}").format(name=class_label(action.removeprefix("label:")))
     return _("exclude from the vote") if action == "aside" else _("include in the vote again")
 
 

@@ -16,12 +16,12 @@ def show_state(model: Model) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
             _(
-                "Gallery version **{n}**: {relabelled} relabelled, {aside} kept out of the vote"
+                "Gallery version **{n}**: {relabelled} relabelled, {aside} excluded from the vote"
             ).format(n=state.version, relabelled=len(state.labels), aside=len(state.excluded))
         )
         if state.version:
             st.button(
-                _("Undo the last change"),
+                _("Undo last change"),
                 icon=":material/undo:",
                 key="explore_undo",
                 on_click=_undo,
@@ -60,8 +60,8 @@ def show_history(model: Model) -> None:
         column_config={
             "version": st.column_config.NumberColumn(_("Version"), width="small"),
             "when": st.column_config.TextColumn(_("When (UTC)")),
-            "who": st.column_config.TextColumn(_("Who")),
-            "action": st.column_config.TextColumn(_("What")),
+            "who": st.column_config.TextColumn(_("Author")),
+            "action": st.column_config.TextColumn(_("Action")),
             "file": st.column_config.TextColumn(_("Training image")),
             "old": st.column_config.TextColumn(_("Before")),
             "new": st.column_config.TextColumn(_("After")),
@@ -69,17 +69,17 @@ def show_history(model: Model) -> None:
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         number = st.selectbox(
-            _("Go back to version"), [n for n in range(now, -1, -1) if n != now],
+            _("Restore version"), [n for n in range(now, -1, -1) if n != now],
             key="explore_version", width=180,
         )  # fmt: skip
         st.button(
-            _("Make it current"),
+            _("Restore"),
             icon=":material/history:",
             key="explore_roll_back",
             on_click=_roll_back,
             args=(scope, number, now),
         )
-    st.caption(_("Going back adds a new version; nothing is ever lost."))
+    st.caption(_("Restoring adds a new version; nothing is lost."))
 
 
 def _describe(entry: Version, edit: Edit) -> dict[str, object]:
@@ -98,12 +98,12 @@ def _say_action(entry: Version) -> str:
     if entry.action == "undo":
         return _("undone")
     if entry.action == "rollback":
-        return _("back to version {n}").format(n=entry.restores)
+        return _("restored version {n}").format(n=entry.restores)
     return _("changed")
 
 
 def _say_field(field: str) -> str:
-    return {"label": _("label"), "excluded": _("part in the vote"), "note": _("note")}[field]
+    return {"label": _("label"), "excluded": _("vote status"), "note": _("note")}[field]
 
 
 def _say_value(field: str, value: str) -> str:

@@ -80,7 +80,7 @@ def _choose_settings(model: Model, columns: list[str]) -> tuple[MapSettings, Mod
         )  # fmt: skip
         with st.popover(_("More"), icon=":material/tune:"):
             n_neighbors = st.slider(_("UMAP: neighbours"), 2, 100, 15, key="explore_neighbors")
-            min_dist = st.slider(_("UMAP: least distance"), 0.0, 1.0, 0.1, key="explore_min_dist")
+            min_dist = st.slider(_("UMAP: minimum distance"), 0.0, 1.0, 0.1, key="explore_min_dist")
             st.caption(
                 _(
                     "More neighbours preserve the global layout, fewer the local detail. Each map"
@@ -120,7 +120,7 @@ def _choose_other(model: Model) -> Model | None:
     if not others:
         return None
     chosen = st.selectbox(
-        _("Beside it, the map of"),
+        _("Compare with the map of"),
         list(others),
         index=None,
         key="explore_other",
@@ -164,7 +164,7 @@ def _draw(
     }
     is_solid = fitted.settings.n_dimensions == 3
     if is_solid and st.toggle(
-        _("Turn freely with the mouse (needs WebGL, no lasso)"), key="explore_free"
+        _("Rotate freely with the mouse (needs WebGL, no lasso)"), key="explore_free"
     ):
         figure = charts.build_free_map(table, fitted.coordinates, rows=shown, **words)
         st.plotly_chart(figure, config=_CONFIG, key="explore_free_map")
@@ -186,7 +186,7 @@ def _draw(
     show_on_hover(model, key="explore_map")
     if len(shown) < int(passes.sum()):
         st.caption(
-            _("{shown} of {n} images are drawn; a lasso takes all {n} into account.").format(
+            _("{shown} of {n} images are drawn; a lasso selects from all {n}.").format(
                 shown=len(shown), n=int(passes.sum())
             )
         )

@@ -12,18 +12,18 @@ COLUMNS = {
     "prediction": N_("Leave-one-out answer"),
     "outcome": N_("Correct or not"),
     "confidence": N_("Confidence"),
-    "purity": N_("Neighbours with its label"),
+    "purity": N_("Neighbours with the same label"),
     "vote": N_("Role in the vote"),
     "corrected": N_("Correction"),
     "source_class": N_("Source class"),
     "group": N_("Patient"),
 }
 VALUES = {
-    "right": N_("right"),
+    "right": N_("correct"),
     "wrong": N_("wrong"),
     "votes": N_("votes"),
     "set aside": N_("excluded"),
-    "as trained": N_("as trained"),
+    "as trained": N_("as in training"),
     "relabelled": N_("relabelled"),
     "looks on": N_("another split: never votes"),
     "train": N_("training"),
@@ -33,7 +33,7 @@ VALUES = {
 }
 LISTS = {
     "selection": N_("Selected images"),
-    "similar": N_("Like one image"),
+    "similar": N_("Similar to one image"),
     "wrong": N_("Outvoted (leave-one-out)"),
     "suspects": N_("Suspect labels"),
     "duplicates": N_("Duplicates"),
@@ -42,20 +42,20 @@ LISTS = {
     "history": N_("History"),
 }
 EXPLANATIONS = {
-    "selection": N_("What you lassoed on the map, else everything that passes the filter."),
-    "similar": N_("Nearest by distance between embeddings, not on the map."),
-    "wrong": N_("The other images outvote the label. The surest of these come first."),
+    "selection": N_("The images selected on the map, or all that pass the filter."),
+    "similar": N_("Nearest in the embedding space, not on the map."),
+    "wrong": N_("The other images outvote the label. The most confident of them come first."),
     "suspects": N_(
         "Two opinions that did not see the label doubt it: the vote of the other images, and a "
         "simple classifier on the untrained features. Look before you correct."
     ),
     "duplicates": N_(
-        "Groups that show the same picture. Those with different labels come first, then those "
-        "across splits."
+        "Groups of images that show the same content. Groups with conflicting labels come first,"
+        " then groups across splits."
     ),
     "outliers": N_("The {n} images least like all others to the untrained backbones, at most."),
     "mixed": N_("Regions where neighbours of both classes mix."),
-    "history": N_("Every change to the gallery; any version can be made current again."),
+    "history": N_("All changes to the gallery; any version can be restored."),
 }
 
 

@@ -28,7 +28,7 @@ def choose_data(settings: Settings) -> Path | None:
         _("Where are the images?"),
         _SOURCES,
         default="folder",
-        format_func={"folder": _("On the server"), "zip": _("Upload a zip")}.get,
+        format_func={"folder": _("On the server"), "zip": _("Upload a ZIP")}.get,
         key=shared.FT_SOURCE_KEY,
     )
     if source == "zip":
@@ -37,8 +37,8 @@ def choose_data(settings: Settings) -> Path | None:
     if not places:
         st.info(
             _(
-                "No data is on the server yet. Put a folder with one subfolder per class into "
-                "{folder}, or upload a zip."
+                "There is no data on the server yet. Put a folder with one subfolder per class "
+                "into {folder}, or upload a ZIP."
             ).format(folder=f"`{settings.data_dir}`"),
             icon=":material/folder:",
         )
@@ -55,7 +55,10 @@ def choose_data(settings: Settings) -> Path | None:
         index=None,
         placeholder=_("Choose a data set"),
         key=shared.FT_FOLDER_KEY,
-        help=_("One subfolder per class, or train, val and test with one subfolder per class."),
+        help=_(
+            "One subfolder per class, or train, val and test folders with one subfolder per "
+            "class each."
+        ),
     )
     if chosen is None:
         return None
@@ -72,23 +75,24 @@ def _confirm_deletion(name: str, settings: Settings) -> None:
     if any(job.is_open for job in users):
         titles = ", ".join(job.title for job in users if job.is_open)
         st.error(
-            _("A job needs these images: {titles}. Wait for it or cancel it first.").format(
-                titles=plain(titles)
-            ),
+            _(
+                "Jobs are using these images: {titles}. Wait for them to finish, or cancel them "
+                "first."
+            ).format(titles=plain(titles)),
             icon=":material/block:",
         )
         return
-    st.markdown(_("Delete the uploaded images of **{name}** for good?").format(name=plain(name)))
+    st.markdown(_("Permanently delete the uploaded images of **{name}**?").format(name=plain(name)))
     models = list_models_of(directory, name)
     if models:
         st.markdown(
             _(
-                "Trained on them: {models}. These models go on working and keep small pictures of "
-                "the training images, but cannot show them at full size any more."
+                "Models trained on them: {models}. They still work and keep thumbnails of the "
+                "training images, but can no longer show them at full size."
             ).format(models=plain(", ".join(models)))
         )
-    st.markdown(_("Checks, measurements and comparisons made of them are deleted too."))
-    if st.button(_("Delete for good"), type="primary", key="finetune_delete_yes"):
+    st.markdown(_("Checks, measurements and comparisons based on them are deleted too."))
+    if st.button(_("Delete permanently"), type="primary", key="finetune_delete_yes"):
         with shared.show_errors():
             delete_upload(directory, name)
         st.rerun()
@@ -97,8 +101,8 @@ def _confirm_deletion(name: str, settings: Settings) -> None:
 def _take_zip(settings: Settings) -> None:
     upload = st.file_uploader(
         _(
-            "A zip with one folder per class. At most {mb} MB. It is unpacked and kept on this "
-            "server, because a model shows its training images as evidence."
+            "A ZIP with one folder per class, at most {mb} MB. It is unpacked and kept on this "
+            "server, because the model shows its training images as evidence."
         ).format(mb=settings.max_zip_mb),
         max_upload_size=settings.max_zip_mb,
         key=shared.FT_ZIP_KEY,
@@ -107,7 +111,7 @@ def _take_zip(settings: Settings) -> None:
     if upload is None or upload.file_id in known:
         return
     if upload.size > settings.max_zip_mb * 2**20:
-        st.error(_("The zip is larger than {mb} MB.").format(mb=settings.max_zip_mb))
+        st.error(_("The ZIP is larger than {mb} MB.").format(mb=settings.max_zip_mb))
         return
     try:
         with st.spinner(_("Unpacking")):
@@ -159,7 +163,7 @@ def show_audit(data: Path) -> dict[str, Any] | None:
             on_click=_start_audit,
             args=(params, data.name, settings),
             key="finetune_check",
-            help=_("Reads every image once and compares all of them. Changes nothing."),
+            help=_("Reads all images once and compares them. Nothing is changed."),
         )
         return None
     _choose_class(class_key)
@@ -213,17 +217,15 @@ def _show_result(result: dict[str, Any], folder: Path) -> None:
         st.table(table.rename(index=class_label).T, alt=_("Number of images by class and split"))
         if len({str(counts[str(seed)]) for seed in seeds}) > 1:
             st.caption(
-                _("With seed {seed}; each seed sets other images apart for validation.").format(
+                _("For seed {seed}; each seed holds out different images for validation.").format(
                     seed=seeds[0]
                 )
             )
         st.markdown(
-            _("Counts as disease: **{name}**").format(
-                name=plain(class_label(result["disease_class"]))
-            )
+            _("Disease class: **{name}**").format(name=plain(class_label(result["disease_class"])))
         )
     with right:
-        st.markdown("#### " + _("What the images look like"))
+        st.markdown("#### " + _("Sample images by class"))
         for name, keys in result["samples"].items():
             st.caption(plain(class_label(name)))
             show_pictures(keys, result, folder, with_label=False)

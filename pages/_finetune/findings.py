@@ -93,7 +93,7 @@ def show_findings(findings: Sequence[Finding], result: dict[str, Any], folder: P
         )
     if warnings:
         st.warning(
-            _("**Worth knowing before you start:**") + _list(_say_warnings(warnings)),
+            _("**Check before you start:**") + _list(_say_warnings(warnings)),
             icon=":material/warning:",
         )
     if not findings:
@@ -116,14 +116,16 @@ def _say_warnings(warnings: Sequence[Finding]) -> list[str]:
     if len(few) < 2:
         return [*(say(f) for f in few), *said]
     places = [
-        _("{n} {split} of “{class_name}”").format(
+        _("{n} {split} images of “{class_name}”").format(
             n=f.params["n"],
             split=_(SPLITS[str(f.params["split"])]),
             class_name=plain(class_label(str(f.params["class_name"]))),
         )
         for f in few
     ]
-    sentence = _("Fewer than {limit} images in places, so figures will be rough: {places}.")
+    sentence = _(
+        "Fewer than {limit} images in some groups, so these figures will be imprecise: {places}."
+    )
     return [sentence.format(limit=FEW, places="; ".join(places)), *said]
 
 

@@ -17,20 +17,20 @@ from pages._job import show_short_job
 from pages._text import N_, _, describe, describe_error, plain
 
 _PRESET_WORDS = {
-    "offline": N_("offline: small, needs no network, runs on a CPU"),
-    "compact": N_("compact: medium, for a laptop with a graphics card"),
-    "paper": N_("paper: the report's large model, needs a large graphics card"),
-    "swin-effnetv2": N_("swin-effnetv2: the report's system 2, large"),
-    "convnextv2-beit": N_("convnextv2-beit: the report's system 3, large"),
+    "offline": N_("offline: small, needs no network connection, runs on a CPU"),
+    "compact": N_("compact: medium, for a laptop with a GPU"),
+    "paper": N_("paper: the large model of the report, needs a large GPU"),
+    "swin-effnetv2": N_("swin-effnetv2: system 2 of the report, large"),
+    "convnextv2-beit": N_("convnextv2-beit: system 3 of the report, large"),
 }
 _OBJECTIVE_WORDS = {
     "triplet": N_("Triplet: nearest images vote (recommended)"),
     "metric-ensemble": N_("Metric ensemble: three votes in one model, slower"),
-    "cross-entropy": N_("Cross-entropy: a plain classifier, no vote"),
+    "cross-entropy": N_("Cross-entropy: plain classifier, no vote"),
 }
 _RECIPE_WORDS = {
-    "robust": N_("robust: holds up better on images of other devices (recommended)"),
-    "report": N_("report: as the report that this method comes from trained it"),
+    "robust": N_("robust: more robust to images from other devices (recommended)"),
+    "report": N_("report: training as in the report that this method comes from"),
 }
 _MAX_SEEDS = 5
 _SIZES = (224, 288, 384, 448, 512, 640, 768)
@@ -67,7 +67,7 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
         key=shared.FT_ENSEMBLE_KEY,
         help=_(
             "One with the triplet objective, one with the metric ensemble; the images are read "
-            "once for both. Usually the better choice; training takes longer."
+            "only once. Usually the better choice, but training takes longer."
         ),
     )
     left, right = st.columns(2, gap="large")
@@ -113,21 +113,22 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
 
 def _choose_length(preset: str, recipe: str) -> tuple[int, list[int]]:
     epochs = st.number_input(
-        _("Epochs: how often every image is shown"),
+        _("Epochs (passes over all images)"),
         min_value=1,
         max_value=1000,
         value=build_preset(preset, recipe=recipe).train.epochs,
         key=f"{shared.FT_EPOCHS_KEY}_{preset}_{recipe}",
     )
     seeds = st.multiselect(
-        _("Random seeds, one training for each"),
+        _("Random seeds (one training run each)"),
         SEEDS,
         default=[SEEDS[0]],
         max_selections=_MAX_SEEDS,
         key=shared.FT_SEEDS_KEY,
         help=_(
-            "A seed fixes every random draw, also which images are set apart for validation. "
-            "Several seeds tell how much of a figure is luck; they run one after another."
+            "The seed fixes all random choices, including which images are held out for "
+            "validation. Several seeds show how much the results vary by chance; the runs follow"
+            " one another."
         ),
     )
     return int(epochs), sorted(seeds)
@@ -138,12 +139,12 @@ def _choose_size(preset: str, report: dict[str, Any]) -> list[str]:
     own = build_preset(preset).preprocess.input_size
     offered = sorted({own, *_SIZES})
     size: int = st.selectbox(
-        _("Input size: the side of the square that the network sees, in pixels"),
+        _("Input size (side of the square network input, in pixels)"),
         offered,
         index=offered.index(own),
         key=f"{shared.FT_SIZE_KEY}_{preset}",
         help=_(
-            "The preset's own is {size}. Where findings are small, a larger one can help; twice "
+            "The preset uses {size}. A larger size can help when findings are small; doubling "
             "the side takes about four times as long."
         ).format(size=own),
     )
@@ -152,8 +153,8 @@ def _choose_size(preset: str, report: dict[str, Any]) -> list[str]:
     if larger:
         st.caption(
             _(
-                "The images are {width} x {height} px (median): at {size} px what is a few pixels "
-                "wide is lost. {larger} px would take about {times} times as long."
+                "The images are {width} x {height} px (median): at {size} px, details only a few"
+                " pixels wide are lost. {larger} px would take about {times} times as long."
             ).format(
                 width=width,
                 height=height,
@@ -187,7 +188,7 @@ def _choose_more() -> list[str]:
             _("Other settings, one per line"),
             key=shared.FT_MORE_KEY,
             placeholder=_EXAMPLE,
-            help=_("As on the command line: section.key=value."),
+            help=_("Same syntax as on the command line: section.key=value."),
         )
     return [line.strip() for line in text.splitlines() if line.strip()]
 
@@ -217,7 +218,7 @@ def show_estimate(params: dict[str, Any]) -> None:
             on_click=_start_trial,
             args=(wanted, settings),
             key="finetune_measure",
-            help=_("Runs a few images and steps for real, usually under a minute."),
+            help=_("Runs a few images and training steps, usually in under a minute."),
         )
         return
     _show_costs(queue.read_result(settings.checkpoints_dir, job.job_id), len(params["seeds"]))
@@ -233,7 +234,7 @@ def _show_costs(found: dict[str, Any], n_seeds: int) -> None:
     columns[0].metric(_("Time"), _say_minutes(found["total_s"] * max(1, n_seeds)))
     columns[1].metric(_("Memory"), _say_size(found["memory_bytes"]))
     columns[2].metric(_("GPU memory"), _say_gpu(found))
-    columns[3].metric(_("Disk, while it trains"), _say_size(found["disk_bytes"]))
+    columns[3].metric(_("Disk during training"), _say_size(found["disk_bytes"]))
     st.caption(
         _(
             "Measured on {device} for one run: start-up {start}, reading the images {read}, "
@@ -248,14 +249,14 @@ def _show_costs(found: dict[str, Any], n_seeds: int) -> None:
     )
     if not found["has_disk"]:
         st.error(
-            _("The disk has only {free} free: training would stop.").format(
+            _("Only {free} of disk space is free: training would stop.").format(
                 free=_say_size(found["disk_free_bytes"])
             ),
             icon=":material/hard_drive:",
         )
     if not found["has_memory"]:
         st.warning(
-            _("Only {free} of memory are free now.").format(
+            _("Only {free} of memory is free now.").format(
                 free=_say_size(found["memory_free_bytes"])
             ),
             icon=":material/memory:",
@@ -263,7 +264,7 @@ def _show_costs(found: dict[str, Any], n_seeds: int) -> None:
 
     if not found["has_gpu_memory"]:
         st.warning(
-            _("Only {free} of the graphics card's memory are free now.").format(
+            _("Only {free} of GPU memory is free now.").format(
                 free=_say_size(found["gpu_free_bytes"])
             ),
             icon=":material/memory:",
@@ -273,7 +274,7 @@ def _show_costs(found: dict[str, Any], n_seeds: int) -> None:
 def _say_gpu(found: dict[str, Any]) -> str:
     if found["gpu_name"]:
         return _say_size(found["gpu_bytes"])
-    return _("shared with memory") if found["device"] == "mps" else _("no GPU")
+    return _("shared with system memory") if found["device"] == "mps" else _("no GPU")
 
 
 def _say_minutes(seconds: float) -> str:
@@ -308,21 +309,21 @@ def show_start(params: dict[str, Any], audit: dict[str, Any]) -> None:
 def _find_obstacle(params: dict[str, Any], audit: dict[str, Any]) -> str:
     """Why training cannot start, in a sentence; empty when it can."""
     if any(f.severity == "blocker" for f in read_findings(audit, params["seeds"])):
-        return _("The check of the data says why training cannot start.")
+        return _("See the data check for the reason why training cannot start.")
     if not params["seeds"]:
         return _("Choose at least one seed.")
     if not params["name"]:
-        return _("Give the new model a name: letters, digits, dots, dashes.")
+        return _("Name the new model: letters, digits, dots and dashes.")
     directory = Settings.from_env().checkpoints_dir
     try:
         wanted = [check_model_id(name) for name in _names(params).values()]
         if params["is_ensemble"]:
             wanted += [member for name in wanted for member in name_members(name)]
     except CoreError:
-        return _("Give the new model a name: letters, digits, dots, dashes.")
+        return _("Name the new model: letters, digits, dots and dashes.")
     taken = next((name for name in wanted if (directory / name).exists()), None)
     if taken is not None:
-        return _("A model called “{model_id}” exists. Choose another name.").format(
+        return _("A model named “{model_id}” already exists. Choose another name.").format(
             model_id=plain(taken)
         )
     return ""

@@ -19,8 +19,8 @@ from pages._job import show_short_job
 from pages._text import N_, _, class_label, describe_error, percent, plain
 
 _CHANGES = {
-    "broken": N_("was right, is wrong now"),
-    "fixed": N_("was wrong, is right now"),
+    "broken": N_("was correct, is wrong now"),
+    "fixed": N_("was wrong, is correct now"),
 }
 _N_FLIPS = 24
 _SPLITS = ("test", "val")
@@ -33,7 +33,7 @@ def show_compare(models: Sequence[ModelSummary]) -> None:
     places = find_data(settings)
     if len(usable) < 2 or not places:
         st.info(
-            _("Comparing needs two models and a data set on the server with a test split."),
+            _("To compare, you need two models and, on the server, a data set with a test split."),
             icon=":material/info:",
         )
         return
@@ -94,8 +94,8 @@ def _show_job(params: dict[str, Any], settings: Settings, summary: ModelSummary)
         if not is_evidence(found["split"], found.get("n_known")):
             st.warning(
                 _(
-                    "The gate does not count this comparison: it needs test images that neither "
-                    "model was trained or validated on."
+                    "The gate ignores this comparison: it needs test images that neither model "
+                    "was trained or validated on."
                 ),
                 icon=":material/front_hand:",
             )
@@ -133,7 +133,10 @@ def _show_figures(found: dict[str, Any]) -> None:
 def _show_subgroups(found: dict[str, Any]) -> None:
     if not found["subgroups"]:
         st.caption(
-            _("No subgroups: the data has no manifest.csv with further columns (sex, device, …).")
+            _(
+                "No subgroups: the data has no manifest.csv with additional columns (sex, device, "
+                "…)."
+            )
         )
         return
     harmed = [g for g in found["subgroups"] if g["is_harmed"]]
@@ -153,16 +156,16 @@ def _show_subgroups(found: dict[str, Any]) -> None:
             "n": st.column_config.NumberColumn(_("Images")),
             "accuracy_first": st.column_config.NumberColumn(_("Accuracy before"), format="%.3f"),
             "accuracy_second": st.column_config.NumberColumn(_("Accuracy after"), format="%.3f"),
-            "p_value": st.column_config.NumberColumn(_("p of the change"), format="%.3f"),
+            "p_value": st.column_config.NumberColumn(_("p value of the change"), format="%.3f"),
         },
     )
 
 
 def _show_flips(found: dict[str, Any], folder: Path, summary: ModelSummary) -> None:
     flips = [row for row in found["rows"] if row["change"] != "same"]
-    st.markdown("#### " + _("Images whose answer flips"))
+    st.markdown("#### " + _("Images with a changed answer"))
     if not flips:
-        st.caption(_("None: both models answer alike on every image."))
+        st.caption(_("None: both models give the same answer for every image."))
         return
     (other,) = [c for c in summary.class_names if c != summary.disease_class]
     for start in range(0, min(len(flips), _N_FLIPS), 4):

@@ -71,8 +71,8 @@ def _show_export(ids: list[str]) -> None:
     chosen = st.selectbox(_("Model to export"), ids, key=f"{shared.MODELS_FILE_KEY}_export")
     st.caption(
         _(
-            "One file with parameters, training embeddings and thumbnails of the training images. "
-            "It holds no program code. Mind that the thumbnails may show patients."
+            "One file with parameters, training embeddings and thumbnails of the training "
+            "images. It contains no program code. Note that the thumbnails may show patients."
         )
     )
 
@@ -103,7 +103,7 @@ def _show_import() -> None:
         key=shared.MODELS_FILE_KEY,
     )
     name = st.text_input(
-        _("Another name (optional)"), key=shared.MODELS_IMPORT_NAME_KEY, max_chars=60
+        _("Import under another name (optional)"), key=shared.MODELS_IMPORT_NAME_KEY, max_chars=60
     )
     if upload is None or not st.button(
         _("Import"), type="primary", icon=":material/upload:", key="models_import"

@@ -19,32 +19,33 @@ _VERDICTS = {
     "first": N_("No other model is in use."),
     "same": N_("This model is in use."),
     "passed": N_(
-        "Gate passed: on the same {n} images accuracy changes by {accuracy} and AUROC by {auroc}. "
-        "Each may fall by {limit}."
+        "Gate passed: on the same {n} images, accuracy changes by {accuracy} and AUROC by "
+        "{auroc}. Each may drop by at most {limit}."
     ),
     "worse": N_(
-        "Gate not passed: on the same {n} images accuracy changes by {accuracy} and AUROC by "
-        "{auroc}. Each may fall by {limit} at most."
+        "Gate not passed: on the same {n} images, accuracy changes by {accuracy} and AUROC by "
+        "{auroc}. Each may drop by at most {limit}."
     ),
-    "harmed": N_("Gate not passed: it is worse in a subgroup ({harmed})."),
+    "harmed": N_("Gate not passed: worse in a subgroup ({harmed})."),
     "incomparable": N_(
-        "Gate not passed: nothing was measured on the same images as the model in use ({current}). "
+        "Gate not passed: no measurement on the same images as the model in use ({current}). "
         "Compare the two on one test set first."
     ),
 }
 _EVIDENCE = {
     "comparison": N_("Measured image by image on test images that neither model had seen."),
-    "validation": N_("Measured on the validation images that both held out, not on a test set."),
+    "validation": N_("Measured on validation images held out by both models, not on a test set."),
 }
 _SET_ASIDE = {
-    "split": N_("The kept comparison does not count: it was not made on test images."),
+    "split": N_("The saved comparison does not count: it was not made on test images."),
     "known": N_(
-        "The kept comparison does not count: one of the models was trained or validated on some "
-        "of its images."
+        "The saved comparison does not count: one of the models was trained or validated on some"
+        " of its images."
     ),
-    "gallery": N_("The kept comparison does not count: a gallery was corrected since."),
+    "gallery": N_("The saved comparison does not count: a gallery has been corrected since."),
     "older": N_(
-        "The kept comparison does not count: it does not say whether the models knew its images."
+        "The saved comparison does not count: it does not record whether the models had seen its"
+        " images."
     ),
 }
 _ACTIONS = {
@@ -66,8 +67,8 @@ def show_list(models: Sequence[ModelSummary]) -> None:
     st.table(pd.DataFrame(rows), hide_index=True, alt=_("Table of all models with their figures"))
     st.caption(
         _(
-            "★ is the model in use. Accuracy and AUROC are those of each model's own validation "
-            "images."
+            "★ marks the model in use. Accuracy and AUROC are measured on each model's own "
+            "validation images."
         )
     )
 
@@ -83,7 +84,7 @@ def _row(model: ModelSummary, *, is_active: bool) -> dict[str, str]:
         _("Recipe"): plain(model.problem or _recipe(model)),
         _("Training data"): plain(trained_on),
         _("Pretrained weights"): plain(model.weight_source) or "–",
-        _("Made (UTC), size"): f"{plain(moment(model.created))}, {_say_size(model.n_bytes)}",
+        _("Created (UTC), size"): f"{plain(moment(model.created))}, {_say_size(model.n_bytes)}",
     }
 
 
@@ -131,7 +132,7 @@ def _show_card(summary: ModelSummary) -> None:
     path = _directory() / summary.model_id / "card.md"
     with st.container(border=True):
         if language() != "en":
-            st.caption(_("The card is written in English."))
+            st.caption(_("The model card is in English only."))
         text = path.read_text(encoding="utf-8")
         st.markdown(text.replace("# ", "#### ", 1))
     if st.button(_("Delete"), icon=":material/delete:", key="models_delete"):
@@ -139,27 +140,29 @@ def _show_card(summary: ModelSummary) -> None:
 
 
 def _confirm_deletion(model_id: str) -> None:
-    st.markdown(_("Delete **{name}** for good?").format(name=plain(model_id)))
-    st.markdown(_("Export it first if you may want it back."))
+    st.markdown(_("Permanently delete **{name}**?").format(name=plain(model_id)))
+    st.markdown(_("Export it first if you may need it again."))
     is_needed = False
     try:
         registry.check_deletable(_directory(), model_id)
     except CoreError as error:
         is_needed = True
         st.error(plain(describe(error)), icon=":material/block:")
-    if st.button(_("Delete for good"), type="primary", key="models_delete_yes", disabled=is_needed):
+    if st.button(
+        _("Delete permanently"), type="primary", key="models_delete_yes", disabled=is_needed
+    ):
         with shared.show_errors():
             registry.delete_model(_directory(), model_id)
         st.rerun()
 
 
 def _show_use(summary: ModelSummary, active: str | None) -> None:
-    st.markdown("#### " + _("Use"))
+    st.markdown("#### " + _("Activation"))
     if summary.problem:
-        st.caption(_("A model that cannot be loaded cannot be used."))
+        st.caption(_("This model cannot be loaded, so it cannot be used."))
         return
     limit = st.number_input(
-        _("How much accuracy and AUROC may fall"),
+        _("Maximum drop in accuracy and AUROC"),
         min_value=0.0,
         max_value=0.5,
         value=activation_gate.LIMIT,
@@ -251,7 +254,7 @@ def _show_history() -> None:
         alt=_("Table of all activations"),
         column_config={
             "time": st.column_config.TextColumn(_("Time (UTC)"), width=130),
-            "what": st.column_config.TextColumn(_("What"), width=150),
+            "what": st.column_config.TextColumn(_("Action"), width=150),
             "model": st.column_config.TextColumn(_("Model"), width=130),
             "previous": st.column_config.TextColumn(_("Before"), width=130),
             "reason": st.column_config.TextColumn(_("Reason"), width=220),
