@@ -236,7 +236,7 @@ def test_an_upload_shows_class_neighbours_heatmap_and_map(
         assert "Answer: " in headings[0] or "No answer: too close to call" in headings[0]
         cards = page.locator("[class*='st-key-card-'] img")
         # pictures arrive one by one after the run has ended
-        page.locator("img[alt^='Training image number 1,']").first.wait_for(timeout=30_000)
+        page.locator("img[alt^='Training image, rank 1,']").first.wait_for(timeout=30_000)
         assert cards.count() >= 2
         assert "Training image number 1, labelled" in cards.first.get_attribute("alt")
         assert page.locator("img[alt^='Heatmap of']").count() == 2

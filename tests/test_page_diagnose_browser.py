@@ -127,11 +127,11 @@ def test_a_case_from_upload_to_export(
     click(page, "Next Shortcut N")
     click(page, "Next Shortcut N")
     assert page.get_by_role("heading", name="echo").count() == 1
-    first = page.locator("img[alt^='The image that was read']").first.get_attribute("src")
+    first = page.locator("img[alt^='Image that was read']").first.get_attribute("src")
     page.get_by_role("slider", name="Frame (1 to 30)").press("End")
     page.wait_for_timeout(800)
     settle(page)
-    second = page.locator("img[alt^='The image that was read']").first.get_attribute("src")
+    second = page.locator("img[alt^='Image that was read']").first.get_attribute("src")
     assert first != second
     flip(page, "First read: hide answers")
     assert page.get_by_text("What do you see?").count() == 1

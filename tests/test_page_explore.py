@@ -148,7 +148,7 @@ def test_marked_images_are_corrected_together_and_rolled_back(home: Path) -> Non
     assert "Leave-one-out accuracy" in words(app)
     app.button(key="explore_apply_bulk_selection").click().run()
     assert not app.exception
-    assert "0 relabelled, 2 kept out of the vote" in words(app)
+    assert "0 relabelled, 2 excluded from the vote" in words(app)
     assert "marked**" not in words(app)  # done: nothing is marked any more
     store, scope = CurationStore(default_url(home)), _scope(home)
     rows = {int(key.rpartition("_")[2]) for key in marks[:2]}
@@ -160,7 +160,7 @@ def test_marked_images_are_corrected_together_and_rolled_back(home: Path) -> Non
     app.segmented_control(key=shared.LIST_KEY).set_value("history").run()
     app.selectbox(key="explore_version").set_value(0).run()
     app.button(key="explore_roll_back").click().run()
-    assert "Gallery version **2**: 0 relabelled, 0 kept out" in words(app)
+    assert "Gallery version **2**: 0 relabelled, 0 excluded" in words(app)
     assert store.read_history(scope)[-1].action == "rollback"
 
 

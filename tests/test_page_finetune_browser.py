@@ -89,7 +89,7 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
         with zipfile.ZipFile(evil, "w") as archive:
             archive.writestr("../evil.png", b"x")
         upload(page, "evil.zip", evil.getvalue())
-        assert "points outside its folder" in page.get_by_test_id("stMain").inner_text()
+        assert "points out of its folder" in page.get_by_test_id("stMain").inner_text()
         page.reload()
         settle(page)
         page.get_by_text("Upload a ZIP", exact=True).click()
