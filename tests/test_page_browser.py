@@ -238,7 +238,7 @@ def test_an_upload_shows_class_neighbours_heatmap_and_map(
         # pictures arrive one by one after the run has ended
         page.locator("img[alt^='Training image, rank 1,']").first.wait_for(timeout=30_000)
         assert cards.count() >= 2
-        assert "Training image number 1, labelled" in cards.first.get_attribute("alt")
+        assert "Training image, rank 1, labelled" in cards.first.get_attribute("alt")
         assert page.locator("img[alt^='Heatmap of']").count() == 2
         assert page.locator("img:not([alt])").count() == 0
         map_svg = page.locator(".js-plotly-plot", has=page.locator(".legend")).first
