@@ -18,7 +18,7 @@ Status = Literal["answered", "abstained", "rejected"]
 
 
 def write_percent(share: float) -> str:
-    """Format a fraction as a whole percentage; only exact 0 and 1 give 0 % and 100 %."""
+    """Format a fraction as a percentage: "<1 %" or ">99 %" where it would round to 0 or 100 %."""
     if 1e-6 < share < 0.005:
         return "<1 %"
     if 0.995 <= share < 1.0 - 1e-6:

@@ -124,7 +124,7 @@ def find_nearest_other(
     *,
     predicted: str,
 ) -> Neighbour | None:
-    """The nearest case of the class not predicted, by ledger distance (share 0 if it did not vote)."""
+    """The nearest case of the class not predictedon the ledger's scale (share 0: no vote)."""
     is_other = _read_labels(model) != model.class_names.index(predicted)
     others = np.where(is_other, distances, np.inf)
     place = int(others.argmin())
