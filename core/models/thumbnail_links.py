@@ -34,7 +34,7 @@ class Albums:
         return token
 
     def find(self, token: str, row: int) -> bytes | None:
-        """Return the encoded thumbnail at an album position; None if unknown.
+        """Return the thumbnail (PNG or JPEG, at most 256 px) at an album position, or None.
 
         Args:
             token: as returned by ``publish``.
