@@ -21,9 +21,7 @@ Progress = Callable[[float, str], None]
 _BLOCK = 2000  # rows per search, for progress reports and bounded memory
 _MIN_REGION = 4  # images; smaller groups are ignored
 _SAME = 1e-3  # maximum distance between two embeddings of one picture; others lie farther ...
-_SAME_SHARE = (
-    0.01  # ... unless all lie in a narrow cone: then at most this share of the median distance
-)
+_SAME_SHARE = 0.01  # ... except in a narrow cone: at most this share of the median distance
 _LINKS = 5  # nearest neighbours that link the images of a region
 
 

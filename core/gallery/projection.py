@@ -139,9 +139,7 @@ def _load_umap() -> Any:
     umap = importlib.import_module("umap")
     inner = importlib.import_module("umap.umap_")
     for name in ("fast_knn_indices", "smooth_knn_dist", "compute_membership_strengths"):
-        with contextlib.suppress(
-            AttributeError, RuntimeError
-        ):  # renamed, or no writable cache folder
+        with contextlib.suppress(AttributeError, RuntimeError):  # renamed, or cache not writable
             getattr(inner, name).enable_caching()
     return umap
 
