@@ -34,7 +34,7 @@ def read_folders(root: Path) -> list[FolderImage]:
         root: its folders train, val (or valid, validation) and test, in any case, are splits.
 
     Raises:
-        DataError: there are class folders beside the splits, or a folder cannot be read.
+        DataError: class folders beside the splits, or an unreadable folder or link.
     """
     folders = _list_folders(root)
     given = _find_splits(folders)
