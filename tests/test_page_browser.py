@@ -1,4 +1,4 @@
-"""The app as a person meets it: a real server, a real browser, nothing from another host."""
+"""The app as a user sees it: a real server, a real browser, nothing from another host."""
 
 import io
 import json
@@ -35,7 +35,7 @@ PAGES = (
     "/evaluate",
     "/finetune",
     "/models",
-)  # grows with st.navigation; every one is opened on a fresh server
+)  # keep in step with st.navigation; each is opened on a fresh server
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-dev-shm-usage",
@@ -55,7 +55,7 @@ OpenPage = Callable[..., Any]
 
 @contextmanager
 def serve(checkpoints: Path, *options: str) -> Iterator[str]:
-    """A server of its own on a free port; ended by its process id."""
+    """Run a separate server on a free port; it is ended by its process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -124,7 +124,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[OpenPage]:
-    """Open an address; afterwards fail on any console error or request to another host."""
+    """Open an address; afterwards, fail on any console error or request to another host."""
     contexts, errors, hosts = [], [], set()
 
     def open_it(address: str, *, width: int = 1440, scheme: str = "light", **options: Any) -> Any:
@@ -149,7 +149,7 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
 
 
 def is_error(message: Any) -> bool:
-    """Streamlit looks for its server below a page's address first, and is told 404 there."""
+    """Ignore the 404 from Streamlit first looking for its server below a page's address."""
     is_probe = str(message.location.get("url", "")).endswith(
         ("/_stcore/host-config", "/_stcore/health")
     )
@@ -157,7 +157,7 @@ def is_error(message: Any) -> bool:
 
 
 def settle(page: Any) -> None:
-    """Wait until the script has run and nothing went wrong in it."""
+    """Wait until the script has finished, and check that it did not fail."""
     page.wait_for_selector(
         "[data-testid='stApp'][data-test-script-state='notRunning']", timeout=120_000
     )
@@ -178,7 +178,7 @@ def upload(page: Any, *files: tuple[str, bytes]) -> None:
 
 
 def snap(page: Any, path: Path) -> None:
-    """The whole page: Streamlit scrolls inside, so the window is made as tall as its content."""
+    """Capture the whole page; Streamlit scrolls inside, so enlarge the window to fit."""
     width = page.viewport_size["width"]
     height = page.get_by_test_id("stMain").evaluate("element => element.scrollHeight")
     page.set_viewport_size({"width": width, "height": min(height + 60, 6000)})
@@ -189,13 +189,13 @@ def snap(page: Any, path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def known_image(tiny_checkpoints: Path) -> Path:
-    """A training image: surely of the kind the model knows."""
+    """A training image, which is certainly in distribution."""
     return sorted((tiny_checkpoints / ".demo-data").rglob("train/disease/*.png"))[0]
 
 
 @pytest.fixture(scope="module")
 def dicom(known_image: Path) -> bytes:
-    """The same pixels as a colour DICOM of no patient, and with other bytes: it may vote."""
+    """The same pixels as a colour DICOM without a patient; other bytes, so the image can vote."""
     pixels = np.asarray(Image.open(known_image).convert("RGB"))
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
@@ -235,7 +235,7 @@ def test_an_upload_shows_class_neighbours_heatmap_and_map(
         assert len(headings) == 1
         assert "Answer: " in headings[0] or "No answer: too close to call" in headings[0]
         cards = page.locator("[class*='st-key-card-'] img")
-        # pictures arrive one by one after the run has ended
+        # images arrive one by one after the run has ended
         page.locator("img[alt^='Training image number 1,']").first.wait_for(timeout=30_000)
         assert cards.count() >= 2
         assert "Training image number 1, labelled" in cards.first.get_attribute("alt")
@@ -266,7 +266,7 @@ def test_the_heatmap_follows_its_slider_and_the_page_its_language(
     assert "本图像" in page.locator(".js-plotly-plot").last.inner_text()
     page.reload()
     settle(page)
-    assert "仅供研究" in page.locator(".st-key-banner").inner_text()  # kept in the address
+    assert "仅供研究" in page.locator(".st-key-banner").inner_text()  # stored in the address
 
 
 def test_the_language_of_the_browser_is_the_first_choice(base: str, open_page: OpenPage) -> None:

@@ -25,7 +25,7 @@ def app(tiny_checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
 
 
 def refusals(app: AppTest) -> list[str]:
-    """One line per file that was not read."""
+    """One line per unreadable file."""
     listed = next(e for e in app.expander if "not read" in e.label or "未能读取" in e.label)
     return str(listed.markdown[0].value).splitlines()
 
@@ -75,7 +75,7 @@ def test_an_image_gets_an_answer_with_its_evidence(
     assert not app.exception
     diagnosis = next(iter(app.session_state[shared.RESULTS_KEY].values()))
     assert diagnosis.status in ("answered", "abstained")
-    assert "chance" in words(app)  # each heatmap beside its own test
+    assert "chance" in words(app)  # each heatmap with its own test
     assert "The maps of the backbones agree" in words(app)
     assert "Several models vote. Distance: the mean over the models." in words(app)
     cards = [m.value for m in app.markdown if ":small[**" in m.value]
@@ -93,7 +93,7 @@ def test_an_image_gets_an_answer_with_its_evidence(
     assert not app.exception
     kept = app.session_state[shared.SCRUTINY_KEY]
     assert [key[-2:] for key in kept][-1] == (other, "integrated")
-    assert len(kept) == len(before) + 1  # worked out when asked for, not with the answer
+    assert len(kept) == len(before) + 1  # computed on demand, not with the answer
     assert len(app.get("plotly_chart")) >= 1  # the map, and the bar unless the image is unfamiliar
     heatmaps = [c.value for c in app.caption if c.value.startswith("Seen by")]
     assert len(heatmaps) == len(diagnosis.heatmaps) > 0
@@ -153,7 +153,7 @@ def test_a_rerun_computes_nothing_and_a_removed_file_is_forgotten(
 
 
 def visit(app: AppTest, page: str) -> AppTest:
-    """As a click in the navigation: widgets of the page that is left lose their values."""
+    """Switch pages as in the navigation: widgets of the previous page lose their values."""
     return app.switch_page(f"{page}.py").run()
 
 
@@ -217,7 +217,7 @@ def test_a_new_file_comes_on_view_and_a_reading_that_goes_on_moves_nothing(app: 
     app.pills(key=shared.SAMPLES_KEY).set_value([900_001, 900_002]).run()
     assert app.subheader[0].value == "sample\\-2.png"
     app.session_state[shared.CASE_KEY] = next(iter(app.session_state[shared.CONTENTS_KEY]))
-    app.session_state[shared.RESULTS_KEY] = {}  # a reading cut short, by another language or page
+    app.session_state[shared.RESULTS_KEY] = {}  # interrupted by switching language or page
     app.run()
     assert app.subheader[0].value == "sample\\-1.png"
 

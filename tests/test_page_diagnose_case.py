@@ -1,4 +1,4 @@
-"""One case on the Diagnose page: frames, windows, the read, what the answer says, downloads."""
+"""One case on the Diagnose page: frames, windows, the read, the answer's wording, downloads."""
 
 import dataclasses
 import io
@@ -43,7 +43,7 @@ def stack() -> File:
 
 
 def shown_of(app: AppTest) -> tuple[object, ...]:
-    """How the only case is shown: frame, window, inverted."""
+    """How the only case is displayed: frame, window, inverted."""
     ((_content, shown, _model),) = app.session_state[shared.RESULTS_KEY]
     return tuple(shown)
 
@@ -73,7 +73,7 @@ def test_windows_of_the_file_any_window_and_inversion(app: AppTest) -> None:
     assert used is not None
     assert used[1] == 400.0
     assert is_inverted
-    assert len(app.session_state[shared.RESULTS_KEY]) == 1  # older readings are forgotten
+    assert len(app.session_state[shared.RESULTS_KEY]) == 1  # older results are dropped
 
 
 def deep_file(**tags: object) -> File:
@@ -158,7 +158,7 @@ def test_a_read_after_a_look_at_the_answer_is_not_said_to_be_before_it(app: AppT
     commit(app, "normal")
     assert "It was given after the answer was on view." in words(app)
     app.file_uploader(key=shared.UPLOADS_KEY).set_value(None).run()
-    upload(app, picture(950_001, "again.png"))  # taken away and brought again: seen all the same
+    upload(app, picture(950_001, "again.png"))  # removed and uploaded again: still counts as seen
     assert "This image's answer was on view already" in words(app)
     commit(app, "normal")
     (read,) = app.session_state[shared.READS_KEY].values()
@@ -195,7 +195,7 @@ def test_patient_tags_are_shown_only_when_asked_and_text_is_warned_of(app: AppTe
     upload(app, name)
     assert "seems to hold burned-in text** (lower edge)" in words(app)
     upload(app, picture())
-    assert "burned-in text" not in words(app)  # the generator's own mark is known
+    assert "burned-in text" not in words(app)  # the generator's own mark is recognised
     assert "Bears the mark of NeighborDx's drawn images" in words(app)
 
 

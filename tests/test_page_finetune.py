@@ -1,4 +1,4 @@
-"""The Fine-tune page without a browser: what it shows of data, jobs and their ends."""
+"""The Fine-tune page without a browser: what it shows of data, jobs and their outcomes."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def words(app: AppTest) -> str:
 
 
 def put_job(checkpoints: Path, kind: str, params: dict, status: str, result: dict | None = None):
-    """A job as if it had run."""
+    """Create a job as if it had run."""
     directory = state.jobs_dir(checkpoints)
     number = len(state.list_folders(directory))
     job = Job(f"20260101-000000-{number:06d}", kind, str(params.get("name", kind)), params, "now")
@@ -83,7 +83,7 @@ def test_without_data_the_page_says_where_to_put_it(
 
 
 def result_of(findings: list, **changes: object) -> dict:
-    """Of a check that found these."""
+    """The result of an audit with these findings."""
     found = [dataclasses.asdict(f) for f in findings]
     keys = [key for f in findings for group in f.keys for key in group]
     result = {
@@ -188,7 +188,7 @@ def test_a_change_of_language_keeps_the_recipe(
     recipe = app.selectbox(key=shared.FT_RECIPE_KEY)
     objective = app.radio(key=shared.FT_OBJECTIVE_KEY)
     assert (recipe.value, objective.value) == ("report", "metric-ensemble")
-    # A browser keeps the old words unless it is told the new.
+    # A browser keeps the old labels unless it is sent the new ones.
     places = (
         (recipe, RECIPES.index("report")),
         (objective, list(OBJECTIVES).index("metric-ensemble")),
@@ -233,7 +233,7 @@ def test_the_class_that_was_chosen_as_disease_stays_chosen(
         assert not app.exception
         assert "Counts as disease: **malignant**" in words(app)
         assert app.selectbox(key=place).value == "malignant"
-    app.selectbox(key=place).select("benign").run()  # it was the other one
+    app.selectbox(key=place).select("benign").run()  # the other one was chosen before
     assert "Counts as disease" not in words(app)
     assert app.button(key="finetune_check").label == "Check the data"
 
