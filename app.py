@@ -1,4 +1,4 @@
-"""The ASGI app: security headers, the readiness address, logging. Widgets live in pages/."""
+"""The ASGI app: security headers, the readiness endpoint, logging. Widgets are in pages/."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
-    # Streamlit has one inline script and many inline styles; nothing may come from another host.
+    # Streamlit has one inline script and many inline styles; nothing is loaded from another host.
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "connect-src 'self'; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
@@ -38,7 +38,7 @@ HEADERS = {
 
 
 def add_headers(app: ASGIApp) -> ASGIApp:
-    """Set the headers on every response; pure ASGI, so that web sockets pass untouched."""
+    """Set the headers on every response; pure ASGI, so that web sockets are not affected."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -52,8 +52,8 @@ def add_headers(app: ASGIApp) -> ASGIApp:
 
 
 def ready(_request: Request) -> JSONResponse:
-    """200 when a model can be loaded and the disk has room, else 503 with the reason."""
-    from core.models import registry  # torch: seconds (see import_and_tidy)
+    """Return 200 if a model can be loaded and the disk has space, else 503 with the reason."""
+    from core.models import registry  # imports torch, which takes seconds (see import_and_tidy)
 
     directory = Settings.from_env().checkpoints_dir
     reason = None if registry.active_model_id(directory) else "no model can be loaded"
@@ -65,8 +65,8 @@ def ready(_request: Request) -> JSONResponse:
 def import_and_tidy(directory: Path) -> None:
     """Import what every page needs (torch takes seconds) and remove orphaned temporary folders.
 
-    In a thread beside the server, which answers its health address meanwhile. The pages' first
-    import is the same module: a page that comes early waits for this one.
+    Runs in a thread beside the server, which answers its health check meanwhile. If a page needs
+    the modules earlier, Python's import lock makes it wait for this thread.
     """
     try:
         from core.models import registry
@@ -78,15 +78,15 @@ def import_and_tidy(directory: Path) -> None:
 
 
 def set_up_logging() -> None:
-    """To standard error; no file names, tags or pixels in it, nor what libraries chat about."""
+    """Log to standard error, without file names, tags or pixels, and without library noise."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for name in ("faiss.loader", "highdicom"):  # tracebacks of a normal start; UIDs
+    for name in ("faiss.loader", "highdicom"):  # they log tracebacks on a normal start, and UIDs
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @asynccontextmanager
 async def lifespan(_app: st.App) -> AsyncIterator[None]:
-    """Set up logging, find orphaned jobs, drop old pages."""
+    """Set up logging, settle orphaned jobs and sweep closed sessions."""
     set_up_logging()
     if (directory := Settings.from_env().checkpoints_dir).is_dir():
         uploads.clean_uploads(directory)
@@ -99,7 +99,7 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
 
 
 def to_first_page(request: Request) -> RedirectResponse:
-    """Streamlit knows its default page by the bare address alone."""
+    """Redirect to the root, because Streamlit serves its default page only there."""
     return RedirectResponse(f"/?{request.url.query}" if request.url.query else "/")
 
 

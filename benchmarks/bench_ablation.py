@@ -2,10 +2,10 @@
 
     PYTHONPATH=. python benchmarks/bench_ablation.py --data ../shared/data [--only idrid ...]
 
-Runs what ``python -m core ablation`` runs; a killed run goes on where it was. Per data set it
-writes results/ablation_<data>.json (every run, means with intervals, paired tests; without the
-answers to single images), the same as a Markdown table, and results/accuracy_<data>.json (the vote
-of systems 4 and 5 beside the frozen floors). A data set that is not there is left out and said.
+Runs what ``python -m core ablation`` runs; a killed run continues where it stopped. For each data
+set it writes results/ablation_<data>.json (every run, means with intervals, paired tests; without
+the answers to single images), the same as a Markdown table, and results/accuracy_<data>.json
+(systems 4 and 5 compared with the frozen baselines). A missing data set is reported and skipped.
 """
 
 import argparse
@@ -22,23 +22,23 @@ from core.files.whole import write_text
 
 @dataclass(frozen=True)
 class Case:
-    """One data set: where it lies, which systems, and what differs from the preset."""
+    """One data set: its folder, the systems, and overrides of the preset."""
 
     path: str
     systems: tuple[str, ...] = ("1", "4", "5", "6")
     overrides: tuple[str, ...] = ()
-    is_judged: bool = True  # the vote against the floors, in a file of its own
+    is_judged: bool = True  # whether to compare the vote with the baselines, in a separate file
 
 
 SETS = {
     "kermany_cxr_1639": Case("kermany_cxr_1639"),
     "idrid": Case("idrid"),
-    # The small set also carries the costly questions: input size, views, a weak member.
+    # The smallest set is also used for the expensive questions: input size, views, a weak member.
     "idrid_extras": Case(
         "idrid", ("4", "6", "4-small", "4-one-view", "weak", "6-weak"), is_judged=False
     ),
     "busi": Case("busi"),
-    # Pictures of 28 px: 288 px of input would show nothing that 128 do not.
+    # Images of 28 px: an input of 288 px would add nothing over 128 px.
     "pneumoniamnist": Case(
         "pneumoniamnist/pneumoniamnist.npz", ("4", "5", "6"), ("preprocess.input_size=128",)
     ),
@@ -48,12 +48,12 @@ ENSEMBLE = "6"
 
 
 def drop_answers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without the answers to single images."""
+    """Remove the answers to single images from the rows."""
     return [{k: v for k, v in row.items() if k != "predictions"} for row in rows]
 
 
 def judge_ensemble(result: dict[str, Any]) -> dict[str, Any]:
-    """The vote's runs, their mean, the floors and the paired tests against them."""
+    """Summarise the vote's runs, their mean, the baselines and the paired tests against them."""
     summary = {row["system"]: row for row in result["summary"]}
     tests = {t["against"]: t for t in result["tests"] if t["system"] == ENSEMBLE}
 
@@ -79,7 +79,7 @@ def judge_ensemble(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(data: Path, name: str, *, case: Case, checkpoints: Path, n_seeds: int) -> None:
-    """One data set, and its three files."""
+    """Run one data set and write its three files."""
     result = run_ablation(
         data,
         preset="offline",

@@ -1,17 +1,18 @@
-"""What a linear adapter is worth before any training: PCA or whitening, on training images alone.
+"""How good a linear adapter is before training: PCA or whitening, fitted on training images only.
 
-Whitening is not in the recipes: after training it brought nothing (docs/results.md).
+Whitening is not used in the recipes, because it gave no gain after training (docs/results.md).
 
     PYTHONPATH=. python benchmarks/bench_adapter_start.py --data ../shared/data [--only idrid]
 
-Frozen features of `offline`, mean of the four test-time views, as in ``bench_input_size.py`` (whose
---work folder serves here too). A vote of the 30 nearest on the features themselves, on their first
-128 principal components and on 128 whitened axes (no augmented views here), beside logistic
-regression. Twice: five-fold cross-validation in whole patients, three shuffles, with what whitening
-gains over PCA in AUROC and its 95 % interval over shuffles and patients; and with images unlike
-those of training, one of four clusters of a class held out at a time, with a quarter of the other
-class (mean of the eight). Test images are read with --test alone, once, all training images learnt
-from: what a fine-tuned model has to beat. Result: results/adapter_start.json.
+Uses frozen features of `offline`, averaged over the four test-time views, as in
+``bench_input_size.py`` (and its --work folder). Compares the vote of the 30 nearest on the features
+themselves, on their first 128 principal components and on 128 whitened axes (without augmented
+views), and logistic regression. Two designs: five-fold cross-validation by patient with three
+shuffles, giving the AUROC gain of whitening over PCA with its 95 % interval over shuffles and
+patients; and shifted images, holding out one of four clusters of a class at a time together with a
+quarter of the other class (mean of the eight). Test images are only read with --test, once, after
+fitting on all training images, as the baseline for a fine-tuned model. Result:
+results/adapter_start.json.
 """
 
 from collections.abc import Iterator
@@ -49,29 +50,29 @@ from core.stats.metrics import rank_auroc
 SIZES = {"idrid": (288, 512), "busi": (288,), "kermany_cxr_1639": (288,)}
 K = 30
 N_CLUSTERS = 4
-N_COMPONENTS = 256  # among which the covariance within classes is measured
+N_COMPONENTS = 256  # used to estimate the within-class covariance
 Array = NDArray[np.float64]
 
 
 def vote_by_angle(train: Array, truth: NDArray[np.bool_], held: Array) -> Array:
-    """Share of disease among the nearest by angle."""
+    """Disease fraction among the nearest by angle."""
     return vote(normalize(train), truth, normalize(held), k=K)
 
 
 def vote_on(axes: Array, train: Array, truth: NDArray[np.bool_], held: Array) -> Array:
-    """The vote on some axes, from the centre of the training images."""
+    """The vote in the subspace of some axes, centred on the training images."""
     centre = train.mean(axis=0)
     return vote_by_angle((train - centre) @ axes.T, truth, (held - centre) @ axes.T)
 
 
 def fit_pca(features: Array, size: int) -> Array:
-    """(D, F) principal components, as a linear adapter begins."""
+    """Fit (D, F) principal components, the initial values of a linear adapter."""
     components: Array = PCA(min(size, *features.shape), svd_solver="full").fit(features).components_
     return components
 
 
 def fit_whitening(features: Array, truth: NDArray[np.bool_], size: int) -> Array:
-    """(D, F) axes on which images of one class differ equally in every direction.
+    """Fit (D, F) axes along which the within-class variance is the same in every direction.
 
     Reference: Hatch, Kajarekar and Stolcke 2006, Within-class covariance normalization for
     SVM-based speaker recognition, Interspeech; shrunk by Ledoit and Wolf 2004.
@@ -88,7 +89,7 @@ def fit_whitening(features: Array, truth: NDArray[np.bool_], size: int) -> Array
 
 
 def list_judges(size: int) -> dict[str, Judge]:
-    """By name: the features, some axes of them, and another way to answer."""
+    """List the compared classifiers by name: on the features, on some axes, and another."""
     return {
         "features": vote_by_angle,
         "pca": lambda t, y, h: vote_on(fit_pca(t, size), t, y, h),
@@ -100,7 +101,7 @@ def list_judges(size: int) -> dict[str, Judge]:
 def hold_clusters_out(
     features: Array, images: Images
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows to learn from and rows held out; no patient in both."""
+    """Yield training rows and held-out rows with no patient in both."""
     rng, groups = np.random.default_rng(0), images.groups
     for value in (False, True):
         mine, others = np.flatnonzero(images.truth == value), images.truth != value
@@ -114,7 +115,7 @@ def hold_clusters_out(
 
 
 def run(dataset: Dataset, *, name: str, size: int, work: Path, is_test: bool) -> dict[str, Any]:
-    """One data set at one input size."""
+    """Run one data set at one input size."""
     images, kept = list_images(dataset), f"{name}-{dataset.data_id}-{size}"
     truth = images.truth
     features = embed(images.records, size, work / f"{kept}.npy").astype(float)
@@ -144,7 +145,7 @@ def run(dataset: Dataset, *, name: str, size: int, work: Path, is_test: bool) ->
 
 
 def main() -> None:
-    """Every data set that is there, then the result."""
+    """Run every available data set, then write the result."""
     parser = build_parser(__doc__, tuple(SIZES))
     parser.add_argument("--test", action="store_true", help="look at the test images too")
     options = parser.parse_args()

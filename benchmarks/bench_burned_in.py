@@ -1,9 +1,9 @@
-"""How often burned-in lettering is noticed, and how often it is seen where none was drawn.
+"""Sensitivity and false-alarm rate of the burned-in text detector.
 
-Every test image of each real set is looked at as it is (``flagged_as_is``: false alarms, but for
-lettering that the image really holds, which some ultrasound pictures do) and with one line of
-invented patient data drawn into its upper or lower edge (``found``), letters 2.5 to 6 % of the
-image's longer side high.
+Every test image of each real set is checked unchanged (``flagged_as_is``: false alarms, except for
+text that the image really contains, as some ultrasound images do) and with one line of invented
+patient data drawn at its upper or lower edge (``found``), in letters 2.5 to 6 % of the image's
+longer side high.
 
     PYTHONPATH=. python benchmarks/bench_burned_in.py --data ../shared/data
 """
@@ -46,7 +46,7 @@ def write_line(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
 
 
 def measure(root: Path, *, n_most: int) -> dict[str, float]:
-    """Shares of the test images that are flagged, as they are and with a line drawn in."""
+    """Fractions of test images that are flagged, unchanged and with a line drawn in."""
     rng = np.random.default_rng(SEED)
     as_is, drawn = [], []
     records = read_dataset(root).subset("test")
@@ -65,7 +65,7 @@ def measure(root: Path, *, n_most: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure every set and write the figures."""
+    """Measure every set and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--n", type=int, default=100, help="Images per set, about.")

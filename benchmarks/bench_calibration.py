@@ -1,8 +1,8 @@
 """Calibration error before and after, and accuracy at 90 % and 80 % coverage, on test images.
 
-Per data set and trained model: the raw vote is read on validation and test; the calibration is
-fitted on validation alone (temperature or isotonic, chosen there by cross-validation) and judged
-on test. ``ece_before`` is of the raw vote, ``ece_after`` of the calibrated probability.
+For each data set and trained model, the raw vote is computed on validation and test; the
+calibration is fitted on validation only (temperature or isotonic, chosen by cross-validation) and
+evaluated on test. ``ece_before`` is for the raw vote, ``ece_after`` for the calibrated probability.
 
     PYTHONPATH=. NEIGHBORDX_CHECKPOINTS=checkpoints python benchmarks/bench_calibration.py \\
         --model kermany=cxr --model idrid=idrid --model busi=busi
@@ -36,7 +36,7 @@ SEED = 0
 
 
 def drop_calibration(model: Model) -> Model:
-    """The same model with the raw vote of each member as its probability."""
+    """Return the model with each member's raw vote as its probability."""
     if isinstance(model, ModelBundle):
         return _drop(model)
     members = tuple(dataclasses.replace(m, bundle=_drop(m.bundle)) for m in model.members)
@@ -52,7 +52,7 @@ def _drop(bundle: ModelBundle) -> ModelBundle:
 
 
 def judge(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
-    """Test figures of one set of probabilities."""
+    """Compute the test metrics of one set of probabilities."""
     report = metrics.compute_metrics(truth, probs)
     return {
         "ece": report.ece,
@@ -64,7 +64,7 @@ def judge(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
 
 
 def measure(model: Model, val: SplitReading, test: SplitReading) -> dict[str, Any]:
-    """Fit each member on validation, mix, judge on test; both methods and the chosen one."""
+    """Fit each member on validation, combine, evaluate on test; both methods and the chosen one."""
     mixed: dict[str, list[np.ndarray]] = {"chosen": [], "temperature": [], "isotonic": []}
     fits = []
     for member, known, seen in zip(model.members, val.member_p, test.member_p, strict=True):
@@ -97,13 +97,13 @@ def measure(model: Model, val: SplitReading, test: SplitReading) -> dict[str, An
 
 
 def _describe(fitted: Calibration) -> dict[str, Any]:
-    """What validation said, without the curve itself."""
+    """Describe the fit on validation, without the curve itself."""
     record = dataclasses.asdict(fitted)
     return {key: value for key, value in record.items() if key not in ("scores", "probabilities")}
 
 
 def main() -> None:
-    """Measure every model that was named."""
+    """Measure every requested model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--model", action="append", required=True, help="SET=MODEL; SET or a path")

@@ -1,9 +1,9 @@
-"""One image end to end, ours against the plain version: seconds, memory, roofline, Grad-CAM's part.
+"""One image end to end, ours against the plain version: seconds, memory, roofline, Grad-CAM's cost.
 
 `offline`: the ensemble in --checkpoints (default: the demo's). `paper`: two models of the paper's
-backbones with random weights at 448 px, made here with a small random gallery. Both sides give the
-same answer and the same maps, which is checked. Peak memory is of a process of its own for each
-side, loading included.
+backbones with random weights at 448 px, built here with a small random gallery. Both sides must
+give the same answer and the same maps, which is checked. Peak memory is measured in a separate
+process for each side, including loading.
 """
 
 import argparse
@@ -43,7 +43,7 @@ N_GALLERY = 2_000  # rows of the random gallery of `paper`
 
 
 def build_random_ensemble(directory: Path) -> None:
-    """Two `paper` models with random weights and a random gallery, as an ensemble."""
+    """Build two `paper` models with random weights and a random gallery, as an ensemble."""
     settings = dataclasses.replace(Settings.from_env(), checkpoints_dir=directory)
     for index, objective in enumerate(("triplet", "metric-ensemble")):
         run = build_preset("paper", recipe="report").with_overrides(
@@ -56,7 +56,7 @@ def build_random_ensemble(directory: Path) -> None:
 
 
 def write_random_model(directory: Path, name: str, run: RunConfig, settings: Settings) -> None:
-    """A bundle as training would leave it, but for the training."""
+    """Write a bundle as training would, but without training."""
     embedder = build_embedder(run, settings)
     pictures = [phantom.draw(seed, is_diseased=seed % 2 == 1, size=448).pixels for seed in range(2)]
     seen = embedder.embed(pictures)
@@ -109,24 +109,24 @@ def write_random_model(directory: Path, name: str, run: RunConfig, settings: Set
 
 
 def load(preset: str, directory: Path, name: str) -> Model:
-    """Our side's model."""
+    """Load our side's model."""
     if preset == "offline":
         return load_bundle(directory, name, settings=Settings.from_env())
     return read_ensemble(directory / "ensemble", Settings.from_env())
 
 
 def draw_image() -> bytes:
-    """The file that both sides decode."""
+    """Draw the file that both sides decode."""
     return encode_jpeg(phantom.draw(900_001, is_diseased=True, size=768).pixels)
 
 
 def run_ours(model: Model, data: bytes, *, with_maps: bool = True) -> object:
-    """Bytes to Diagnosis, as the page and the command line do it."""
+    """Diagnose a file's bytes as the page and the command line do."""
     return diagnose(model, [decode(data, name="image.jpg")], explain=with_maps)[0]
 
 
 def measure_stages(model: Model, data: bytes, *, rounds: int) -> dict[str, float]:
-    """Milliseconds of each stage (they do not overlap), the median of the rounds."""
+    """Measure each stage in milliseconds (no overlap), the median of the rounds."""
     embedders = [m.bundle.embedder for m in model.members]
     first = embedders[0]
     found: dict[str, list[float]] = {}
@@ -162,9 +162,9 @@ def measure_stages(model: Model, data: bytes, *, rounds: int) -> dict[str, float
 
 
 def measure_roofline(model: Model, data: bytes, *, rounds: int) -> dict[str, object]:
-    """Floating-point operations of trunks and tails, over the matrix product's rate.
+    """Compute a roofline: FLOPs of trunks and tails over the matrix-product rate.
 
-    The rate is measured beside each run, per precision: the best of several sizes of product.
+    The rate is measured with each run, per precision, as the best of several matrix sizes.
     """
     embedders = [m.bundle.embedder for m in model.members]
     pixels = [decode(data, name="image.jpg").pixels]
@@ -186,14 +186,14 @@ def measure_roofline(model: Model, data: bytes, *, rounds: int) -> dict[str, obj
 
 
 def count_flops(embedders: list, pixels: list) -> dict[str, float]:
-    """Operations per precision: each trunk once, every member's tail; four views."""
+    """Count FLOPs per precision: each trunk once, every member's tail; four views."""
     counted: dict[str, float] = {}
     for number, embedder in enumerate(embedders):
         size = embedder.config.preprocess.input_size
         batch = build_batch(pixels, size=size)
         for backbone, frozen in zip(embedder.backbones, embedder.frozen_tails, strict=True):
             with torch.no_grad(), FlopCounterMode(display=False) as trunk:
-                like = next(backbone.trunk.parameters())  # of a compiled trunk: without values
+                like = next(backbone.trunk.parameters())  # if the trunk is compiled: without values
                 activation = backbone.trunk.forward_features(
                     backbone._normalise(batch).to(like.device, like.dtype)
                 )
@@ -212,7 +212,7 @@ def count_flops(embedders: list, pixels: list) -> dict[str, float]:
 
 
 def measure_peak(dtype: torch.dtype) -> float:
-    """Operations per second of a plain matrix product."""
+    """FLOPs per second of a plain matrix product."""
     best = 0.0
     for n in (2048, 3072):
         a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
@@ -224,7 +224,7 @@ def measure_peak(dtype: torch.dtype) -> float:
 
 
 def compare(model: Model, plains: list[plain.PlainModel], data: bytes) -> dict[str, object]:
-    """Whether both sides say the same."""
+    """Check whether both sides agree."""
     ours = run_ours(model, data)
     theirs = plain.diagnose(plains, data)
     leading = ours.heatmaps
@@ -253,7 +253,7 @@ def run_one_side(options: argparse.Namespace) -> None:
         for _ in range(2):
             run_ours(model, data)
     else:
-        models = torch.load(options.plain_file, weights_only=False)  # written by ourselves just now
+        models = torch.load(options.plain_file, weights_only=False)  # written by this script
         for model in models if options.side == "default" else ():
             for backbone in model.backbones:
                 backbone.requires_grad_(True)
@@ -262,7 +262,7 @@ def run_one_side(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run one preset, or one side of it in a child."""
+    """Run one preset, or one side of it in a child process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=("offline", "paper"), default="offline")
     parser.add_argument("--checkpoints", type=Path, default=Settings.from_env().checkpoints_dir)
@@ -290,7 +290,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Everything of one preset, into results/diagnose_<preset>.json."""
+    """Measure one preset and write results/diagnose_<preset>.json."""
     data = draw_image()
     rounds = options.rounds or ROUNDS[options.preset]
     model = load(options.preset, options.checkpoints, options.model)
@@ -302,7 +302,7 @@ def measure(options: argparse.Namespace) -> None:
             "plain": lambda: plain.diagnose(plains, data),
         },
         rounds=rounds,
-        warms_up=False,  # the comparison ran both
+        warms_up=False,  # the comparison has already run both
     )
     own = harness.alternate(
         {
@@ -334,7 +334,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def measure_peaks(options: argparse.Namespace, plains: list[plain.PlainModel]) -> dict[str, float]:
-    """Peak memory of a process that loads one side and diagnoses, in MB."""
+    """Measure the peak memory of a process that loads one side and diagnoses, in MB."""
     base = ["--preset", options.preset, "--checkpoints", str(options.checkpoints)]
     base += ["--model", options.model]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""What the vote of two models on one preset costs beside one of its members, per image.
+"""Cost per image of an ensemble of two models on one preset, compared with a single member.
 
     PYTHONPATH=. python benchmarks/bench_ensemble.py --models MODELS --name demo
 
-The same drawn fundus images are answered one by one by the vote and by its first member, in turn,
-without heatmaps (they are asked for by themselves) and with them. Writes results/ensemble.json.
+The same synthetic fundus images are diagnosed one by one by the ensemble and by its first member,
+alternately, without heatmaps (which are optional) and with them. Writes results/ensemble.json.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SEED = 1000
 
 
 def run(models: Path, name: str, *, n_images: int, with_maps: bool) -> dict[str, float]:
-    """Median processor seconds of one image, the vote and one member in turn."""
+    """Median CPU seconds per image, for the ensemble and one member alternately."""
     vote = load_bundle(models, name, settings=Settings(checkpoints_dir=models))
     one = vote.members[0].bundle
     seconds: dict[str, list[float]] = {"vote": [], "one": []}
@@ -34,7 +34,7 @@ def run(models: Path, name: str, *, n_images: int, with_maps: bool) -> dict[str,
         for key, model in (("vote", vote), ("one", one)):
             began = time.process_time()
             diagnose(model, [image], explain=with_maps)
-            if index:  # the first is for warming up
+            if index:  # the first is a warm-up
                 seconds[key].append(time.process_time() - began)
     medians = {key: statistics.median(values) for key, values in seconds.items()}
     ratios = [v / o for v, o in zip(seconds["vote"], seconds["one"], strict=True)]

@@ -1,11 +1,11 @@
-"""How far the estimate of a run's time, memory and disk is off, for small runs on this machine.
+"""Accuracy of the estimate of a run's time, memory and disk, for small runs on this machine.
 
-Each run is measured as the app does it: a ``trial`` job predicts, then a ``train`` job of the same
-parameters is watched from outside: time from start to end, the worker's peak of resident memory,
-the most that its run folder took on the disk. The images are drawn phantoms, the backbones those of
-the ``offline`` preset at 96 px. On a shared machine the time is compared in seconds of a core:
-``total_cpu_s``. Disk is predicted with room for the checkpoint twice, as while one replaces the
-other; that moment is mostly shorter than the sampling here, so the ratio is above 1.
+Each run is measured as in the app: a ``trial`` job predicts, then a ``train`` job with the same
+parameters is observed from outside: time from start to end, the worker's peak resident memory, and
+the peak disk usage of its run folder. The images are synthetic phantoms, the backbones those of the
+``offline`` preset at 96 px. On a shared machine, CPU seconds are compared: ``total_cpu_s``. The
+disk estimate allows for two checkpoints, as while one replaces the other; sampling usually misses
+that moment, so the ratio is above 1.
 
     PYTHONPATH=. python benchmarks/bench_estimate.py --json benchmarks/results/estimate.json
 """
@@ -32,7 +32,7 @@ from core.jobs import queue
 from core.jobs.state import Job
 from core.models.bundle_files import read_json
 
-SMALL = ["preprocess.input_size=96"]  # the packaged backbones at a size that a shared core bears
+SMALL = ["preprocess.input_size=96"]  # the packaged backbones at a size suitable for a shared core
 RUNS: dict[str, dict[str, Any]] = {
     "24 images": {"n_train": 24},
     "96 images": {"n_train": 96},
@@ -42,7 +42,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def read_peak(pid: int) -> int:
-    """Most resident memory of a process so far, bytes; 0 when it has ended."""
+    """Peak resident memory of a process so far, bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -51,7 +51,7 @@ def read_peak(pid: int) -> int:
 
 
 def count_bytes(folder: Path) -> int:
-    """What the files below a folder take on the disk."""
+    """Disk usage of the files below a folder, bytes."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -63,7 +63,7 @@ def count_bytes(folder: Path) -> int:
 
 @dataclass
 class Watched:
-    """What a job took, seen from outside. Seconds, bytes."""
+    """Resources used by a job, observed from outside. Seconds, bytes."""
 
     total_s: float = 0.0
     cpu_s: float = 0.0
@@ -72,12 +72,12 @@ class Watched:
 
     @property
     def cpu_share(self) -> float:
-        """Of one core, that its worker was given."""
+        """Fraction of one core that its worker received."""
         return self.cpu_s / self.total_s
 
 
 def watch(settings: Settings, job: Job) -> Watched:
-    """Follow a job to its end."""
+    """Observe a job until its end."""
     seen = Watched()
     while (now := queue.find(settings.checkpoints_dir, job.job_id)).is_open:
         if now.worker is not None:
@@ -96,7 +96,7 @@ def watch(settings: Settings, job: Job) -> Watched:
 
 
 def measure(name: str, run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Predict one run, do it, and put both side by side."""
+    """Estimate one run, run it, and compare."""
     data = folder / f"data-{run['n_train']}"
     if not data.is_dir():
         write_dataset(data, n_train=run["n_train"], n_test=8, size=128)
@@ -119,7 +119,7 @@ def measure(name: str, run: dict[str, Any], folder: Path) -> dict[str, Any]:
         actual |= {"trunk_s": stages["trunk"], "fit_s": stages["fit"]}
         actual["start_and_finish_s"] = train.total_s - stages["trunk"] - stages["fit"]
     told["start_and_finish_s"] = told["start_s"] + told["finish_s"]
-    # Beside other work neither has the core to itself: seconds of a core are what compares.
+    # Other work shares the core, so CPU seconds are compared.
     equal = told["total_s"] * trial.cpu_share / train.cpu_s
     return {
         "run": name,
@@ -136,7 +136,7 @@ def measure(name: str, run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Every run, one after another; the JSON is written after each."""
+    """Measure every run in turn; the JSON is written after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--only", default="", help="part of a run's name")

@@ -1,10 +1,10 @@
-"""How long the figures of a kept evaluation take, from its stored embeddings and answers.
+"""Time to compute the results of a saved evaluation from its stored embeddings and answers.
 
     PYTHONPATH=. python benchmarks/bench_evaluation.py --models MODELS --model NAME \\
         [--evaluation DATA-SPLIT]
 
-First ``python -m core evaluate --model NAME --data DATA``. Times everything that the Evaluate page
-and the report compute without running the model. Writes results/evaluation.json.
+First run ``python -m core evaluate --model NAME --data DATA``. Times everything that the Evaluate
+page and the report compute without running the model. Writes results/evaluation.json.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     name = arguments.evaluation or list_evaluations(arguments.models, arguments.model)[0].name
     seconds: dict[str, float] = {}
-    cpu: dict[str, float] = {}  # where other work shares the core, this is what ours takes
+    cpu: dict[str, float] = {}  # CPU seconds, because other work may share the core
 
     def clock(what: str, work: Callable[[], Any]) -> Any:
         began, worked = time.monotonic(), time.process_time()

@@ -1,11 +1,11 @@
-"""Heatmaps against lesion masks and against the vote, on busi and idrid.
+"""Quality of heatmaps on busi and idrid, by lesion masks and by the vote.
 
     PYTHONPATH=. python benchmarks/bench_explanations.py --models MODELS --data ../shared/data
 
-MODELS holds a model named after each data set (``python -m core train --name busi ...``). Every
-test lesion with a mask counts for the pointing game and the energy, the first 16 (drawn) for
-deletion and insertion, each curve of 5 steps. Every figure has its 95 % interval, over patients. A
-data set without a model keeps its former rows. Writes results/explanations.json.
+MODELS has a model named after each data set (``python -m core train --name busi ...``). All test
+lesions with a mask are used for the pointing game and the energy, the first 16 (sampled) for
+deletion and insertion, with 5 steps per curve. All metrics have 95 % intervals over patients. A
+data set without a model keeps its earlier rows. Writes results/explanations.json.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SEED = 0
 
 
 def describe_machine() -> dict:
-    """Where and with what a figure was measured."""
+    """Describe the machine and software of a measurement."""
     return {
         "machine": {
             "platform": platform.platform(),
@@ -43,7 +43,7 @@ def describe_machine() -> dict:
 
 
 def run(models: Path, data: Path, name: str, *, n_faithful: int, n_images: int | None) -> dict:
-    """The study of one data set, with what is needed to repeat it."""
+    """Run the study of one data set; return it with what is needed to repeat it."""
     settings = Settings(checkpoints_dir=models, n_threads=1)
     model = load_bundle(models, name, settings=settings)
     began, cpu = time.monotonic(), time.process_time()
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "explanations.json")
     arguments = parser.parse_args()
     result: dict = {"data": {}}
-    if arguments.out.is_file():  # a set measured before stays, with its own machine
+    if arguments.out.is_file():  # keep sets measured earlier, with their machine
         result["data"] = json.loads(arguments.out.read_text(encoding="utf-8"))["data"]
     for name in arguments.sets.split(","):
         if (arguments.models / name).is_dir() and (arguments.data / name).is_dir():

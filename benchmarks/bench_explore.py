@@ -1,12 +1,12 @@
-"""Explore: draw and selection at 1k, 10k, 100k images, and planted label errors and repeats.
+"""Explore: drawing and selection at 1k, 10k, 100k images, and planted label errors and duplicates.
 
     PYTHONPATH=. python benchmarks/bench_explore.py [--work DIR] [--part server|page|findings]
 
-``server``: the figure built and written as the JSON that goes to the browser, and an outline
-applied to all images. ``page``: the real page in headless Chromium (explore_page.py), from the
-release of the mouse to the answer. ``findings``: a model is trained with the offline preset on 480
-drawn images of which 5 % were given the wrong label before training (minutes on 2 cores). DIR keeps
-models for the next run. A part that is not asked for keeps its figures of the last run.
+``server``: build the figure and serialise it to the JSON that is sent to the browser, and apply an
+outline to all images. ``page``: the real page in headless Chromium (explore_page.py), from the
+release of the mouse to the response. ``findings``: train a model with the offline preset on 480
+synthetic images of which 5 % have wrong labels (minutes on 2 cores). DIR keeps models for the next
+run. Parts that are not requested keep the results of their last run.
 """
 
 import argparse
@@ -50,7 +50,7 @@ WHAT = (
 
 
 def make_table(n: int) -> Exploration:
-    """A table of n images that exist nowhere."""
+    """Build a table of n imaginary images."""
     rng = np.random.default_rng(SEED)
     labels = rng.integers(0, 2, n)
     predicted = np.where(rng.random(n) < 0.9, labels, 1 - labels)
@@ -73,7 +73,7 @@ def make_table(n: int) -> Exploration:
 
 
 def best_of(work: Callable[[], Any], *, n: int = 5) -> tuple[float, Any]:
-    """The least seconds of n runs (others share the machine), and what the work returned."""
+    """Minimum seconds of n runs (the machine is shared), and the result of the work."""
     least, returned = float("inf"), None
     for _ in range(n):
         began = time.perf_counter()
@@ -83,7 +83,7 @@ def best_of(work: Callable[[], Any], *, n: int = 5) -> tuple[float, Any]:
 
 
 def time_page(n: int) -> dict[str, float]:
-    """Seconds to draw and to select, and the size of what is sent to the browser."""
+    """Measure seconds to draw and to select, and the size of the data sent to the browser."""
     table = make_table(n)
     rng = np.random.default_rng(SEED)
     xy = rng.normal(size=(n, 2)).astype(np.float32)
@@ -115,7 +115,7 @@ def time_page(n: int) -> dict[str, float]:
 
 
 def plant(work: Path) -> set[str]:
-    """Train a model on labels of which 5 % are wrong; return the images that are."""
+    """Train a model on labels of which 5 % are wrong; return the mislabelled images."""
     wrong_file = work / "wrong.json"
     if not (work / "models" / "planted" / "config.json").is_file():
         phantom.write_dataset(work / "phantoms", n_train=480, n_test=8, size=384)
@@ -142,7 +142,7 @@ def plant(work: Path) -> set[str]:
 
 
 def measure_labels(work: Path) -> dict[str, Any]:
-    """How many of the top ranks are planted errors, and how many of these are found."""
+    """Measure precision and recall of planted label errors among the top ranks."""
     wrong = plant(work)
     models = work / "models"
     model = load_bundle(models, "planted", settings=Settings(device="cpu"))
@@ -155,14 +155,14 @@ def measure_labels(work: Path) -> dict[str, Any]:
         "n_images": len(table),
         "n_planted": n,
         "precision_top_half": float(hits[: n // 2].mean()),
-        "precision_top": float(hits[:n].mean()),  # as many ranks as errors were planted
+        "precision_top": float(hits[:n].mean()),  # as many ranks as planted errors
         "precision_top_double": float(hits[: 2 * n].mean()),
         "recall_top_double": float(hits[: 2 * n].sum() / n),
     }
 
 
 def measure_repeats() -> dict[str, Any]:
-    """Planted near copies (brighter, noisier) among drawn images: found, and falsely accused."""
+    """Plant near duplicates (brighter, noisier); count those found and false alarms."""
     rng = np.random.default_rng(SEED)
     eyes = [phantom.draw(70_000 + i, is_diseased=i % 2 == 0, size=128).pixels for i in range(40)]
     copies = [
@@ -180,7 +180,7 @@ def measure_repeats() -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the figures of a part were taken on, and how busy it was."""
+    """Describe the machine that a part was measured on, and its load."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -194,7 +194,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def measure(part: str, work: Path) -> dict[str, Any]:
-    """The figures of one part."""
+    """Measure one part."""
     if part == "server":
         found: dict[str, Any] = {str(n): time_page(n) for n in SIZES}
     elif part == "page":

@@ -1,12 +1,12 @@
-"""Fine-tuning out of the trunk cache against running the whole network in every step.
+"""Fine-tuning from the trunk cache compared with running the whole network in every step.
 
-Same loss, steps and learning rates on both sides, each run once, one after the other, with the
-epochs and views of the recipe. Cached: the trunks run once (compiled or in
-bfloat16), the epochs train the tails. Plain: every step reads the images, augments them and runs
-the frozen stages in float32 by torch, without gradients. Both end with the gallery embedded in the
-recipe's test-time views, without which there is no vote. Result: results/finetune.json with
-seconds, `epoch_speedup` (epochs after the cache is built), `total_speedup` (cache, all epochs and
-gallery, both at the validation figure that is printed beside it).
+Both sides use the same loss, steps and learning rates, and the epochs and views of the recipe; each
+runs once, one after the other. Cached: the trunks run once (compiled or in bfloat16), and the
+epochs train the tails. Plain: every step reads the images, augments them and runs the frozen stages
+in float32 in torch, without gradients. Both end by embedding the gallery with the recipe's
+test-time views, which the vote needs. Result: results/finetune.json with seconds, `epoch_speedup`
+(epochs after the cache is built) and `total_speedup` (cache, all epochs and gallery, both at the
+validation accuracy that is printed with it).
 """
 
 import argparse
@@ -33,7 +33,7 @@ from core.training.trunk_cache import TrunkCache
 
 
 def build(config: RunConfig, *, is_plain: bool) -> Embedder:
-    """The network of one side."""
+    """Build the network of one side."""
     if not is_plain:
         return build_embedder(config, Settings.from_env())
     exact = config.with_overrides(["embedder.precision=float32"])
@@ -45,7 +45,7 @@ def build(config: RunConfig, *, is_plain: bool) -> Embedder:
 def run_side(
     config: RunConfig, dataset: Dataset, folder: Path, *, is_plain: bool
 ) -> dict[str, Any]:
-    """Train once; seconds of the cache and of each epoch, and the validation figure."""
+    """Train once; return seconds of the cache and of each epoch, and validation metrics."""
     embedder = build(config, is_plain=is_plain)
     records = [*dataset.subset("train"), *dataset.subset("val")]
     folder.mkdir()
@@ -77,7 +77,7 @@ def measure_validation(embedder: Embedder, cache: TrunkCache) -> dict[str, float
 
 
 def compare(preset: str, recipe: str, *, n_images: int) -> dict[str, Any]:
-    """Both sides of one recipe on drawn images, and the ratios."""
+    """Run both sides of one recipe on synthetic images and compute the ratios."""
     config = build_preset(preset, recipe=recipe).with_overrides(["train.val_fraction=0.25"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -102,7 +102,7 @@ def compare(preset: str, recipe: str, *, n_images: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure both recipes and write the result; its headline is the method's own recipe."""
+    """Measure both recipes and write the result; the headline is the method's own recipe."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="offline")
     parser.add_argument("--images", type=int, default=128)

@@ -1,13 +1,13 @@
-"""Which picture of the vote's integrated gradients finds lesions, chosen away from the test split.
+"""Choose how to draw the vote's integrated gradients, without using the test split.
 
     PYTHONPATH=. python benchmarks/bench_heatmap_variants.py --models MODELS --model busi \\
         --data ../shared/data
 
-Draws lesions of the validation images and of some training images (which never vote on
-themselves), explains them once, and measures every recipe of
-``core.explanations.integrated_gradients``. The one that hits most often becomes
-``integrated_gradients.SHOWN``; equal ones are settled by the energy on the lesion, then by less
-smoothing. Test images are never read. Writes results/heatmap_variants.json.
+Samples lesions of the validation images and of some training images (which never vote on
+themselves), explains them once, and evaluates every recipe of
+``core.explanations.integrated_gradients``. The one with most hits becomes
+``integrated_gradients.SHOWN``; ties are broken by the energy on the lesion, then by less smoothing.
+Test images are never read. Writes results/heatmap_variants.json.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def integrate(model: Model, image: Image, group: str) -> Shares:
 
 
 def draw(shares: Shares, recipe: Recipe) -> dict[str, np.ndarray]:
-    """One map per backbone, their mean as the app shows it, and the sum of all shares as one."""
+    """Draw one map per backbone, their mean as in the app, and the sum of all attributions."""
     maps = {}
     for name in dict.fromkeys(name for _, found in shares for name in found):
         drawn = [(w, draw_shares(found[name], recipe)) for w, found in shares if name in found]
@@ -78,12 +78,12 @@ def draw(shares: Shares, recipe: Recipe) -> dict[str, np.ndarray]:
 
 
 def add_up(shares: Shares) -> np.ndarray:
-    """(V, h, w) shares of every member and backbone together, on the finest grid of them."""
+    """Sum the (V, h, w) attributions of all members and backbones on the finest grid."""
     every = [(weight, part) for weight, found in shares for part in found.values()]
     height, width = max(part.shape[1:] for _, part in every)
     total = np.zeros((every[0][1].shape[0], height, width), dtype=np.float32)
     for weight, part in every:
-        cells = part.shape[1] * part.shape[2] / (height * width)  # the sum stays what it was
+        cells = part.shape[1] * part.shape[2] / (height * width)  # preserves the sum
         total += weight * cells * np.stack([cv2.resize(view, (width, height)) for view in part])
     return total
 
@@ -135,7 +135,7 @@ def main() -> None:
 def measure(
     model: Model, dataset: Dataset, recipes: list[Recipe], wanted: dict[str, int]
 ) -> tuple[list[dict], dict[str, int]]:
-    """Every recipe on the same lesions."""
+    """Measure every recipe on the same lesions."""
     counts: dict[str, int] = {}
     groups: list[str] = []
     found: dict[tuple[int, str], dict[str, list[float]]] = {}

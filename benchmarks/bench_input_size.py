@@ -1,12 +1,12 @@
-"""What a larger input is worth before any training: frozen features of the training images.
+"""The value of a larger input before training: frozen features of the training images.
 
     PYTHONPATH=. python benchmarks/bench_input_size.py --data ../shared/data [--only idrid]
 
-Per data set and size: the pooled features of both `offline` backbones, mean of the four test-time
-views, judged by five-fold cross-validation in whole patients (three shuffles) with plain KNN and
-logistic regression: accuracy, AUROC, and what each size gains over the preset's own in AUROC with a
-95 % interval over shuffles and patients. Test images are never read. Features are kept in --work,
-so that a killed run goes on where it was. Result: results/input_size.json.
+For each data set and size, the pooled features of both `offline` backbones, averaged over the four
+test-time views, are evaluated by five-fold cross-validation by patient (three shuffles) with plain
+KNN and logistic regression: accuracy, AUROC, and each size's AUROC gain over the preset's own size
+with a 95 % interval over shuffles and patients. Test images are never read. Features are cached in
+--work, so a killed run continues where it stopped. Result: results/input_size.json.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from core.stats.metrics import rank_auroc
 from core.stats.paired_tests import compute_interval
 from core.stats.proportions import find_clusters
 
-SIZES = {  # up to the images' own
+SIZES = {  # up to the images' original size
     "idrid": (224, 288, 384, 448, 512),
     "busi": (224, 288, 384),
     "kermany_cxr_1639": (160, 192, 224, 288, 448),
@@ -44,7 +44,7 @@ Votes = dict[str, NDArray[np.float64]]  # judge -> (shuffle, image) probability 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """The images of a data set to learn from, and what they are."""
+    """The images of a data set to train on, with their labels and patients."""
 
     records: list[Record]
     truth: NDArray[np.bool_]  # diseased
@@ -55,7 +55,7 @@ class Images:
 def vote(
     train: Array, truth: NDArray[np.bool_], held: Array, *, k: int = 20
 ) -> NDArray[np.float64]:
-    """Share of disease among the k nearest, weighted by distance."""
+    """Disease fraction among the k nearest, weighted by distance."""
     neighbours = KNeighborsClassifier(k, weights="distance").fit(train, truth)
     shares: NDArray[np.float64] = neighbours.predict_proba(held)[:, 1]
     return shares
@@ -72,7 +72,7 @@ JUDGES: dict[str, Judge] = {"knn": vote, "logistic_regression": regress}
 
 
 def list_images(dataset: Dataset) -> Images:
-    """All but the test images."""
+    """List all images except the test images."""
     records = [r for r in dataset.records if r.split != "test"]
     return Images(
         records,
@@ -83,7 +83,7 @@ def list_images(dataset: Dataset) -> Images:
 
 
 def embed(records: list[Record], size: int, path: Path) -> NDArray[np.float32]:
-    """Frozen features (N, F) at an input size; read where they are kept."""
+    """Compute frozen features (N, F) at an input size, or read them from the cache."""
     if path.is_file():
         kept: NDArray[np.float32] = np.load(path)
         return kept
@@ -96,7 +96,7 @@ def embed(records: list[Record], size: int, path: Path) -> NDArray[np.float32]:
 
 
 def judge(features: Array, images: Images, judges: Mapping[str, Judge]) -> Votes:
-    """Probability of disease of every image, from the others' patients."""
+    """Cross-validate by patient: every image's probability of disease."""
     truth = images.truth
     votes = {name: np.zeros((N_SHUFFLES, len(truth))) for name in judges}
     for shuffle in range(N_SHUFFLES):
@@ -108,7 +108,7 @@ def judge(features: Array, images: Images, judges: Mapping[str, Judge]) -> Votes
 
 
 def measure(votes: NDArray[np.float64], truth: NDArray[np.bool_]) -> dict[str, float]:
-    """Accuracy and AUROC, mean over the shuffles."""
+    """Compute accuracy and AUROC, mean over the shuffles."""
     accuracy = float(np.mean((votes > 0.5) == truth))
     auroc = float(np.mean([rank_auroc(truth, v) for v in votes]))
     return {"accuracy": round(accuracy, 4), "auroc": round(auroc, 4)}
@@ -117,7 +117,7 @@ def measure(votes: NDArray[np.float64], truth: NDArray[np.bool_]) -> dict[str, f
 def compare(
     first: NDArray[np.float64], other: NDArray[np.float64], images: Images
 ) -> dict[str, Any]:
-    """What the first gains over the other in AUROC, with its interval."""
+    """AUROC gain of the first over the other, with its interval."""
     truth = images.truth
 
     def gain(shuffles: NDArray[np.int64], rows: NDArray[np.int64]) -> float:
@@ -133,7 +133,7 @@ def compare(
 
 
 def run(dataset: Dataset, *, name: str, work: Path) -> list[dict[str, Any]]:
-    """One data set at every size."""
+    """Run one data set at every size."""
     images = list_images(dataset)
     own = build_preset("offline").preprocess.input_size
     votes, rows = dict[int, Votes](), list[dict[str, Any]]()
@@ -151,7 +151,7 @@ def run(dataset: Dataset, *, name: str, work: Path) -> list[dict[str, Any]]:
 
 
 def build_parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentParser:
-    """Which data sets, where they lie, and where features are kept."""
+    """Build the parser: which data sets, their folder, and the folder of cached features."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--only", nargs="+", choices=tuple(names), default=list(names))
@@ -160,7 +160,7 @@ def build_parser(description: str | None, names: Sequence[str]) -> argparse.Argu
 
 
 def read_chosen(options: argparse.Namespace) -> Iterator[tuple[str, Dataset]]:
-    """Name and data of those that are there; says which are not."""
+    """Yield name and data of available sets; print which are missing."""
     options.work.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         if (options.data / name).exists():
@@ -170,7 +170,7 @@ def read_chosen(options: argparse.Namespace) -> Iterator[tuple[str, Dataset]]:
 
 
 def main() -> None:
-    """Every data set that is there, then the result."""
+    """Run every available data set, then write the result."""
     options = build_parser(__doc__, tuple(SIZES)).parse_args()
     rows = []
     for name, dataset in read_chosen(options):

@@ -1,8 +1,8 @@
-"""The neighbour search against scikit-learn's brute force, at several gallery sizes.
+"""The neighbour search compared with scikit-learn's brute force, at several gallery sizes.
 
-Rows are unit vectors of 128 dimensions around 200 centres. A query is one image, as in the app, and
-a batch of 64. Result: results/knn.json with seconds, `speedup_1m` (one image) and `identical` (the
-64 queries together, and one by one).
+Rows are unit vectors of 128 dimensions around 200 centres. Queries are one image, as in the app,
+and a batch of 64. Result: results/knn.json with seconds, `speedup_1m` (one image) and `identical`
+(the 64 queries together, and one by one).
 """
 
 import argparse
@@ -22,7 +22,7 @@ ROUNDS = 5
 
 
 def draw_rows(n: int, *, seed: int) -> np.ndarray:
-    """(n, 128) unit vectors."""
+    """Draw (n, 128) unit vectors."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(0).standard_normal((200, 128)).astype(np.float32)
     rows = centres[rng.integers(0, 200, n)]
@@ -32,7 +32,7 @@ def draw_rows(n: int, *, seed: int) -> np.ndarray:
 
 
 def build_gallery(rows: np.ndarray) -> Gallery:
-    """A gallery of rows that nobody named."""
+    """Build a gallery of rows with dummy names."""
     n = len(rows)
     blank = ("",) * n
     return Gallery(
@@ -41,7 +41,7 @@ def build_gallery(rows: np.ndarray) -> Gallery:
 
 
 def measure(n: int) -> dict[str, object]:
-    """One gallery size."""
+    """Measure one gallery size."""
     rows, queries = draw_rows(n, seed=1), draw_rows(64, seed=2)
     gallery = build_gallery(rows)
     brute = NearestNeighbors(n_neighbors=K, algorithm="brute").fit(rows)

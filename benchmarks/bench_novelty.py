@@ -1,15 +1,15 @@
-"""How well images of another kind are refused, and how many of the right kind are accepted.
+"""Out-of-distribution detection: how many foreign images are refused, how many own ones accepted.
 
-Per data set ``accepted_test`` is the share of real test images that get an answer, ``refused_ood``
-the share of foreign images that are refused as novel or by the decoder. Foreign images are
-photographs (whole and in crops), noise, near-blank and blank frames, pages of text, and the test
-images of the other data sets: a chest film given to the fundus demo, and the reverse. ``at_95``
-says the same at the limit that accepts 95 % of test.
+For each data set, ``accepted_test`` is the fraction of real test images that get an answer, and
+``refused_ood`` the fraction of foreign images that are refused as novel or by the decoder. Foreign
+images are photographs (whole and cropped), noise, near-blank and blank frames, pages of text, and
+the test images of the other data sets, e.g. a chest film given to the fundus demo and vice versa.
+``at_95`` gives the same at the limit that accepts 95 % of test.
 
-A data set that is named with a model is judged by that model as it is shipped: its own gallery, its
-own limit, refused where one member refuses; the score is the largest distance of a member in units
-of its limit, and a sample is put through ``answers.diagnose`` to see that it decides the same.
-Without one the reference is the preset's frozen backbones on the training images.
+If a model is given for a data set, it is evaluated as shipped: with its own gallery and limit, and
+refusing if any member refuses. The score is the largest distance of a member in units of its limit,
+and a sample goes through ``answers.diagnose`` to verify that it decides the same. Without a model,
+the reference is the preset's frozen backbones on the training images.
 
     PYTHONPATH=. python benchmarks/bench_novelty.py --data ../shared/data \\
         --model demo=checkpoints/demo --model kermany=checkpoints/cxr \\
@@ -50,7 +50,7 @@ from core.network.embedder import Embedder
 
 SEED = 0
 N_PER_FAMILY = 50
-N_CHECKED = 5  # images of every kind that go through the whole of ``diagnose``
+N_CHECKED = 5  # images of every kind that go through the full ``diagnose``
 SETS = {"kermany": "kermany_cxr_1639", "idrid": "idrid", "busi": "busi"}
 _TEXT = (
     "Findings impression comparison technique the lungs are clear no focal consolidation history "
@@ -59,7 +59,7 @@ _TEXT = (
 
 
 def draw_noise(rng: np.random.Generator, index: int) -> NDArray[np.uint8]:
-    """Uniform, Gaussian and coarse noise, grey and coloured, in turn."""
+    """Draw uniform, Gaussian and coarse noise, grey and coloured, in turn."""
     side, channels = (256, 16, 64)[index % 3], 1 if index % 2 else 3
     values = (
         rng.random((side, side, channels))
@@ -71,7 +71,7 @@ def draw_noise(rng: np.random.Generator, index: int) -> NDArray[np.uint8]:
 
 
 def draw_blank(rng: np.random.Generator, index: int) -> NDArray[np.uint8]:
-    """One shade, a shade with faint sensor noise, or a smooth ramp."""
+    """Draw a uniform shade, one with faint sensor noise, or a smooth ramp."""
     shade = rng.integers(0, 256, 3) if index % 2 else np.repeat(rng.integers(0, 256), 3)
     page = np.broadcast_to(shade, (256, 256, 3)).astype(float)
     if index % 3 == 1:
@@ -82,7 +82,7 @@ def draw_blank(rng: np.random.Generator, index: int) -> NDArray[np.uint8]:
 
 
 def draw_text(rng: np.random.Generator, index: int) -> NDArray[np.uint8]:
-    """A page of words, black on white or white on black."""
+    """Draw a page of words, black on white or white on black."""
     ink, paper = ((255, 255, 255), (0, 0, 0)) if index % 4 == 3 else ((20, 20, 20), (250, 250, 250))
     page = PILImage.new("RGB", (620, 800), paper)
     size = int(rng.integers(12, 30))
@@ -94,7 +94,7 @@ def draw_text(rng: np.random.Generator, index: int) -> NDArray[np.uint8]:
 
 
 def crop_photograph(rng: np.random.Generator, index: int) -> NDArray[np.uint8]:
-    """scikit-learn's two photographs: whole, then random crops of a fifth to all of the side."""
+    """Crop scikit-learn's two photographs: whole, then 0.2 to 1 times the side at random."""
     photo = np.asarray(load_sample_images().images[index % 2])
     if index < 2:
         return photo
@@ -113,7 +113,7 @@ FAMILIES = {
 
 
 def draw_family(name: str) -> list[NDArray[np.uint8] | None]:
-    """Pictures as the app would decode them; None where the decoder refuses."""
+    """Draw images as the app would decode them; None if the decoder refuses."""
     rng = np.random.default_rng([SEED, list(FAMILIES).index(name)])
     decoded: list[NDArray[np.uint8] | None] = []
     for index in range(N_PER_FAMILY):
@@ -128,7 +128,7 @@ def draw_family(name: str) -> list[NDArray[np.uint8] | None]:
 def read_split(
     root: Path, split: str, *, val_fraction: float, seed: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """Pixels of a split one by one; what cannot be read is left out."""
+    """Yield the pixels of a split one by one, skipping unreadable images."""
     for record in read_dataset(root, val_fraction=val_fraction, seed=seed).subset(split):
         try:
             yield load_record(record).pixels
@@ -138,14 +138,14 @@ def read_split(
 
 @dataclass(frozen=True)
 class Source:
-    """Images of one kind, read when they are needed, and how many the decoder refused."""
+    """Images of one kind, read lazily, and how many the decoder refused."""
 
     read: Callable[[], Iterable[NDArray[np.uint8]]]
     n_refused: int = 0
 
 
 class Descriptors:
-    """(N, P) descriptors of every kind of image; trunks that models share see each image once."""
+    """(N, P) descriptors of every kind of image; trunks shared by models run once per image."""
 
     def __init__(self, sources: dict[str, Source], kept: Path | None) -> None:
         self.sources = sources
@@ -157,7 +157,7 @@ class Descriptors:
                 self.known = dict(arrays)
 
     def find(self, embedder: Embedder, name: str) -> NDArray[np.float32]:
-        """Only the clean view counts, so only it is run."""
+        """Compute descriptors; only the clean view is used, so only it is run."""
         size = embedder.config.preprocess.input_size
         trunks = "+".join(b.trunk_hash for b in embedder.backbones)
         key = f"{trunks}@{size}@{embedder.precision}@{name}"
@@ -183,14 +183,14 @@ class Descriptors:
 def score(
     reference: novelty.NoveltyReference, descriptors: NDArray[np.float32]
 ) -> NDArray[np.floating]:
-    """Distances of (N, P) descriptors; N may be 0 where the decoder refused a whole family."""
+    """Distances of (N, P) descriptors; N may be 0 if the decoder refused a whole family."""
     return reference.score(descriptors) if len(descriptors) else np.zeros(0)
 
 
 def score_by_backbones(
     embedder: Embedder, described: Descriptors, train: str, kinds: Sequence[str]
 ) -> tuple[dict[str, NDArray[np.floating]], float]:
-    """Distances of every kind to the training images, and the limit that a model would set."""
+    """Distances of every kind to the training images, and the limit a model would set."""
     config = KnnConfig()
     reference = novelty.fit(described.find(embedder, train))
     limit = reference.compute_limit(
@@ -203,7 +203,7 @@ def score_by_backbones(
 def score_by_model(
     model: Model, described: Descriptors, kinds: Sequence[str]
 ) -> tuple[dict[str, NDArray[np.floating]], float]:
-    """The largest distance of a member in units of its own limit, per kind; the limit is 1."""
+    """The largest member distance in units of that member's limit, per kind; the limit is 1."""
     scores = {}
     for kind in kinds:
         by_member = [
@@ -218,10 +218,10 @@ def score_by_model(
 def check_decision(
     model: Model, described: Descriptors, scores: dict[str, NDArray[np.floating]]
 ) -> dict[str, int]:
-    """Put a few images of every kind through ``diagnose``; it must refuse those beyond the limit.
+    """Run ``diagnose`` on a few images of every kind; it must refuse those beyond the limit.
 
     Raises:
-        AssertionError: the shipped path decided otherwise.
+        AssertionError: ``diagnose`` decided differently.
     """
     n_checked = n_refused = 0
     for kind, values in scores.items():
@@ -241,13 +241,13 @@ def sum_up(
     name: str,
     foreign: dict[str, int],
 ) -> dict[str, object]:
-    """Accepted and refused shares at the limit, and at 95 % acceptance of test.
+    """Fractions accepted and refused at the limit, and at 95 % acceptance of test.
 
     Args:
-        scores: kind -> (N,) scores; larger is stranger.
+        scores: kind -> (N,) scores; larger is more novel.
         limit: beyond it an image is refused.
         name: of the data set, whose ``name/test`` and ``name/val`` should be accepted.
-        foreign: kind -> how many more of it the decoder refused.
+        foreign: kind -> how many more the decoder refused.
     """
 
     def refuse(bound: float) -> dict[str, float]:
@@ -284,7 +284,7 @@ def sum_up(
 
 
 def load_models(pairs: Sequence[str], settings: Settings) -> dict[str, Model]:
-    """NAME=BUNDLE pairs; a bundle is a folder, or a name in NEIGHBORDX_CHECKPOINTS."""
+    """Load NAME=BUNDLE pairs; a bundle is a folder, or a name in NEIGHBORDX_CHECKPOINTS."""
     models = {}
     for pair in pairs:
         name, _, place = pair.partition("=")
@@ -294,7 +294,7 @@ def load_models(pairs: Sequence[str], settings: Settings) -> dict[str, Model]:
 
 
 def find_roots(options: argparse.Namespace, models: dict[str, Model]) -> dict[str, Path]:
-    """Where every set lies; the demo's is its model's own, else drawn anew."""
+    """Find every set's folder; the demo's is its model's own, or else redrawn."""
     demo = options.work / "demo-data"
     if "demo" in models:
         demo = Path(models["demo"].lead.config.data_root)
@@ -305,7 +305,7 @@ def find_roots(options: argparse.Namespace, models: dict[str, Model]) -> dict[st
 
 
 def list_sources(roots: dict[str, Path], models: dict[str, Model]) -> dict[str, Source]:
-    """Every split of every set, and the drawn families."""
+    """List every split of every set, and the synthetic families."""
     sources = {}
     for name, root in roots.items():
         run = models[name].lead.config.run.train if name in models else TrainConfig()
@@ -357,7 +357,7 @@ def main() -> None:
 
 
 def write(path: Path, results: dict[str, dict[str, object]], *, seconds: float) -> None:
-    """Write the figures with what they were measured on; by rename."""
+    """Write the results with a description of the machine, atomically."""
     document = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

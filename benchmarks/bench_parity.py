@@ -1,7 +1,8 @@
-"""Whether the fast routes answer as float32 does, on every test image of real data sets.
+"""Agreement of the fast execution paths with float32, on every test image of real data sets.
 
-Each model answers its own test split twice: as it runs here, and with every trunk and tail run by
-torch in float32. Images whose class differs are listed with their margins, in results/parity.json.
+Each model diagnoses its own test split twice: as it runs on this machine, and with every trunk and
+tail in float32 torch. Images whose class differs are listed with their margins. Result:
+results/parity.json.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from core.network.build import build_embedder
 
 
 def measure_parity(directory: Path, names: list[str], data_root: Path) -> dict[str, object]:
-    """Every test image of the folders that the models were trained on, ours against float32."""
+    """Compare with float32 on every test image of the folders the models were trained on."""
     found: dict[str, object] = {}
     for name in names:
         model = load_bundle(directory, name, settings=Settings.from_env())
@@ -58,7 +59,7 @@ def measure_parity(directory: Path, names: list[str], data_root: Path) -> dict[s
 
 
 def replace_embedders(model: Model) -> Model:
-    """The same model with every trunk and tail run by torch in float32."""
+    """Return the model with every trunk and tail run in float32 torch."""
 
     def exact(bundle: ModelBundle) -> ModelBundle:
         run = bundle.config.run.with_overrides(["embedder.precision=float32"])

@@ -1,18 +1,18 @@
-"""What each departure of the recipe ``robust`` from ``report`` is worth, on training images alone.
+"""The value of each difference between the recipes ``robust`` and ``report``, on training images.
 
     PYTHONPATH=. python benchmarks/bench_recipe.py --data ../shared/data/kermany_cxr_1639
 
-Every variant is ``robust`` with one departure taken back, or with one thing more (``TRIED``);
-``report`` takes back all. Each is trained on a sample of the training split without the darkest
-(in a second fold: the brightest) quarter of each class, K is chosen on other patients of the same
-kind, and it is measured on the quarters that were held out: darker or brighter than any image of
-their class that it learnt from (not than any of the other class), whole patients apart. The test
-split is never read. Also the learning curve: ``robust`` on more and fewer images.
+Every variant is ``robust`` with one difference reverted, or with one addition (``TRIED``);
+``report`` reverts all. Each is trained on a sample of the training split without the darkest (in a
+second fold: the brightest) quarter of each class, K is chosen on other patients from the same
+distribution, and it is tested on the held-out quarters: darker or brighter than any image of their
+class that it was trained on (not than any of the other class), with patients kept whole. The test
+split is never read. Also measures the learning curve: ``robust`` on more and fewer images.
 
-A smaller input than the preset's keeps it affordable, and one training per fold is all that it
-has: intervals are of the held-out patients, not of seeds, and nothing corrects them for the number
-of variants, so of twenty one would leave out zero by chance. Result: results/recipe.json; a killed
-run goes on where it was.
+To keep the cost down, the input is smaller than the preset's and there is one training run per
+fold. Intervals therefore cover the held-out patients but not seeds, and are not corrected for
+multiple comparisons: of twenty variants, about one would exclude zero by chance. Result:
+results/recipe.json; a killed run continues where it stopped.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from core.training.trunk_cache import TrunkCache
 
 FOLDS = ("dark", "bright")
 HELD_SHARE = 0.25  # of each class
-# Keys that ``robust`` sets together; a variant gives them the values that ``report`` has.
+# Keys that ``robust`` sets together; a variant resets them to the values of ``report``.
 DEPARTURES = {
     "linear adapter, begun as PCA": ("embedder.hidden_dim",),
     "exposure views at test time": ("embedder.exposure_views",),
@@ -66,13 +66,13 @@ DEPARTURES = {
     "6 epochs with a warm-up": ("train.epochs", "train.warmup_share"),
     "4 stored views": ("train.n_views",),
 }
-# Not in ``robust``: what it would bring, as a change of it.
+# Not in ``robust``; tested as an addition to it.
 TRIED = {"semi-hard instead of batch-hard": ("objective.semihard_share=1.0",)}
 
 
 @dataclass(frozen=True)
 class Task:
-    """One training: on which fold, how many images a class, how."""
+    """One training run: fold, images per class, configuration."""
 
     name: str
     fold: str
@@ -81,12 +81,12 @@ class Task:
 
 
 def take_back(config: RunConfig, keys: tuple[str, ...], report: RunConfig) -> RunConfig:
-    """The configuration with some values of the other one."""
+    """Return the configuration with some values taken from the other one."""
     return config.with_overrides([f"{key}={attrgetter(key)(report)}" for key in keys])
 
 
 def list_tasks(size: int, *, n_per_class: int, n_smaller: list[int]) -> list[Task]:
-    """Both folds of every variant, then the learning curve."""
+    """List both folds of every variant, then the learning curve."""
     robust, report = (
         build_preset("offline", recipe=name).with_overrides([f"preprocess.input_size={size}"])
         for name in ("robust", "report")
@@ -99,7 +99,7 @@ def list_tasks(size: int, *, n_per_class: int, n_smaller: list[int]) -> list[Tas
 
 
 def draw_data(dataset: Dataset, fold: str, *, n_per_class: int, n_held: int) -> Dataset:
-    """Training images as train and val, the held-out quarter as test; whole patients apart."""
+    """Split training images into train, val and, as test, the held-out quarter, by patient."""
     records = [r for r in dataset.records if r.split != "test"]
     grey = np.array([load_record(r).pixels.mean() for r in records])
     rng = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def draw_data(dataset: Dataset, fold: str, *, n_per_class: int, n_held: int) -> 
 
 
 def run_task(task: Task, data: Dataset, folder: Path) -> dict[str, Any]:
-    """Train, choose K, vote; the trunk cache is shared by variants that see the same views."""
+    """Train, choose K and vote; variants with the same views share the trunk cache."""
     began = time.monotonic()
     embedder = build_embedder(task.config, Settings.from_env())
     run = task.config
@@ -156,7 +156,7 @@ def run_task(task: Task, data: Dataset, folder: Path) -> dict[str, Any]:
 def vote(
     embedder: Embedder, cache: TrunkCache, *, disease: int
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]], dict[str, list[str]], int]:
-    """Vote shares of val and test at the K that val chooses, with their labels and patients."""
+    """Vote shares on val and test at the K chosen on val, with labels and patients."""
     points, labels, groups = {}, {}, {}
     for split in ("train", "val", "test"):
         rows = cache.find_rows(split)
@@ -189,7 +189,7 @@ def vote(
 
 
 def measure(rows: list[dict[str, Any]], split: str) -> dict[str, float]:
-    """Accuracy and AUROC, mean over the folds."""
+    """Compute accuracy and AUROC, mean over the folds."""
     figures = []
     for row in rows:
         truth, p = np.array(row[split]["is_disease"]), np.array(row[split]["p_disease"])
@@ -199,7 +199,7 @@ def measure(rows: list[dict[str, Any]], split: str) -> dict[str, float]:
 
 
 def compare(first_rows: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the first gains on the held-out images: mean over folds, 95 % interval over patients."""
+    """Gain of the first on the held-out images: mean over folds, 95 % interval over patients."""
     truth, first, second, offsets, groups = [], [], [], [], []
     for a, b in zip(first_rows, other, strict=True):
         assert a["test"]["is_disease"] == b["test"]["is_disease"]
@@ -235,7 +235,7 @@ def compare(first_rows: list[dict[str, Any]], other: list[dict[str, Any]]) -> di
 
 
 def summarise(rows: list[dict[str, Any]], *, n_per_class: int) -> dict[str, Any]:
-    """The table of departures and the learning curve, of what has both folds."""
+    """Tabulate the differences and the learning curve, for variants with both folds."""
     whole = [row for row in rows if row["n_per_class"] == n_per_class]
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in whole:
@@ -267,14 +267,14 @@ def summarise(rows: list[dict[str, Any]], *, n_per_class: int) -> dict[str, Any]
 
 
 def _judge(name: str, robust: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The gain of a departure over its absence; of what was tried, over robust without it."""
+    """The gain of a difference over its absence; for an addition, over robust without it."""
     if name == "robust":
         return {}
     return compare(found, robust) if name in TRIED else compare(robust, found)
 
 
 def main() -> None:
-    """Run what is missing, then write the result."""
+    """Run the missing tasks, then write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/kermany_cxr_1639"))
     parser.add_argument("--work", type=Path, default=Path("checkpoints/.recipe"))

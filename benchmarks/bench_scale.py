@@ -1,7 +1,7 @@
-"""How time and memory grow with images in a batch, gallery size and k; of our side alone.
+"""Scaling of our time and memory with images per batch, gallery size and k.
 
-Result: results/scale.json. `embed`: one trunk run for both members of the model given, four views
-an image. `search`: one query in unit vectors of 128 dimensions.
+Result: results/scale.json. `embed`: one trunk run for both members of the given model, four views
+per image. `search`: one query in unit vectors of 128 dimensions.
 """
 
 import argparse
@@ -22,7 +22,7 @@ ROUNDS = 3
 
 
 def clock(run: object) -> float:
-    """Median seconds of a call, after one that warms up."""
+    """Median seconds of a call, after a warm-up call."""
     times = []
     for turn in range(ROUNDS + 1):
         began = time.perf_counter()

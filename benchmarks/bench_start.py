@@ -1,8 +1,8 @@
-"""Seconds from starting the app to its health address and to its readiness (torch loaded).
+"""Seconds from starting the app to its health check and to readiness (torch loaded).
 
     PYTHONPATH=. python benchmarks/bench_start.py --checkpoints checkpoints
 
-Result: results/start.json, one figure of each for every start.
+Result: results/start.json, both times for every start.
 """
 
 import argparse
@@ -22,7 +22,7 @@ ADDRESSES = {"health_s": "_stcore/health", "ready_s": "ready"}
 
 
 def wait_for(address: str, app: "subprocess.Popen[bytes]") -> None:
-    """Ask until it answers."""
+    """Poll until the app responds."""
     while app.poll() is None:
         try:
             with urllib.request.urlopen(f"http://localhost:{PORT}/{address}", timeout=60):
@@ -35,7 +35,7 @@ def wait_for(address: str, app: "subprocess.Popen[bytes]") -> None:
 
 
 def start_once(checkpoints: Path) -> dict[str, float]:
-    """One start; seconds to each address."""
+    """Start the app once; return the seconds until each address responds."""
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(PORT)]
     environment = {**os.environ, "NEIGHBORDX_CHECKPOINTS": str(checkpoints)}
     began = time.perf_counter()
@@ -51,7 +51,7 @@ def start_once(checkpoints: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Start it a few times and write the result."""
+    """Start the app a few times and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--starts", type=int, default=5)

@@ -1,7 +1,7 @@
 """The Explore page in a real browser on galleries of any size; used by bench_explore.py.
 
-Galleries are of images that exist nowhere: random embeddings around two centres, drawn pictures.
-The server, the page and the browser (headless Chromium, no GPU) are the real ones.
+Galleries consist of imaginary images: random embeddings around two centres, with drawn thumbnails.
+The server, the page and the browser (headless Chromium, no GPU) are real.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from core.training.demo import build_demo
 from tests.test_page_browser import ARGUMENTS, CHROMIUM, serve, settle
 
 SEED = 0
-N_PICTURES = 64  # different ones; the images share them
+N_PICTURES = 64  # distinct thumbnails, shared by the images
 N_REPEATS = 7
 _SELECTED = "Clear the selection"
 _SHOWN = """() => {
@@ -44,7 +44,7 @@ _SHOWN = """() => {
 
 
 def make_home(work: Path, n: int) -> Path:
-    """A checkpoints folder with one model whose gallery has n images, ready to be explored."""
+    """Create a checkpoints folder with one model and n gallery images, ready to explore."""
     home = work / f"page-{n}"
     name = f"synthetic-{n}"
     if (home / name / "config.json").is_file():
@@ -91,7 +91,7 @@ def make_home(work: Path, n: int) -> Path:
 
 
 def _write_neighbours(home: Path, bundle: ModelBundle, rng: np.random.Generator) -> None:
-    """Neighbours drawn at random: the page waits once for a search aside, and that is not timed."""
+    """Write random neighbours, because the page's one-time search is not timed."""
     n, m = len(bundle.gallery), bundle.n_shown + map_store.N_SPARE
     path = map_store.neighbours_path(home, bundle)
     path.parent.mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def _write_neighbours(home: Path, bundle: ModelBundle, rng: np.random.Generator)
 
 @contextmanager
 def open_browser() -> Iterator[Any]:
-    """Headless Chromium, as the tests start it."""
+    """Open headless Chromium as the tests do."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=str(CHROMIUM), headless=True, args=ARGUMENTS
@@ -111,11 +111,11 @@ def open_browser() -> Iterator[Any]:
 
 
 def measure_page(work: Path, n: int) -> dict[str, float]:
-    """Seconds until the map stands and until a box's answer stands, as the browser sees them.
+    """Measure seconds until the map and until a box selection's result are shown in the browser.
 
-    The first opening (which loads the model and its tables) is not counted; ``draw_s`` is that of
-    the next tab. ``select_s`` runs from the release of the mouse until the counts and the first 24
-    images are on the page and the script has ended.
+    The first visit (which loads the model and its tables) is not counted; ``draw_s`` is for the
+    next tab. ``select_s`` runs from the release of the mouse until the counts and the first 24
+    images are on the page and the script has finished.
     """
     home = make_home(work, n)
     with serve(home) as base, open_browser() as browser:
@@ -153,7 +153,7 @@ def measure_page(work: Path, n: int) -> dict[str, float]:
 
 
 def _read_cpu_s() -> float:
-    """Processor seconds that the server and the browser have used so far."""
+    """CPU seconds used by the server and the browser so far."""
     used = 0.0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -163,11 +163,11 @@ def _read_cpu_s() -> float:
 
 
 def _select(page: Page, number: int) -> tuple[float, float]:
-    """Draw one box over about a quarter of the map; clear it afterwards, outside the clock.
+    """Draw one box over about a quarter of the map; clear it afterwards, untimed.
 
     Returns:
-        Seconds by the clock, and processor seconds of server and browser together: what the
-        former would be at most on a machine with nothing else to do, but for a few short waits.
+        Wall-clock seconds, and CPU seconds of server and browser together. The latter is an upper
+        bound of the former on an otherwise idle machine, apart from a few short waits.
     """
     plot = page.locator(".st-key-explore_map .js-plotly-plot")
     plot.hover()

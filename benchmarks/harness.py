@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating runs, peak memory of a child, the result file."""
+"""Shared by the benchmarks: alternating runs, peak memory of a child, the result file."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PACKAGES = ("torch", "openvino", "timm", "faiss-cpu", "scikit-learn", "grad-cam"
 def alternate(
     sides: dict[str, Callable[[], object]], *, rounds: int, warms_up: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each side, run in turn; a first round warms up and is not counted."""
+    """Time each side in seconds, alternating; a first warm-up round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + warms_up):
         for name, run in sides.items():
@@ -31,12 +31,12 @@ def alternate(
 
 
 def measure_ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over median, 2 decimals."""
+    """Ratio of the medians, 2 decimals."""
     return round(median(slow) / median(fast), 2)
 
 
 def measure_child(script: str, arguments: list[str]) -> dict[str, object]:
-    """Run a script of this folder in a process of its own; its last line of output is JSON."""
+    """Run a script of this folder in a separate process; its last line of output is JSON."""
     done = subprocess.run(
         [sys.executable, script, *arguments], capture_output=True, text=True, check=False
     )
@@ -47,14 +47,14 @@ def measure_child(script: str, arguments: list[str]) -> dict[str, object]:
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process; getrusage would give a child its parent's."""
+    """Peak resident memory of this process; getrusage would give a child its parent's peak."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024.0
 
 
 def write_result(name: str, document: dict[str, object]) -> None:
-    """Write results/<name>.json with what it was measured on; by rename."""
+    """Write results/<name>.json with a description of the machine, atomically."""
     whole = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",

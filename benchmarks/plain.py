@@ -1,9 +1,9 @@
-"""The same diagnosis as a good engineer would write it from the libraries alone; the other side.
+"""The same diagnosis as a good engineer would write it with the libraries only, for comparison.
 
 timm models in float32 in their own layout, torchvision for the views, scikit-learn for the
 neighbours, pytorch-grad-cam for the heatmaps, one model after the other. It reads the parameters,
-the gallery and the calibration of our bundles, so that both sides must give the same answer, and
-takes the target of the heatmaps from us, so that they must give the same maps.
+gallery and calibration of our bundles, so that both sides must give the same answer, and uses our
+heatmap target, so that they must give the same maps.
 """
 
 import copy
@@ -26,7 +26,7 @@ from core.network.weight_sources import load_pretrained
 
 
 class VoteNet(nn.Module):
-    """Views (4, 3, S, S) -> log-odds of the vote (1, 2), gradients through one backbone."""
+    """Views (4, 3, S, S) -> log-odds of the vote (1, 2), with gradients through one backbone."""
 
     def __init__(self, model: "PlainModel", index: int, features: list[Tensor]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class First:
 
 @dataclass
 class Answer:
-    """What both sides are compared on."""
+    """The outputs that are compared between both sides."""
 
     p_disease: float
     rows: list[list[int]]  # per member and part: nearest gallery rows
@@ -94,13 +94,13 @@ class PlainModel:
         ]
 
     def embed(self, features: Tensor) -> list[Tensor]:
-        """(4, F) -> per adapter the (1, D) mean over the views, of unit length."""
+        """Embed (4, F) features: per adapter the (1, D) mean over the views, of unit length."""
         normalise = nn.functional.normalize
         views = [normalise(adapter(features), dim=1) for adapter in self.adapters]
         return [normalise(v.mean(0, keepdim=True), dim=1) for v in views]
 
     def diagnose(self, views: Tensor, *, with_maps: bool) -> tuple[float, list, list]:
-        """Probability of disease, nearest rows, heatmaps of the class that leads."""
+        """Compute probability of disease, nearest rows, heatmaps of the predicted class."""
         inputs = [F.normalize(views, mean, std) for mean, std in self.means]
         with torch.no_grad():
             features = [b(x) for b, x in zip(self.backbones, inputs, strict=True)]
@@ -131,7 +131,7 @@ class PlainModel:
         return p_disease, nearest, maps
 
     def find_by_class(self, parts: list[Tensor]) -> list[list[Tensor]]:
-        """Per adapter and class the nearest gallery embeddings: the target is made of them."""
+        """Find the nearest gallery embeddings per adapter and class, for the heatmap target."""
         found = []
         for part, gallery in zip(parts, self.galleries, strict=True):
             by_class = []
@@ -146,7 +146,7 @@ class PlainModel:
 
 
 def diagnose(models: list[PlainModel], data: bytes, *, with_maps: bool = True) -> Answer:
-    """Decode, four views, one model after the other, weighted mean."""
+    """Decode, build four views, run one model after the other, take the weighted mean."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     size = models[0].size
@@ -162,7 +162,7 @@ def diagnose(models: list[PlainModel], data: bytes, *, with_maps: bool = True) -
 
 
 def load_whole(name: str, size: int, *, random_weights: bool) -> nn.Module:
-    """The uncut timm model with the weights that our trunk has."""
+    """Load the uncut timm model with the same weights as our trunk."""
     settings = Settings.from_env()
     model, _ = load_pretrained(
         name, input_size=size, weights_dir=settings.weights_dir, random_weights=random_weights
@@ -199,5 +199,5 @@ def to_map(tokens: Tensor) -> Tensor:
 
 
 def upright(maps: np.ndarray) -> np.ndarray:
-    """(4, S, S) maps of the views, each turned back."""
+    """Map the (4, S, S) maps of the views back to upright."""
     return np.stack([maps[0], maps[1][:, ::-1], maps[2][::-1], np.rot90(maps[3], -1)])

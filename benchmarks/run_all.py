@@ -1,6 +1,6 @@
-"""Every speed benchmark in turn, on a quiet machine; stops asking for more when time is up.
+"""Run every speed benchmark in turn, on an idle machine, until time is up.
 
-The order is by worth: what is not reached within --minutes keeps its former result file.
+They are ordered by importance; those not reached within --minutes keep their earlier result file.
 """
 
 import argparse

@@ -47,7 +47,7 @@ GROUPS = {"jobs": jobs.COMMANDS}
 
 
 def build_app() -> typer.Typer:
-    """The Typer app with every command."""
+    """Build the Typer app with every command."""
     app = typer.Typer(
         help=f"NeighborDx: normal / disease answers with their evidence. {RESEARCH_USE}",
         no_args_is_help=True,
@@ -67,7 +67,7 @@ def build_app() -> typer.Typer:
     return app
 
 
-def _say_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"NeighborDx {describe_software()}")
         raise typer.Exit
@@ -77,7 +77,7 @@ def _set_up(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=_say_version, help="Show the version and exit."
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -85,7 +85,7 @@ def _set_up(
 
 
 def main() -> None:
-    """Run the command line; a failure with a known reason is one line and exit code 2."""
+    """Run the command line; a known failure prints one line and exits with code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         build_app()()

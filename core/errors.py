@@ -1,7 +1,7 @@
 """The exception tree of the project and the shape check that raises ShapeError.
 
-Owns every deliberate failure. Messages are English; ``code`` is a stable identifier
-that the pages use to look up a translated sentence, filled with ``params``.
+Owns all deliberate failures. Messages are in English; ``code`` is a stable identifier that the
+pages use to look up a translation, filled with ``params``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class CoreError(Exception):
-    """Base of all deliberate errors: what was expected, what was found, what to do next."""
+    """Base class of all deliberate errors: what was expected, what was found, what to do next."""
 
     code = "core"
 
@@ -42,7 +42,7 @@ class ShapeError(CoreError, ValueError):
 
 
 class DataError(CoreError, ValueError):
-    """A data folder that cannot be used: no images, too few per class, a patient in two splits."""
+    """A data folder that is unusable: no images, too few per class, a patient in two splits."""
 
     code = "data"
 

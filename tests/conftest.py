@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share: small real models, no network, no stored weights."""
+"""Fixtures shared by several test modules: small real models, no network, no stored weights."""
 
 import dataclasses
 import json
@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# One thread in every process of the tests, before a library reads these. Of two or more, each waits
-# busily at the end of every small operation for one that has no core: ten times as slow beside
-# another process. Numba sets the threads of torch too when a map is fitted.
+# Use one thread in every test process, set before a library reads these variables. With two or
+# more, threads spin at the end of every small operation waiting for one without a core, which is
+# ten times slower beside another process. Numba also sets torch's threads when a map is fitted.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
@@ -31,7 +31,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled parts of tests do not go into the user's own cache; child processes inherit it."""
+    """Keep compiled parts out of the user's own cache, also in child processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEIGHBORDX_CACHE", str(tmp_path_factory.mktemp("compiled")))
         yield
@@ -39,7 +39,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real medical data; they are not ours to publish, so they lie beside the project."""
+    """Real medical data, outside the project because it is not ours to publish."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data sets are not at {SHARED_DATA}; see docs/data.md, 'Data for tests'")
     return SHARED_DATA
@@ -76,7 +76,7 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unsaid_checkpoints(tiny_checkpoints: Path, tmp_path: Path) -> Path:
-    """Two models of classes whose names do not tell, and their data in ``.demo-data``."""
+    """Two models whose class names do not tell the disease, and their data in ``.demo-data``."""
     directory = tmp_path / "unsaid"
     for split in ("train", "test"):
         for old, new in (("normal", "benign"), ("disease", "malignant")):
@@ -94,7 +94,7 @@ def unsaid_checkpoints(tiny_checkpoints: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def seen_folder(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Other data by its id; its test split: 4 training, 2 validation and 2 new demo images."""
+    """Data with another id whose test split has 4 training, 2 validation and 2 new demo images."""
     root = tmp_path_factory.mktemp("seen") / "elsewhere"
     demo = read_dataset(tiny_checkpoints / ".demo-data", val_fraction=0.25)
     for label, class_name in enumerate(demo.class_names):
@@ -134,13 +134,13 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def checkpoints(tiny_checkpoints: Path) -> Path:
-    """Where ``run`` finds the models; a module whose commands change them brings a copy."""
+    """The folder of the models for ``run``; modules that change them override this with a copy."""
     return tiny_checkpoints
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> Callable[..., int]:
-    """Run a command on the tiny models; returns its exit code."""
+    """Run a command on the tiny models and return its exit code."""
     monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(checkpoints))
     monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
 

@@ -1,4 +1,4 @@
-"""The Diagnose page under Streamlit's AppTest, and the files it is given."""
+"""The Diagnose page under Streamlit's AppTest, and the files that it is given."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def run_app() -> AppTest:
 
 
 def open_page(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
-    """The first render with the models of a folder."""
+    """Render the page first time with the models of a folder."""
     monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(checkpoints))
     monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
     return run_app()
@@ -52,7 +52,7 @@ def worklist(app: AppTest) -> list[dict[str, object]]:
 
 
 def alter(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
-    """Let the real model answer, then change the record: states a tiny model does not reach."""
+    """Let the real model answer, then change the record, for states a tiny model cannot reach."""
     real = answer
 
     def diagnose(bundle: Model, images: Sequence[Image], **options: bool) -> list[Diagnosis]:

@@ -1,4 +1,4 @@
-"""Pictures and DICOM files that the tests of core.images.decode read."""
+"""Images and DICOM files for the tests of core.images.decode."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From image to evidence: the ledger adds up, relatives do not vote, strangers get no answer."""
+"""From image to evidence: the ledger adds up, relatives do not vote, novel images get no answer."""
 
 import csv
 import dataclasses
@@ -58,7 +58,7 @@ def test_the_answer_follows_the_vote(diagnosed: Diagnosis) -> None:
 
 
 def test_an_ensemble_has_one_scale_of_distances_and_one_order(tiny_ensemble: Ensemble) -> None:
-    """Against a plain count: no image that is shown is placed by one member's space alone."""
+    """Against a plain count: no shown image is ranked by one member's space only."""
     images = [eye(900001), eye(900002, is_diseased=False), eye(900003)]
     members = tiny_ensemble.members
     for image, done in zip(images, diagnose(tiny_ensemble, images, explain=False), strict=True):
@@ -93,7 +93,7 @@ def test_everything_a_page_shows_is_there(tiny_bundle: ModelBundle, diagnosed: D
         assert heatmap.values.shape == heatmap.views.shape[1:]
         assert len(heatmap.views) == len(diagnosed.view_probabilities) == 4
         assert 0.0 <= heatmap.values.min() <= heatmap.values.max() <= 1.0
-    assert sum(m.values.nbytes + m.views.nbytes for m in diagnosed.maps) < 20_000  # not MBytes
+    assert sum(m.values.nbytes + m.views.nbytes for m in diagnosed.maps) < 20_000  # not megabytes
     low, high = tiny_bundle.projection.gallery_xy.min(0), tiny_bundle.projection.gallery_xy.max(0)
     assert diagnosed.map_xy is not None
     assert np.all((low <= diagnosed.map_xy) & (diagnosed.map_xy <= high))
@@ -182,11 +182,11 @@ def test_no_file_gives_an_answer_where_the_screen_gives_none(diagnosed: Diagnosi
     told = [(r["predicted_class"], r["p_disease"] != "", r["abstain_reason"]) for r in table(cases)]
     assert told == [
         (diagnosed.predicted_class, True, ""),
-        ("", True, "uncertain"),  # the screen names the probability, and no answer
+        ("", True, "uncertain"),  # the screen shows the probability but no answer
         ("", False, "novel"),
     ]
     assert [to_json(d)["answer"] for d in cases] == [diagnosed.predicted_class, None, None]
-    assert to_json(novel)["probabilities"]  # the contract has them
+    assert to_json(novel)["probabilities"]  # the agreed format includes them
 
 
 def test_the_table_says_how_a_file_was_shown(

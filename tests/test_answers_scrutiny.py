@@ -1,4 +1,4 @@
-"""Heatmaps tested on their image, training images at full size, coverage by hand."""
+"""Heatmaps tested on their image, training images at full size, coverage checked by hand."""
 
 import dataclasses
 import gc
@@ -90,14 +90,14 @@ def test_agreement_by_hand() -> None:
 def test_the_views_mean_nothing_new_when_there_is_one_answer(case: Diagnosis) -> None:
     assert len(case.view_probabilities) == 4
     assert all(0.0 <= p <= 1.0 for p in case.view_probabilities)
-    # the whole lies among its views, up to the calibration's smoothing
+    # the whole is within the range of its views, up to the calibration's smoothing
     p = case.probabilities["disease"]
     assert min(case.view_probabilities) - 0.2 <= p <= max(case.view_probabilities) + 0.2
 
 
 def test_coverage_by_hand() -> None:
     truth = np.array([True, True, False, False, True])
-    p = np.array([0.95, 0.9, 0.1, 0.6, 0.45])  # the two least sure are wrong
+    p = np.array([0.95, 0.9, 0.1, 0.6, 0.45])  # the two least confident are wrong
     assert [compute_coverage(truth, p, share=s).accuracy for s in (1.0, 0.8, 0.6)] == [
         pytest.approx(0.6),
         pytest.approx(0.75),

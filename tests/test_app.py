@@ -1,4 +1,4 @@
-"""The server's start: nothing heavy before it answers, leftovers gone, failures said."""
+"""Server start-up: no heavy imports before it responds, leftovers removed, failures logged."""
 
 import logging
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_server_starts_without_the_heavy_libraries() -> None:
-    """app.py answers its health address before torch is imported: a page's first run needs it."""
+    """app.py answers its health check before torch is imported; only pages need it."""
     heavy = {"torch", "timm", "sklearn", "umap", "faiss", "openvino", "lightning"}
     code = f"import sys, app; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
@@ -64,7 +64,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("shade", ["light", "dark"])
 def test_buttons_can_be_read_and_seen_in_either_theme(shade: str) -> None:
-    """Streamlit writes white on the primary colour."""
+    """Streamlit draws white text on the primary colour."""
     theme = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))[
         "theme"
     ]

@@ -1,4 +1,4 @@
-"""The ablation end to end on phantoms: rows, floors, tests, table, and going on after a kill."""
+"""The ablation end to end on phantoms: rows, baselines, tests, table, resuming after a kill."""
 
 import dataclasses
 import json
@@ -127,7 +127,7 @@ def test_a_changed_recipe_is_run_again_and_rows_of_before_still_count(
     assert trained == [1]
     run(2)
     assert trained == [1, 2]
-    path.unlink()  # killed before the row was written: the model is of this recipe all the same
+    path.unlink()  # killed before the row was written; the model still has this recipe
     row = run(2)
     assert trained == [1, 2]
     del row["recipe_id"]
@@ -136,7 +136,7 @@ def test_a_changed_recipe_is_run_again_and_rows_of_before_still_count(
 
 
 def test_copies_of_an_image_do_not_vote_in_the_floors() -> None:
-    """Every image that is asked about has a copy of the other label among the training images."""
+    """Every tested image has a copy with the other label among the training images."""
     records, memo = list[Record](), dict[str, Frozen | None]()
     for i in range(12):
         angle = np.radians(90 * (i % 2) + i)

@@ -1,4 +1,4 @@
-"""The gate, the written history, and the way back; the comparison that the gate rests on."""
+"""The gate, the recorded history, roll-back, and the comparison that the gate relies on."""
 
 import contextlib
 import dataclasses
@@ -165,7 +165,7 @@ def test_a_comparison_that_is_no_evidence_does_not_count(
     assert "The kept comparison does not count" in verdict.message
     save_comparison(models, clean)
     assert check_gate(models, "demo-metric").passed
-    if why != "gallery":  # it took itself for evidence when it was made
+    if why != "gallery":  # it counted as evidence when it was made
         save_comparison(models, leaky)
         assert check_gate(models, "demo-metric").passed, "the clean one is still there"
 
@@ -196,7 +196,7 @@ def test_images_that_a_model_knows_are_counted(tiny_checkpoints: Path, tmp_path:
     found = compare_models(model, model, data, split="val", hashes=("h", "h"))
     assert (found.n_known, found.is_evidence) == (found.n, False), "it was validated on them"
     assert (found.first_gallery, found.second_gallery) == (data.data_id, data.data_id)
-    for name in ("normal", "disease"):  # copies under other names, in other data, called test
+    for name in ("normal", "disease"):  # copies under other names in other data's test split
         for i, record in enumerate(data.subset("test")):
             if f"/{name}/" in record.key:
                 copy(home / record.key, tmp_path / "train" / name / f"{i}.png")
@@ -238,7 +238,7 @@ def test_columns_of_a_manifest_make_subgroups(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
     keys = [f"i{i}.png" for i in range(20)]
     columns = read_subgroups(tmp_path, keys)
-    assert set(columns) == {"sex"}  # every image has a note of its own
+    assert set(columns) == {"sex"}  # notes are different for every image
     assert columns["sex"]["i3.png"] == "m"
     assert read_subgroups(tmp_path / "none", keys) == {}
 
@@ -293,7 +293,7 @@ def test_a_way_back_that_fails_leaves_history_and_model_as_they_are(models: Path
     anew = json.loads(good) | {"weights_sha256": "0" * 64}
     place.write_text(json.dumps(anew), encoding="utf-8")
     assert fail("was made anew under this name") == "checkpoint.replaced"
-    path = models / activation_gate._FILE  # a line of a program that did not keep it
+    path = models / activation_gate._FILE  # an entry from an older version without it
     past = json.loads(path.read_text(encoding="utf-8"))
     del past[0]["previous_sha256"]
     used = {**past[0], "model_id": "demo-triplet", "previous": "", "weights_sha256": "then"}
@@ -342,7 +342,7 @@ def test_what_killed_writers_left_is_removed(models: Path, monkeypatch: pytest.M
         (models / name).mkdir()
     registry.clean_leftovers(models)
     assert {p.name for p in models.glob(".*")} == {".runs-of-x", mine}
-    # a container started anew: its first process has the number that the writer had
+    # a restarted container: its first process has the writer's id
     monkeypatch.setattr(psutil.Process, "create_time", lambda _process: time.time() + 60.0)
     registry.clean_leftovers(models)
     assert [p.name for p in models.glob(".*")] == [".runs-of-x"]

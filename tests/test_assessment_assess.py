@@ -1,4 +1,4 @@
-"""The whole evaluation: its parts kept, the heatmap study's figures, saved ablations found."""
+"""A full evaluation: its parts saved, the heatmap study's results, saved ablations found."""
 
 import json
 import shutil

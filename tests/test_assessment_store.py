@@ -1,4 +1,4 @@
-"""Evaluations kept beside the bundle: the same figures back, cells, disputes, robustness."""
+"""Evaluations stored with the bundle: lossless round trip, cells, disputes, robustness."""
 
 import dataclasses
 import errno
@@ -73,7 +73,7 @@ def test_a_saved_evaluation_comes_back_whole(directory: Path, evaluation: Evalua
     columns = {"site": ("a", "b") * 8}
     evaluation = dataclasses.replace(evaluation, columns={**columns, "group": ("1",) * 16})
     save_evaluation(directory, evaluation)
-    evaluation = dataclasses.replace(evaluation, columns=columns)  # a patient is no subgroup
+    evaluation = dataclasses.replace(evaluation, columns=columns)  # a patient is not a subgroup
     (summary,) = list_evaluations(directory, "demo")
     assert (summary.n, summary.split, summary.is_current) == (16, "test", True)
     back = load_evaluation(directory, "demo", summary.name)
@@ -89,7 +89,7 @@ def test_a_saved_evaluation_comes_back_whole(directory: Path, evaluation: Evalua
     assert back.thumbnail(0).shape == (96, 96, 3)
 
 
-DEAD = 2**22 - 3  # no process has this number
+DEAD = 2**22 - 3  # no process has this id
 
 
 def test_a_writer_killed_between_two_renames_loses_nothing(
@@ -103,7 +103,7 @@ def test_a_writer_killed_between_two_renames_loses_nothing(
     assert load_evaluation(directory, "demo", folder.name).keys == evaluation.keys
     shutil.copytree(folder, kept)
     list_evaluations(directory, "demo")
-    mine = folder.with_name(f".old-other-test-{os.getpid()}")  # its writer lives
+    mine = folder.with_name(f".old-other-test-{os.getpid()}")  # its writer is alive
     assert {p.name for p in folder.parent.iterdir()} == {folder.name, mine.name}
     mine.rmdir()
 
@@ -141,7 +141,7 @@ def test_the_members_embeddings_keep_their_order(directory: Path, evaluation: Ev
     assert [rows[0, 0] for rows in back.embeddings] == list(range(12))
 
 
-DEAD = 2**22 - 3  # no process has this number
+DEAD = 2**22 - 3  # no process has this id
 
 
 @pytest.mark.parametrize("changed", ["weights_sha256", "gallery_id"])
@@ -158,7 +158,7 @@ def test_studies_stay_with_the_same_parameters_and_gallery_only(
     assert study["made"]["gallery_id"] == evaluation.gallery_id
     other = dataclasses.replace(evaluation, **{changed: "other"})
     assert load_study(directory, other, "robustness") is None
-    (folder / "explanations.json").write_text("{", encoding="utf-8")  # damaged: not carried
+    (folder / "explanations.json").write_text("{", encoding="utf-8")  # damaged: not carried over
     save_evaluation(directory, other)
     assert not list(folder.glob("*ns.json"))
     assert not (folder / "robustness.json").exists()
@@ -242,7 +242,7 @@ def test_the_curve_of_k_is_the_vote_at_that_k(model: Ensemble, evaluation: Evalu
     index = [m.bundle for m in model.members].index(member)
     curve = {int(s["k"]): s["accuracy"] for s in evaluation.k_curves[member.model_id]}
     k = member.contents.calibration.k
-    calls = evaluation.member_p[index] > 0.5  # calibration keeps the side of 0.5
+    calls = evaluation.member_p[index] > 0.5  # calibration preserves the side of 0.5
     assert curve[k] == pytest.approx(np.mean(calls == evaluation.is_disease))
 
 
@@ -278,7 +278,7 @@ def test_damaged_copies_of_gallery_images_do_not_vote_on_themselves(
         return readings[-1]
 
     monkeypatch.setattr("core.assessment.robustness.read_split", read)
-    loose = [dataclasses.replace(r, group=None) for r in data.records]  # no patient helps
+    loose = [dataclasses.replace(r, group=None) for r in data.records]  # without patients
     part = dataclasses.replace(data, records=tuple(loose))
     measure_robustness(model, part, split="train", n_images=4, kinds=("noise",))
     assert len(readings) == 4

@@ -1,4 +1,4 @@
-"""The commands around the gallery: findings, gallery, fit-map."""
+"""The gallery commands: findings, gallery, fit-map."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def home(tiny_checkpoints: Path, tmp_path: Path) -> Path:
-    """Models that a test may change the gallery of."""
+    """Models whose gallery a test can change."""
     for name in ("demo-triplet", "demo-metric", "demo"):
         shutil.copytree(tiny_checkpoints / name, tmp_path / "models" / name)
     return tmp_path / "models"

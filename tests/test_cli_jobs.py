@@ -1,4 +1,4 @@
-"""The jobs commands: what they print, and their exit codes."""
+"""The jobs commands: their output and exit codes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Commands on finished models: what they print and write, and their exit codes."""
+"""Commands for finished models: their output, files and exit codes."""
 
 import json
 import shutil

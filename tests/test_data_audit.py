@@ -1,4 +1,4 @@
-"""Planted faults are found, and clean data are not accused."""
+"""Planted faults are found, and clean data causes no findings."""
 
 import shutil
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_another_split_is_stated_without_reading_again(eyes: Path) -> None:
     apart = [len({r.split for r in s.records if r.key in pair}) == 2 for s in splits.values()]
     stated = [restate(report, s).exact_duplicates[0].across_splits for s in splits.values()]
     assert stated == apart
-    assert len(set(apart)) == 2  # the seed decides whether it is a leak
+    assert len(set(apart)) == 2  # whether it is a leak depends on the seed
 
 
 def test_the_report_is_plain_json(eyes: Path) -> None:
@@ -97,7 +97,7 @@ def test_known_repeats_of_a_real_set_are_found(shared_data: Path) -> None:
 
 
 def test_repeats_among_pictures_are_groups_of_rows(rng: np.random.Generator) -> None:
-    """Four of eight drawn eyes come a second time, brighter and noisier."""
+    """Four of eight drawn eyes are repeated, brighter and noisier."""
     eyes = [phantom.draw(70_000 + i, is_diseased=i % 2 == 0, size=96).pixels for i in range(8)]
     noisy = [eye * 1.1 + rng.normal(scale=2, size=eye.shape) for eye in eyes[:4]]
     again = [np.clip(picture, 0, 255).astype(np.uint8) for picture in noisy]

@@ -1,4 +1,4 @@
-"""Every layout, the split by patient, and every sentence of refusal."""
+"""Every layout, the split by patient, and every error message."""
 
 import errno
 import io
@@ -49,7 +49,7 @@ def test_reading_ahead_keeps_order_gives_reasons_and_holds_few(
     monkeypatch.setattr(datasets, "load_record", watch)
     for index, (record, outcome) in enumerate(load_ahead(records)):
         assert record is records[index]
-        for following in records[index + 1 : index + 3]:  # read while this one is used
+        for following in records[index + 1 : index + 3]:  # prefetched while this one is used
             assert is_begun[following.key].wait(timeout=10.0)
         assert len(begun) <= index + 1 + datasets._N_AHEAD
         if record.key == "normal/003.png":
@@ -203,7 +203,7 @@ def test_a_manifest_wins_and_its_extra_columns_are_ignored(tmp_path: Path) -> No
     assert len(dataset.subset("test")) == 6
     first = dataset.subset("test")[0]
     assert first.mask == tmp_path / "lesions" / "0.png"
-    # group numbers may restart between given splits, so they are told apart
+    # group numbers may restart in each given split, so they are kept apart
     assert first.group == "test:p0"
 
 
@@ -309,7 +309,7 @@ def test_a_file_that_may_not_be_read_stops_nothing(
     locked = next(r.path for r in before.records if r.path is not None)
     open_path = Path.open
 
-    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:  # root may read all files
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:  # root can read all files
         if path == locked:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return open_path(path, *arguments, **options)
@@ -342,7 +342,7 @@ def test_an_unreadable_image_fails_alone(tmp_path: Path) -> None:
 
 
 def claim(shape: tuple[int, ...]) -> bytes:
-    """The header of an array of bytes, and none of its values."""
+    """The header of a byte array, without any values."""
     buffer = io.BytesIO()
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, header)

@@ -1,4 +1,4 @@
-"""Further columns of a manifest: by key, without what the program uses itself."""
+"""Extra columns of a manifest: looked up by key, without the columns used internally."""
 
 from pathlib import Path
 

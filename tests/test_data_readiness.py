@@ -1,4 +1,4 @@
-"""What stops training and what only warns, by hand; several splits judged as one."""
+"""Blocking findings and warnings, checked by hand; several splits judged as one."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from core.errors import DataError
 
 
 def report(**changes: object) -> AuditReport:
-    """An audit that found nothing, with changes."""
+    """An audit without findings, with changes."""
     counts = {"train": {"normal": 40, "disease": 40}, "val": {"normal": 30, "disease": 30},
               "test": {"normal": 30, "disease": 30}}  # fmt: skip
     base = AuditReport("id", 200, counts, counts, (1, 1, 1), (1, 1, 1), {}, (), (), (), ())

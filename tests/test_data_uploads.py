@@ -1,4 +1,4 @@
-"""Zips from strangers: what is taken, what is refused, and that refusal leaves nothing behind."""
+"""Untrusted zips: what is accepted, what is refused, and that a refusal leaves nothing behind."""
 
 import io
 import os
@@ -62,7 +62,7 @@ def test_names_from_chinese_windows_are_read(tmp_path: Path) -> None:
 def spoil(method: int) -> io.BytesIO:
     """A zip of random bytes with some of them changed."""
     data = bytearray(pack({"n/a.png": os.urandom(4000)}, compression=method).getvalue())
-    data[37:1000] = b"\x07" * 963  # 37: where the packed bytes begin
+    data[37:1000] = b"\x07" * 963  # 37: where the compressed bytes begin
     return io.BytesIO(bytes(data))
 
 
@@ -91,7 +91,7 @@ def test_two_sessions_may_upload_the_same_zip_at_once(
 
     def extract_late(source: io.BytesIO, into: Path, *, limits: ZipLimits) -> None:
         extract(source, into, limits=limits)
-        if not roots:  # the other session begins and ends here
+        if not roots:  # the other session runs here
             roots.append(tmp_path)
             roots.append(store(pack(files), name="a.zip", checkpoints_dir=tmp_path))
 

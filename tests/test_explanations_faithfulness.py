@@ -1,4 +1,4 @@
-"""Faithfulness by hand: cells in order, areas of known curves, a planted lesion, agreement."""
+"""Faithfulness by hand: order of cells, areas of known curves, a planted lesion, agreement."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ def peak_map(row: int, column: int, size: int = 12) -> np.ndarray:
 
 
 def count_bright(_members: object, images: Sequence[np.ndarray], **_options: object) -> np.ndarray:
-    """Stands in for a model: the share of one bright corner (18 cells of 144) that is left."""
+    """Stands in for a model: the fraction left of one bright corner (18 of 144 cells)."""
     return np.array([image[:144, :72].mean() / 255.0 for image in images])
 
 
 @pytest.fixture
 def corner(monkeypatch: pytest.MonkeyPatch, tiny_bundle: ModelBundle) -> tuple[Member, ...]:
-    """A member of input size 288 whose score is seen by ``count_bright``."""
+    """A member with input size 288, scored by ``count_bright``."""
     monkeypatch.setattr(faithfulness, "compute_soft_votes", count_bright)
     monkeypatch.setattr(faithfulness, "_BLUR_SHARE", 1.0)  # flat: a deleted cell is dark
     config = tiny_bundle.config
@@ -56,8 +56,8 @@ def bright_corner() -> tuple[np.ndarray, np.ndarray]:
 def test_areas_by_hand_and_the_right_map_beats_chance(corner: tuple[Member, ...]) -> None:
     pixels, truth = bright_corner()
     result = measure(corner, pixels, {"true": truth, "false": 1 - truth}, class_name="disease")
-    base = 1 / 8  # the blurred picture is flat at its mean: 18 of 144 cells are bright
-    # an eighth of the cells goes per step, and the bright ones are an eighth: all in one step
+    base = 1 / 8  # the blurred image is flat at its mean: 18 of 144 cells are bright
+    # each step removes an eighth of the cells, which is all the bright ones
     deleted = [1.0, *[base] * 8]
     inserted = [base, *[1.0] * 8]
     assert result["true"].deletion_curve == pytest.approx(deleted, abs=0.02)
@@ -66,7 +66,7 @@ def test_areas_by_hand_and_the_right_map_beats_chance(corner: tuple[Member, ...]
     assert result["true"].insertion == pytest.approx(1 - (1 - base) / 16, abs=0.02)
     assert result["true"].is_better_than_random
     assert not result["false"].is_better_than_random
-    # a random order removes the corner as a whole: a straight line, area in the middle
+    # a random order removes the corner evenly: a straight line, area (1 + base) / 2
     assert result["true"].deletion_random == pytest.approx((1 + base) / 2, abs=0.1)
     assert result["true"].insertion_random == result["true"].deletion_random
 
@@ -144,7 +144,7 @@ def test_an_ensemble_is_measured_as_a_whole_and_the_same_twice(tiny_ensemble: En
     for figures in first.values():
         assert 0 < figures.deletion < 1
         assert 0 < figures.insertion < 1
-        assert figures.deletion_curve[0] == figures.insertion_curve[-1]  # the whole picture
+        assert figures.deletion_curve[0] == figures.insertion_curve[-1]  # the whole image
         assert figures.deletion_curve[-1] == figures.insertion_curve[0] == figures.random_curve[0]
 
 
@@ -170,7 +170,7 @@ def test_pointing_and_energy_by_hand() -> None:
     assert not has_hit(heatmap[::-1, ::-1].copy(), mask, tolerance_px=3)
     assert has_hit(heatmap[::-1, ::-1].copy(), mask, tolerance_px=4)
     assert compute_energy(heatmap[::-1, ::-1].copy(), mask) == pytest.approx(1 / 3)
-    # a small map is brought to the mask's size
+    # a small map is resized to the mask
     assert has_hit(np.array([[1, 0], [0, 0]], dtype=np.float32), mask)
     flat = np.ones((4, 4), dtype=np.float32)
     assert not has_hit(flat, mask)

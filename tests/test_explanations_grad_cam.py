@@ -1,4 +1,4 @@
-"""Grad-CAM of the vote: its target by hand, its place in the image, hooks removed, overlay."""
+"""Grad-CAM of the vote: its target by hand, its position in the image, hooks removed, overlay."""
 
 import dataclasses
 
@@ -96,7 +96,7 @@ def test_no_hook_and_no_gradient_stays_on_the_shared_net(tiny_bundle: ModelBundl
 
 
 def test_a_map_points_at_what_moves_the_vote() -> None:
-    """With a query that differs from a gallery image in one corner only, the map looks there."""
+    """If a query differs from a gallery image only in one corner, the map points there."""
     config = build_preset("offline").with_overrides(
         ["preprocess.input_size=288", "embedder.tta=false", "embedder.precision=float32"]
     )

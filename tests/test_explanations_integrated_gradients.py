@@ -1,4 +1,4 @@
-"""Integrated gradients of the vote: they sum to the change of the log-odds, and find a mark."""
+"""Integrated gradients of the vote: they sum to the change in log-odds, and find a mark."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_the_shares_sum_to_the_change_of_the_log_odds(tiny_bundle: ModelBundle) 
     rows = [[torch.from_numpy(n) for n in part] for part in voters]
     flat = [a.clone() for a in wholes]
     flat[0][:] = flat[0].mean(dim=(2, 3), keepdim=True)  # ConvNeXt: a map
-    flat[1][:, 1:] = flat[1][:, 1:].mean(dim=1, keepdim=True)  # ViT: its class token stays
+    flat[1][:, 1:] = flat[1][:, 1:].mean(dim=1, keepdim=True)  # ViT: its class token is kept
     with torch.no_grad():
         end = compute_log_odds(embedder.net, wholes, rows)[0, 1]
         start = compute_log_odds(embedder.net, flat, rows)[0, 1]
@@ -63,7 +63,7 @@ def test_every_method_gives_one_map_per_backbone(tiny_bundle: ModelBundle, metho
 
 
 def test_a_recipe_by_hand() -> None:
-    """Two views quarrel about the left cell: summed up it is dark, rectified it is half bright."""
+    """Two views disagree about the left cell: summed it is dark, rectified it is half bright."""
     shares = np.array([[[2.0, 1.0]], [[-2.0, 1.0]]], dtype=np.float32)
     np.testing.assert_allclose(draw_shares(shares, Recipe()), [[0.0, 1.0]])
     np.testing.assert_allclose(draw_shares(shares, Recipe(rectifies_views=True)), [[1.0, 1.0]])
@@ -72,7 +72,7 @@ def test_a_recipe_by_hand() -> None:
 
 def test_smoothing_moves_the_peak_from_a_speck_to_a_patch() -> None:
     shares = np.zeros((1, 16, 16), dtype=np.float32)
-    shares[0, 1, 1] = 2.0  # one loud cell
+    shares[0, 1, 1] = 2.0  # one high cell
     shares[0, 9:13, 9:13] = 1.0  # an area
     sharp, smooth = (draw_shares(shares, Recipe(sigma=s)) for s in (0.0, 0.1))
     assert np.unravel_index(sharp.argmax(), sharp.shape) == (1, 1)
@@ -104,10 +104,10 @@ def test_random_weights_make_another_net_and_leave_the_model(tiny_bundle: ModelB
 
 
 def test_the_map_gathers_at_what_moves_the_vote() -> None:
-    """A query that differs from a gallery image in one square: the map is densest there.
+    """If a query differs from a gallery image in one square, the map is densest there.
 
-    Not its highest cell: a far one can matter as much in a deep layer. Of 18 maps measured, the
-    peak of 5 lay outside the square; in 12 of them its weight was 3.1 to 6.4 times the average.
+    Its peak may be elsewhere, because a distant cell can matter as much in a deep layer: of 18
+    maps, 5 peaked outside the square; in 12 the square had 3.1 to 6.4 times the average.
     """
     config = build_preset("offline").with_overrides(
         ["preprocess.input_size=288", "embedder.tta=false", "embedder.precision=float32"]

@@ -1,4 +1,4 @@
-"""The gallery as a table: true to Diagnose, curated at once, and what a change would do."""
+"""The gallery as a table: consistent with Diagnose, corrected at once, effects previewed."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -163,7 +163,7 @@ def test_like_this_one_is_by_distance_in_the_embedding(tiny_ensemble: Ensemble) 
 def test_planted_duplicates_are_found_with_their_labels(
     tiny_bundle: ModelBundle,
 ) -> None:
-    """Row 1 becomes a brighter picture of row 0; row 3 a copy of row 2's file, other label."""
+    """Row 1 becomes a brighter version of row 0; row 3 a copy of row 2's file, relabelled."""
     contents = tiny_bundle.contents
     pixels = tiny_bundle.thumbnail(0).astype(np.float32)
     brighter = np.clip(pixels * 1.15, 0, 255).astype(np.uint8)

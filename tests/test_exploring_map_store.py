@@ -1,4 +1,4 @@
-"""Maps kept with a bundle: remembered, measured, fitted aside, and never half there."""
+"""Maps stored with a bundle: remembered, measured, fitted in the background, never incomplete."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ UMAP3 = MapSettings("umap", 3, n_neighbors=5, min_dist=0.3, seed=2)
 
 @pytest.fixture
 def home(tiny_checkpoints: Path, tmp_path: Path) -> Path:
-    """A checkpoints folder that a test may write to."""
+    """A checkpoints folder that a test can write to."""
     shutil.copytree(tiny_checkpoints / "demo-triplet", tmp_path / "demo-triplet")
     return tmp_path
 

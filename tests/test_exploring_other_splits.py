@@ -1,4 +1,4 @@
-"""Other splits beside the gallery: their answers are the evaluation's, and they never vote."""
+"""Other splits beside the gallery: same answers as the evaluation, and they never vote."""
 
 import dataclasses
 import shutil
@@ -132,7 +132,7 @@ def test_pictures_and_places_belong_to_the_guest(
 def test_a_planted_copy_across_splits_is_found_first(
     model: Ensemble, evaluations: list[Evaluation]
 ) -> None:
-    """Two of the test pictures are pictures of the gallery."""
+    """Two of the test images are copies of gallery images."""
     pictures = list(evaluations[1].thumbnails)
     pictures[2], pictures[5] = (model.lead.contents.thumbnails[row] for row in (7, 1))
     planted = dataclasses.replace(evaluations[1], thumbnails=tuple(pictures))

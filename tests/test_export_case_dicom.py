@@ -1,4 +1,4 @@
-"""SC and SR read back: the answer is in them, identifiers are the source's, a validator agrees."""
+"""SC and SR read back: they contain the answer, keep the source's identifiers, pass a validator."""
 
 import dataclasses
 import io
@@ -54,7 +54,7 @@ def read(data: bytes) -> pydicom.Dataset:
 
 
 def read_values(report: pydicom.Dataset) -> dict[str, str]:
-    """What the report's group says, by highdicom's own reading."""
+    """Read the report's group with highdicom."""
     content = hd.sr.srread(io.BytesIO(encode(report))).content
     (group,) = content.get_image_measurement_groups()
     stated = {q.name.meaning: q.value.meaning for q in group.get_qualitative_evaluations()}
@@ -255,7 +255,7 @@ def test_the_sheet_keeps_the_overlays_pixels_and_is_stored_whole(source: bytes) 
     capture = read(encode(build_secondary_capture(shown, sheet, source=source)))
     np.testing.assert_array_equal(capture.pixel_array, sheet)
     again = build_secondary_capture(shown, sheet, source=source)
-    assert again.SOPInstanceUID == capture.SOPInstanceUID  # a report can refer to its picture
+    assert again.SOPInstanceUID == capture.SOPInstanceUID  # a report can refer to its image
 
 
 LONG = dataclasses.replace(
@@ -275,7 +275,7 @@ def test_no_line_of_the_sheet_is_cut_off_and_captions_stay_apart() -> None:
         lines = _wrap(text, font, width=430)
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
         assert max(font.getlength(line) for line in lines) <= 430
-    assert _write_head(LONG, font)[0] == RESEARCH_USE  # alone, so never behind a long line
+    assert _write_head(LONG, font)[0] == RESEARCH_USE  # on its own line, never after a long one
     sheet = lay_out(LONG, captions).astype(int)
     side = sheet.shape[1] // 2
     assert sheet[:, -4:].max() == 0

@@ -1,4 +1,4 @@
-"""The PDF holds what it must, in words that can be read back, whatever the names."""
+"""The PDF has the required content as extractable text, whatever the names."""
 
 import dataclasses
 import io
@@ -140,7 +140,7 @@ def test_names_in_any_letters_and_markup_are_set(tiny_ensemble: Ensemble, case: 
     odd = dataclasses.replace(case, file="眼底 <b>&.png")
     data = build_pdf(tiny_ensemble, odd)
     assert f"Answer: {case.predicted_class}" in read(data)
-    assert b"STSong-Light" in data  # the only font here that has the letters
+    assert b"STSong-Light" in data  # the only font here with these characters
 
 
 def test_only_letters_that_the_font_lacks_go_to_the_font_that_viewers_may_lack() -> None:

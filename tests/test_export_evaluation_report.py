@@ -1,4 +1,4 @@
-"""The report: every figure is the evaluation's, nothing is fetched, every CLAIM item is placed."""
+"""The report: numbers match the evaluation, nothing is fetched, every CLAIM item is placed."""
 
 import dataclasses
 import io
@@ -82,7 +82,7 @@ def test_every_item_is_covered_or_asked_of_the_author(report: Report) -> None:
     assert in_part == {item: text for item, text in IN_PART.items() if item in covered}
     assert 32 in covered  # measured on the test split of the training data
     assert {28, 29, 30, 31, 35, 37, 39, 40} <= covered
-    assert {11, 16, 44} <= asked  # what no program can know
+    assert {11, 16, 44} <= asked  # what a program cannot know
 
 
 def test_sections_come_in_the_order_of_the_checklist(report: Report) -> None:

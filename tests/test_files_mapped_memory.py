@@ -1,4 +1,4 @@
-"""Mapped files: their pages are given back, and come back with the same bytes."""
+"""Mapped files: their pages are released, and reload with the same bytes."""
 
 import mmap
 import sys
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems d
 
 
 def count_resident(path: Path) -> int:
-    """Bytes of the file that this process holds."""
+    """Bytes of the file resident in this process."""
     kilobytes, is_ours = 0, False
     for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
         fields = line.split(maxsplit=5)

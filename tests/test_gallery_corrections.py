@@ -1,4 +1,4 @@
-"""The curation database: versions, undo, roll-back, rivals, and a process killed half-way."""
+"""The database of corrections: versions, undo, roll-back, races, and a killed process."""
 
 import os
 import signal
@@ -199,7 +199,7 @@ SLOWLY = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("edits", "0.
 
 @pytest.mark.parametrize("stage", ["commit", *SLOWLY])
 def test_a_killed_relabel_leaves_all_or_nothing(tmp_path: Path, stage: str) -> None:
-    """SIGKILL at set points, and at set times into the writing of 5,000 labels."""
+    """SIGKILL at fixed points, and at fixed times while writing 5,000 labels."""
     url = default_url(tmp_path)
     CurationStore(url).apply(
         "s", [TO_DISEASE], given_labels=GIVEN, expected_version=0, author="before"
@@ -219,7 +219,7 @@ def test_a_killed_relabel_leaves_all_or_nothing(tmp_path: Path, stage: str) -> N
     if stage in ("edits", "commit"):
         assert n_edits == [1]
     assert len(store.read_state("s").labels) in (1, N_EDITS + 1)
-    apply(store, ASIDE)  # and it can be written to again
+    apply(store, ASIDE)  # and the database is still writable
 
 
 @pytest.mark.skipif(

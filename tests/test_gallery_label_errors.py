@@ -1,4 +1,4 @@
-"""Planted wrong labels come to the top, even where the embedding has learnt them by heart."""
+"""Planted wrong labels rank first, even if the embedding has memorised them."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_five_percent_planted_errors_lead_the_ranking(rng: np.random.Generator) 
     descriptors, labels, wrong = plant(rng)
     held_out = judge_held_out(descriptors, labels, [""] * len(labels), n_classes=2)
     np.testing.assert_allclose(held_out.sum(axis=1), 1.0, atol=1e-5)
-    learnt_by_heart = np.eye(2)[labels]  # a vote that agrees with every label, right or wrong
+    learnt_by_heart = np.eye(2)[labels]  # agrees with every label, right or wrong
     scores = score_labels(learnt_by_heart, held_out, labels)
     top = np.argsort(-scores)[: len(wrong)]
     precision = np.isin(top, wrong).mean()
@@ -40,7 +40,7 @@ def test_a_missing_opinion_is_left_out() -> None:
 
 
 def test_a_patient_is_never_judged_by_his_own_images(rng: np.random.Generator) -> None:
-    """Each patient's images are alike and no class shows: a leak would be right on all."""
+    """Each patient's images are alike and carry no class signal; a leak would score perfectly."""
     patients = np.repeat(np.arange(40), 5)
     labels = (patients % 2).astype(np.int64)
     descriptors = rng.normal(size=(40, 120))[patients] + rng.normal(scale=0.01, size=(200, 120))

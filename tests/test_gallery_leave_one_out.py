@@ -1,4 +1,4 @@
-"""Leave-one-out votes against the vote itself, purity by hand, mixed regions, rows set aside."""
+"""Leave-one-out votes against the vote itself, purity by hand, mixed regions, excluded rows."""
 
 import dataclasses
 

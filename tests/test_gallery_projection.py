@@ -1,4 +1,4 @@
-"""The map: seeded, and a new image's place does not depend on its company."""
+"""The map: deterministic, and a new image's position is independent of other uploads."""
 
 import numpy as np
 import pytest

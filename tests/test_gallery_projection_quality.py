@@ -1,4 +1,4 @@
-"""Figures of a map: a perfect map, a random one, and scikit-learn's trustworthiness."""
+"""Map quality: a perfect map, a random one, and scikit-learn's trustworthiness."""
 
 import numpy as np
 import pytest

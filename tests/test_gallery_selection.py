@@ -1,4 +1,4 @@
-"""Outlines, filters and exports: checked by hand, against slow references, and at the edges."""
+"""Outlines, filters and exports: by hand, against slow references, and edge cases."""
 
 import csv
 import io
@@ -60,7 +60,7 @@ COLUMNS = {
         (Filter(allowed={"label": ("disease",)}), [1, 2]),
         (Filter(allowed={"label": ()}), [0, 1, 2]),
         (Filter(ranges={"purity": (0.5, 1.0)}), [1]),
-        (Filter(ranges={"purity": (-1e9, 1e9)}), [0, 1]),  # a missing number lies in no range
+        (Filter(ranges={"purity": (-1e9, 1e9)}), [0, 1]),  # a missing number is in no range
         (Filter(allowed={"not there": ("x",)}, ranges={"nor this": (0, 1)}), [0, 1, 2]),
         (Filter(name_part="train/b", ranges={"purity": (0.0, 0.5)}), []),
     ],

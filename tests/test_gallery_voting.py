@@ -63,7 +63,7 @@ def test_vote_equals_scikit_learns(rng: np.random.Generator) -> None:
 
 
 def test_search_of_many_equals_search_of_each(rng: np.random.Generator) -> None:
-    """Also in a narrow cone, where multiplied-out distances would not tell the rows apart."""
+    """Also in a narrow cone, where expanded distances could not separate the rows."""
     for spread in (1.0, 1e-3):
         points = 1.0 + spread * rng.standard_normal((400, 128))
         points[7] = points[300]
@@ -84,7 +84,7 @@ def test_search_of_many_equals_search_of_each(rng: np.random.Generator) -> None:
 def test_half_precision_finds_what_float32_finds(
     spread: float, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where half precision cannot tell the rows apart and the answer must be asked again."""
+    """Also where half precision cannot separate the rows and the search must be repeated."""
     points = 1.0 + spread * rng.standard_normal((700, 128))
     points[7] = points[300]
     points /= np.linalg.norm(points, axis=1, keepdims=True)
@@ -107,7 +107,7 @@ def test_float32_is_asked_only_where_half_precision_may_have_missed_a_row(
     query = apart.embeddings[:1]
     apart.search(query, 3)
     assert "_index" not in vars(apart)
-    # 200 rows nearer to each other than half precision tells: none can be left out on its word.
+    # 200 rows closer than half precision can resolve: none can be discarded on its result.
     near = query + 1e-6 * rng.standard_normal((200, 128))
     close = build_gallery(np.concatenate([near, apart.embeddings]), [0] * 500)
     distances, rows = close.search(query, 3)
@@ -141,7 +141,7 @@ def test_a_query_votes_alone_as_in_any_batch(rng: np.random.Generator) -> None:
     points, queries = random_unit(rng, 20, 8), random_unit(rng, 5, 8)
     gallery = build_gallery(points, [0, 1] * 10)
     gallery = replace(gallery, n_parts=2, may_vote=np.arange(20) != 4)
-    barred = [np.arange(n, dtype=np.int64) for n in (0, 3, 5, 18, 19)]  # row 4 is silent anyway
+    barred = [np.arange(n, dtype=np.int64) for n in (0, 3, 5, 18, 19)]  # row 4 is excluded anyway
     together = cast_votes(gallery, queries, 12, excluded=barred)
     for query, ballot in enumerate(together):
         part = slice(query, query + 1)
@@ -255,7 +255,7 @@ def test_impossible_searches_say_why(rng: np.random.Generator) -> None:
 
 
 def test_the_ballot_of_two_parts_by_hand() -> None:
-    """Two adapters, one voter each: every row has half of the vote, or all of it."""
+    """Two adapters, one voter each: every row gets half of the vote, or all of it."""
     up, right = [0.0, 1.0], [1.0, 0.0]
     rows = np.array([up + up, right + right, up + right], dtype=np.float32) / np.sqrt(2)
     gallery = Gallery(
@@ -288,7 +288,7 @@ def test_the_sum_of_a_vote_never_exceeds_one() -> None:
 
 
 def test_unanimous_votes_are_equal_whatever_the_distances(rng: np.random.Generator) -> None:
-    """Rounding must not rank them: it would make an AUROC of chance."""
+    """Rounding must not rank them, or the AUROC would depend on chance."""
     distances = np.sort(rng.random((200, 37)).astype(np.float32) + 0.01, axis=1)
     labels = np.ones((200, 37), np.int64)
     assert set(vote(distances, labels, n_classes=2)[:, 1].tolist()) == {1.0}

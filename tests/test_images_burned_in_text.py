@@ -1,4 +1,4 @@
-"""Burned-in lettering: found where it was drawn, not seen in eyes, noise or single markers."""
+"""Burned-in text: found where it was drawn, not in eyes, noise or single markers."""
 
 import numpy as np
 import pytest

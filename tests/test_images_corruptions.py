@@ -1,4 +1,4 @@
-"""Damage is graded: the more, the farther from the image; the same seed does the same."""
+"""Corruption is graded: higher levels differ more from the image; seeds are deterministic."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_strengths_by_hand() -> None:
     grey = np.full((64, 64, 3), 128, dtype=np.uint8)
     noisy = corrupt(grey, "noise", level=2).astype(float)
     assert noisy.std() == pytest.approx(25.5, rel=0.05)
-    assert (noisy[:, :, 0] == noisy[:, :, 2]).all()  # one sensor, not three
+    assert (noisy[:, :, 0] == noisy[:, :, 2]).all()  # noise is the same in all channels
     assert corrupt(grey, "brightness", level=3)[0, 0, 0] == round(255 * (128 / 255) ** 2)
     dot = np.zeros((65, 65, 3), dtype=np.uint8)
     dot[32, 62] = 255

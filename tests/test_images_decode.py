@@ -277,11 +277,11 @@ def test_a_deep_picture_takes_a_few_bytes_a_pixel() -> None:
         decode(data)
         _now, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert peak < 16 * stored.size, peak / stored.size  # 40 before: the image in float64
+        assert peak < 16 * stored.size, peak / stored.size  # was 40 with the image in float64
 
 
 def test_only_the_libraries_work_under_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large image is scaled while others are read."""
+    """A large image is scaled while others are being decoded."""
     is_free: list[bool] = []
     real = intensity.tally
 
@@ -314,7 +314,7 @@ def test_a_damaged_exif_block_does_not_refuse_the_image() -> None:
 
 
 def _bomb(width: int, height: int) -> bytes:
-    """A PNG whose header promises far more than it holds."""
+    """A PNG whose header claims far more than it contains."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n"
     for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000))):

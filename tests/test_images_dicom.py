@@ -1,4 +1,4 @@
-"""DICOM by hand, its polarity and windows against pydicom's own, refusals with their reasons."""
+"""DICOM by hand, its polarity and windows against pydicom's own, refusals with reasons."""
 
 import contextlib
 import io
@@ -96,7 +96,7 @@ def test_bits_that_lie_high_are_moved_down(is_signed: bool) -> None:
     values = ramp(np.int16 if is_signed else np.uint16, 3000) - (1500 if is_signed else 0)
     tags = {"WindowCenter": 700, "WindowWidth": 900, "BitsStored": 12}
     low = build_dicom(values, **tags, HighBit=11)
-    high = build_dicom(values * 16 + 5, **tags, HighBit=15)  # what lies below is no image
+    high = build_dicom(values * 16 + 5, **tags, HighBit=15)  # the bits below are not image data
     np.testing.assert_array_equal(decode(high).pixels, decode(low).pixels)
     colour = np.stack([ramp(np.uint16, 4095)] * 3, axis=2)
     rgb = {"PhotometricInterpretation": "RGB", "BitsStored": 12}
@@ -151,7 +151,7 @@ def test_every_pydicom_file_is_decoded_or_refused_with_a_reason() -> None:
 
 def _check_polarity(path: Path, pixels: np.ndarray) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd files on purpose
+        warnings.simplefilter("ignore")  # deliberately unusual files
         dataset = pydicom.dcmread(path, force=True)
         photometric = str(dataset.get("PhotometricInterpretation"))
         is_grey = photometric.startswith("MONOCHROME")
@@ -324,7 +324,7 @@ def test_codestream_sizes_by_hand() -> None:
 
 
 def test_a_damaged_rle_frame_is_refused() -> None:
-    """pylibjpeg-rle panics on these with an exception that is no Exception."""
+    """pylibjpeg-rle panics on these with an exception that is not an Exception."""
     data = (PYDICOM_FILES / "test_files" / "MR_small_RLE.dcm").read_bytes()
     rng = np.random.default_rng(3)
     for _ in range(60):

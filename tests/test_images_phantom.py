@@ -1,4 +1,4 @@
-"""The synthetic eyes: seeded, marked, lesions where the mask says, data sets written whole."""
+"""The synthetic eyes: seeded, marked, lesions where the mask is, data sets written atomically."""
 
 import csv
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_the_mark_is_recognised_and_nothing_else(size: int, rng: np.random.Gener
     assert mark.top > 0.85
     np.testing.assert_array_equal(eye, before)
     assert find_mark(decode(encode_jpeg(eye), name="eye.jpg").pixels) == mark
-    assert find_mark(eye[:-1]) is None  # no square: another program's picture
+    assert find_mark(eye[:-1]) is None  # not square: another program's image
     assert find_mark(np.ascontiguousarray(eye[::-1])) is None
     assert find_mark(np.full_like(eye, 190)) is None
     assert find_mark(rng.integers(0, 255, eye.shape, dtype=np.uint8)) is None

@@ -1,4 +1,4 @@
-"""Zips: what is listed, what is read, what is refused with which reason."""
+"""Zips: what is listed, what is read, what is refused and for which reason."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Kill it at any moment, fill its disk: every job ends whole, resumable, or plainly failed."""
+"""Kills at any moment and full disks: every job ends complete, resumable, or clearly failed."""
 
 import json
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 N_KILLS = 20
-TARGETS = {  # what a kill hits
+TARGETS = {  # what is killed
     "worker": ("worker",),
     "job": ("supervisor", "worker"),
     "server": ("server",),
@@ -49,7 +49,7 @@ class WarmServer:
         return self.process.stdout.readline().strip()
 
     def serve(self, checkpoints: Path, **wanted: object) -> None:
-        """A new server; it starts or resumes what is wanted."""
+        """Fork a new server that starts or resumes the given job."""
         kill(self.current)
         assert self.process.stdin is not None
         line = json.dumps({"checkpoints": str(checkpoints), **wanted}, default=str)
@@ -58,14 +58,14 @@ class WarmServer:
         self.current = state.identify(int(self.read()))
 
     def start(self, checkpoints: Path, data: Path, name: str, overrides: list[str]) -> Job:
-        """A new server that starts a training."""
+        """Fork a new server that starts a training run."""
         checkpoints.mkdir(exist_ok=True)
         self.serve(checkpoints, data=data, name=name, overrides=overrides)
         wait_for(lambda: state.list_folders(state.jobs_dir(checkpoints)), seconds=300)
         return read_only_job(checkpoints)
 
     def resume(self, checkpoints: Path) -> None:
-        """A new server that resumes the one job there is."""
+        """Fork a new server that resumes the only job."""
         self.serve(checkpoints, resume=read_only_job(checkpoints).job_id)
         wait_for(lambda: not read_only_job(checkpoints).can_resume, seconds=300)
 
@@ -93,7 +93,7 @@ def warm_module(warm_process: "subprocess.Popen[str]") -> WarmServer:
 
 @pytest.fixture
 def warm(warm_module: WarmServer, tmp_path: Path) -> Iterator[WarmServer]:
-    """Warm servers; whatever they have started is ended after the test."""
+    """Warm servers; everything they started is ended after the test."""
     yield warm_module
     kill(warm_module.current)
     for checkpoints in tmp_path.rglob(".jobs"):
@@ -111,7 +111,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_whole(checkpoints: Path) -> None:
-    """Every listed model loads; state files are whole; nothing half-written is listed."""
+    """Check that every listed model loads, state files are complete, nothing partial is listed."""
     for summary in registry.list_models(checkpoints):
         assert summary.problem is None
         registry.load_bundle(checkpoints, summary.model_id, settings=Settings(device="cpu"))
@@ -131,7 +131,7 @@ def wait_until_ended(checkpoints: Path) -> Job:
 
 
 def read_only_job(checkpoints: Path) -> Job:
-    """The one job as it stands on disk; unlike ``jobs.find`` this settles nothing."""
+    """Read the only job from disk; unlike ``queue.find`` this settles nothing."""
     (folder,) = state.list_folders(state.jobs_dir(checkpoints))
     return state.read_job(folder)
 
@@ -144,7 +144,7 @@ def wait_for(check: Callable[[], object], *, seconds: float) -> None:
 
 
 def is_settled(checkpoints: Path) -> bool:
-    """Whether the job has ended, or living processes have it; of a dead worker one hears later."""
+    """Whether the job has ended or its processes are alive; a dead worker is noticed later."""
     job = read_only_job(checkpoints)
     works = job.worker is None or state.is_alive(job.worker)
     return not job.is_open or (state.is_alive(job.supervisor) and works)
@@ -153,7 +153,7 @@ def is_settled(checkpoints: Path) -> bool:
 def test_sigkill_at_twenty_random_moments_of_job_server_and_both(
     warm: WarmServer, data: Path, tmp_path: Path
 ) -> None:
-    """Each moment has a job of its own, killed, found by the next server, resumed, finished."""
+    """One job per moment: killed, found by the next server, resumed, finished."""
     checkpoints = tmp_path / "ck"
     began = time.monotonic()
     warm.start(checkpoints, data, "whole", SHORT)
@@ -194,7 +194,7 @@ def test_sigkill_at_twenty_random_moments_of_job_server_and_both(
 
 @contextmanager
 def small_disk(folder: Path, *, megabytes: int) -> Iterator[Path]:
-    """A file system of its own, of a few megabytes."""
+    """A separate file system of a few megabytes."""
     folder.mkdir()
     made = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)],
@@ -261,12 +261,12 @@ def test_data_removed_while_it_runs_ends_clearly_and_goes_on_when_it_is_back(
 
 
 def limit_address_space(process: psutil.Process) -> None:
-    """No allocation that needs a new page succeeds any more."""
+    """Make every allocation that needs a new page fail."""
     process.rlimit(psutil.RLIMIT_AS, (2**20, 2**20))
 
 
 def limit_by_kernel(process: psutil.Process) -> None:
-    """The kernel ends the process as soon as it needs some megabytes more."""
+    """Let the kernel kill the process as soon as it needs a few more megabytes."""
     group = Path(f"/sys/fs/cgroup/memory/neighbordx-{process.pid}")
     try:
         group.mkdir()

@@ -1,4 +1,4 @@
-"""Every kind of job for real: its own process, its result on disk, from data to comparison."""
+"""Every kind of job for real: a separate process, its result on disk, from data to comparison."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ TINY = {"preset": "tiny-random", "overrides": ["train.epochs=1", "train.val_frac
 
 
 def finish(settings: Settings, kind: str, params: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """Queue a job, wait for its end, return its result and folder."""
+    """Queue a job, wait until it ends, and return its result and folder."""
     job = queue.start(kind, params, title=kind, settings=settings)
     end = time.monotonic() + 1200
     while (now := queue.find(settings.checkpoints_dir, job.job_id)).is_open:

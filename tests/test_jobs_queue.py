@@ -1,4 +1,4 @@
-"""The queue: real processes, their states on disk, and every way in which they end."""
+"""The queue: real processes, their states on disk, and every way they can end."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
     for folder in state.list_folders(state.jobs_dir(settings.checkpoints_dir)):
         job = state.read_job(folder)
         for process in (job.supervisor, job.worker):
-            is_mine = process is not None and process.pid == os.getpid()  # it stood for a job
+            is_mine = process is not None and process.pid == os.getpid()  # it stood in for a job
             if not is_mine and process is not None and state.is_alive(process):
                 os.kill(process.pid, signal.SIGKILL)
 
@@ -62,7 +62,7 @@ def has_begun(directory: Path, job: Job) -> bool:
 
 
 def make_folder(directory: Path, status: str = "queued", **changes: object) -> Path:
-    """A job on disk without a process."""
+    """Create a job on disk without a process."""
     folder = state.jobs_dir(directory)
     job = Job(f"20260101-000000-{len(state.list_folders(folder)):06d}", "train", "t", {}, "now")
     with state.hold_queue(folder):
@@ -151,7 +151,7 @@ def test_a_job_whose_processes_are_killed_becomes_failed_and_resumable(
     running = queue.find(directory, job.job_id)
     assert running.supervisor is not None
     assert running.worker is not None
-    os.kill(running.supervisor.pid, signal.SIGKILL)  # the worker must not go on alone
+    os.kill(running.supervisor.pid, signal.SIGKILL)  # the worker must not continue alone
     wait_for(lambda: queue.find(directory, job.job_id).status == "failed", seconds=10)
     ended = queue.find(directory, job.job_id)
     assert ended.error_code == "job.interrupted"
@@ -288,7 +288,7 @@ def test_damaged_files_make_a_failed_job_that_can_be_deleted(directory: Path) ->
 
 
 def put_train(directory: Path, status: str, name: str, *, is_ensemble: bool = False) -> str:
-    """A train job on disk, and the run folders it would have; this process stands for its own."""
+    """Create a train job and its run folders on disk; this process stands in for the worker."""
     folder = state.jobs_dir(directory)
     params = {"name": name, "is_ensemble": is_ensemble}
     job = Job(f"20260101-000000-{len(state.list_folders(folder)):06d}", "train", "t", params, "now")
@@ -357,7 +357,7 @@ def test_a_resumed_job_knows_its_own_model_from_one_that_took_the_name(
         ({**alone, "data": str(directory)}, "demo-triplet"),
         ({**alone, "disease_class": "normal"}, "demo-triplet"),
         ({**alone, "name": "demo"}, "demo"),
-        (params, "demo"),  # it stands on another member now
+        (params, "demo"),  # it has another member now
         ({**params, "name": "demo-triplet"}, "demo-triplet"),
     ):
         with pytest.raises(JobError, match=f"another model called '{name}'") as caught:

@@ -1,4 +1,4 @@
-"""Deleting uploaded data: refused while a job needs it; what was made of it goes with it."""
+"""Deleting uploaded data: refused while a job needs it; derived data is deleted too."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def put(directory: Path, kind: str, status: str, *, place: str = NAME, **more: str) -> Job:
-    """A job on an upload, as if it had come so far; this process stands for its own."""
+    """Create a job on an upload in the given state; this process stands in for the worker."""
     folder = state.jobs_dir(directory)
     number = len(state.list_folders(folder))
     data = uploads_dir(directory).resolve() / place / "normal"  # inside a wrapping folder
@@ -86,7 +86,7 @@ def test_evaluations_and_kept_comparisons_go_with_it_too(directory: Path) -> Non
         (folder / "arrays.npz").write_bytes(b"pictures")
         told = {"first": "a", "second": "b", "data_root": root}
         (kept / f"{place}.json").write_text(json.dumps(told), encoding="utf-8")
-        told = {"first": "old", "second": place}  # does not say where its images lay
+        told = {"first": "old", "second": place}  # does not record its data folder
         (kept / f"old-{place}.json").write_text(json.dumps(told), encoding="utf-8")
     (kept / "damaged.json").write_text("{", encoding="utf-8")
     put(directory, "compare", "done", first="old", second=NAME)
@@ -105,7 +105,7 @@ def test_a_name_is_matched_never_joined(directory: Path, name: str) -> None:
 
 
 def begin_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container started anew: this process has the number of an earlier one."""
+    """A restarted container: this process has the id of an earlier one."""
     monkeypatch.setattr(psutil.Process, "create_time", lambda _process: time.time() + 60.0)
 
 

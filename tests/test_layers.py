@@ -1,7 +1,7 @@
-"""The house: what each package of core owns, and that imports run one way.
+"""The architecture: what each package of core owns, and that imports go one way.
 
-CONTRIBUTING.md holds the one list of packages (number, name, sentence). The list is read from
-there, and the folders, the packages' docstrings and every import are checked against it.
+CONTRIBUTING.md has the only list of packages (number, name, sentence). It is read from there, and
+the folders, the packages' docstrings and every import are checked against it.
 """
 
 import ast
@@ -17,12 +17,12 @@ CORE = ROOT / "core"
 _ROW = re.compile(r"^\| (\d+) \| `(\w+)` \| (.+) \|$", re.MULTILINE)
 
 MAY_IMPORT_TORCH = {"network", "models", "explanations", "training"}
-# Tests of what is no package of core.
+# Tests of things other than packages of core.
 OTHER_TESTS = {"app", "layers", "locale", "page"}
 
 
 def read_packages() -> dict[str, tuple[int, str]]:
-    """name -> (number, sentence), as CONTRIBUTING.md lists them."""
+    """name -> (number, sentence), as listed in CONTRIBUTING.md."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     return {name: (int(number), sentence) for number, name, sentence in _ROW.findall(text)}
 
@@ -31,7 +31,7 @@ PACKAGES = read_packages()
 
 
 def find_imports(source: str) -> set[str]:
-    """Every name imported anywhere in a file, lazily too; ``from core import x`` is core.x."""
+    """Every name imported anywhere in a file, also lazily; ``from core import x`` is core.x."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -50,7 +50,7 @@ def list_modules(folder: str) -> list[Path]:
 
 
 def name_package(path: Path) -> str:
-    """The package of core that a file belongs to; of core/x.py, x."""
+    """The package of core that a file belongs to; for core/x.py, x."""
     return path.relative_to(CORE).parts[0].removesuffix(".py")
 
 
@@ -105,7 +105,7 @@ def test_pages_import_no_network_library_nor_another_screens_parts(path: Path) -
 
 
 def test_importing_a_package_loads_no_torch() -> None:
-    """A package is a name and a sentence; torch (seconds) comes with the modules that need it."""
+    """Packages themselves are light; torch (seconds) is imported by the modules that need it."""
     names = [n for n in PACKAGES if n != "__main__"]
     code = f"import sys, {', '.join(f'core.{n}' for n in names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

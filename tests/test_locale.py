@@ -1,4 +1,4 @@
-"""The catalogues are complete and true to the source; no words are shown untranslated."""
+"""The catalogues are complete and match the source; no text is shown untranslated."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ PAGES = sorted((ROOT / "pages").rglob("*.py"))
 
 MessageId = str | tuple[str, ...]
 
-# Calls that put words on the screen: all their positional texts and these keyword texts.
+# Calls that display text: all their positional strings and these keyword strings.
 DISPLAY = {
     "title", "header", "subheader", "markdown", "caption", "text", "write", "info", "warning",
     "error", "success", "toast", "badge", "button", "download_button", "link_button", "selectbox",
@@ -36,7 +36,7 @@ TEXT_KEYWORDS = {
     "hovertemplate",
 }  # fmt: skip
 TRANSLATORS = {"_", "ngettext", "N_"}
-# The switch names each language in itself; downloads name a file and its type.
+# The switch shows each language in its own name; downloads name a file and its type.
 ALLOWED = {
     "Language / 语言",
     "neighbordx.json",
@@ -47,9 +47,9 @@ ALLOWED = {
     "selection.txt",
     "text/plain",
 }
-# Streamlit tells the options of these by their words; pills and segments mend themselves.
+# Streamlit identifies these widgets' options by text; pills and segments recover by themselves.
 KEYED_BY_WORDS = {"selectbox", "radio", "multiselect"}
-# Names in either language; a widget for each set of words.
+# Labels in either language; one widget per set of labels.
 MENDED_OTHERWISE = {"'evaluate_other'", "picker"}
 _MARKUP = re.compile(r":[a-z-]+/?[a-z_]*[:\[]|%\{[^}]*\}|<[^>]*>|\{[^}]*\}")
 
@@ -86,7 +86,7 @@ def test_the_template_equals_a_fresh_extraction() -> None:
 
 
 def test_the_extractor_sees_every_translated_literal() -> None:
-    """It does not look into f-strings: a message there would stay English for ever."""
+    """It does not look into f-strings, where a message would never be translated."""
     known = {part for m in extract() for part in ((m,) if isinstance(m, str) else m)}
     for path in PAGES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -137,7 +137,7 @@ def is_translation(node: ast.AST) -> bool:
 
 
 def find_bare_texts(source: str) -> list[tuple[int, str]]:
-    """Words that reach the screen without going through ``_``: (line, text)."""
+    """Text that is displayed without going through ``_``: (line, text)."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and called_name(node.func) in DISPLAY:

@@ -1,4 +1,4 @@
-"""A bundle is whole, safe and checked; the registry is its folder."""
+"""A bundle is complete, safe and checked; the registry is its folder."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ FILES = {
 
 @pytest.fixture
 def models(tiny_checkpoints: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """A copy that a test can damage."""
     shutil.copytree(tiny_checkpoints / "demo-triplet", tmp_path / "models" / "demo")
     return tmp_path / "models"
 
@@ -140,7 +140,7 @@ def test_other_weights_than_recorded_are_refused(models: Path) -> None:
 
 
 def forge_bias(models: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Other parameters, with the hash recorded in the config made to fit."""
+    """Change parameters and update the hash in the config to match."""
     path = models / "demo" / "weights.safetensors"
     state = load_file(path)
     state["adapters.0.0.bias"] = change(state["adapters.0.0.bias"])

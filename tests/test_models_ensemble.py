@@ -1,4 +1,4 @@
-"""The vote of several models: weights and gate by hand, classes by name, one trunk run, disk."""
+"""The vote of several models: weights and gate by hand, classes by name, shared trunks."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def eye(seed: int = 900001) -> Image:
 
 @pytest.fixture
 def models(tiny_checkpoints: Path, tmp_path: Path) -> Path:
-    """A copy of the two members that a test may change."""
+    """A copy of the two members that a test can change."""
     for name in PAIR:
         shutil.copytree(tiny_checkpoints / name, tmp_path / name)
     return tmp_path
@@ -233,12 +233,12 @@ def test_members_of_other_input_sizes_and_data_vote_together(
     build_ensemble(models, "mixed", ["larger", "demo-triplet"], min_val_accuracy=0.0)
     mixed = weigh(registry.load_bundle(models, "mixed", settings=CPU), 0.6, 0.9)
     assert mixed.lead.model_id == "demo-triplet"
-    assert mixed.data_id == tiny_bundle.data_id  # drawn from the same seed
+    assert mixed.data_id == tiny_bundle.data_id  # drawn with the same seed
     done = diagnose(mixed, [eye()])[0]
-    # only the triplet member votes by neighbours; both have their say in the probability
+    # only the triplet member votes by neighbours; both contribute to the probability
     alone = diagnose(tiny_bundle, [eye()], explain=False)[0]
     assert [n.key for n in done.neighbours] == [n.key for n in alone.neighbours]
-    # a classifier that knows the same images has no say in how near they are
+    # a classifier with the same images does not affect their distances
     assert [n.distance for n in done.neighbours] == pytest.approx(
         [n.distance for n in alone.neighbours]
     )

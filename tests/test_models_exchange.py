@@ -1,4 +1,4 @@
-"""A model as one file: the way there and back, and a table of files that are refused."""
+"""A model as one file: the round trip, and a table of files that are refused."""
 
 import json
 import shutil
@@ -80,7 +80,7 @@ def test_a_name_that_is_taken_needs_another(
     ("texts", "words"),
     [
         (["x" * 5000], "too long or too many"),
-        (["x" * 4000] + [""] * 20_000, "too long or too many"),  # 320 MB of next to nothing
+        (["x" * 4000] + [""] * 20_000, "too long or too many"),  # 320 MB of padding
         ([["x"] * 9], "other things than texts"),
         ([7], "other things than texts"),
     ],
@@ -106,7 +106,7 @@ def test_two_sessions_may_import_the_same_file_at_once(
 
     def prove_late(folder: Path, settings: Settings) -> None:
         prove(folder, settings)
-        if not done:  # the other session begins and ends here
+        if not done:  # the other session runs here
             done.append(folder)
             assert import_model(empty, exported, settings=settings) == "demo-triplet"
 

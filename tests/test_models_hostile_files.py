@@ -1,6 +1,6 @@
-"""Files from strangers, in one table: zips of images, model files, model folders. All are refused.
+"""Untrusted files, in one table: zips of images, model files, model folders. All are refused.
 
-Refused means: an error that says why, nothing left on the disk, and no code of the file has run.
+Refused means: an error with the reason, nothing left on disk, and no code from the file was run.
 """
 
 import hashlib
@@ -33,11 +33,11 @@ from core.models.exchange import export_model, import_model
 from core.models.registry import load_bundle
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
-MARKER = "NEIGHBORDX_TEST_MARKER"  # names a file that a pickle would make if it were read
+MARKER = "NEIGHBORDX_TEST_MARKER"  # names a file that a pickle would create if it were loaded
 
 
 class Evil:
-    """What runs when a pickle of it is read."""
+    """Code that runs when a pickle of it is loaded."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return os.mkdir, (os.environ[MARKER],)
@@ -86,7 +86,7 @@ def encrypted() -> io.BytesIO:
 
 
 def ten_gigabytes() -> io.BytesIO:
-    """A small file whose directory says that it unpacks to 10 GB (zip64)."""
+    """A small file whose directory claims that it unpacks to 10 GB (zip64)."""
     data = pack({"normal/a.png": b"x" * 100}).getvalue()
     at = data.index(b"PK\x01\x02")
     head = bytearray(data[at : at + 46])
@@ -100,7 +100,7 @@ def ten_gigabytes() -> io.BytesIO:
 
 
 def lying_header() -> io.BytesIO:
-    """Says 10 bytes, holds two megabytes of zeros."""
+    """Claims 10 bytes, contains two megabytes of zeros."""
     data = bytearray(
         pack({"normal/a.png": bytes(2_000_000)}, compression=zipfile.ZIP_DEFLATED).getvalue()
     )
@@ -146,7 +146,7 @@ ZIPS = {
 
 
 def forge(path: Path, into: Path, change: Change) -> Path:
-    """Change a file and give it a hash that fits: what somebody who knows the format can do."""
+    """Change a file and update its hash, as somebody who knows the format can."""
     manifest, tensors = read(path)
     change(manifest, tensors)
     manifest["sha256"] = exchange._compute_digest(manifest, tensors)
@@ -155,7 +155,7 @@ def forge(path: Path, into: Path, change: Change) -> Path:
 
 
 def set_weights(manifest: dict[str, Any], tensors: dict[str, Any], *, factor: float) -> None:
-    """New parameters with the hash recorded in the config made to fit."""
+    """Change parameters and update the hash in the config to match."""
 
     state = load(tensors["0/weights.safetensors"].tobytes())
     raw = save({key: (value * factor).to(value.dtype) for key, value in state.items()})
@@ -264,7 +264,7 @@ def make_huge_header(path: Path) -> None:
 
 
 def make_huge_array(path: Path) -> None:
-    """A small file that says it holds an array of 10 GB."""
+    """A small file that claims to contain an array of 10 GB."""
     n_bytes = 10 * 10**9
     told = {"x": {"dtype": "U8", "shape": [n_bytes], "data_offsets": [0, n_bytes]}}
     header = json.dumps({"__metadata__": {"neighbordx": "{}"}, **told}).encode()
@@ -272,7 +272,7 @@ def make_huge_array(path: Path) -> None:
 
 
 def make_sparse(path: Path) -> None:
-    """Really 10 GB long, though the disk holds next to nothing of it."""
+    """A sparse file of 10 GB that uses almost no disk space."""
     with path.open("wb") as handle:
         handle.truncate(10 * 10**9)
 
@@ -309,7 +309,7 @@ FOREIGN = {
     "missing": (lambda _path: None, "missing"),
 }
 
-# ---- model folders, put among the others by hand ----
+# ---- model folders, added manually ----
 
 
 def pickled_gallery(folder: Path) -> None:
@@ -353,7 +353,7 @@ def exported(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty checkpoints folder; afterwards no pickle has run and nothing lies beside it."""
+    """An empty checkpoints folder; afterwards, check that no pickle ran and nothing was left."""
     monkeypatch.setenv(MARKER, str(tmp_path / "marker"))
     (tmp_path / "checkpoints").mkdir()
     yield tmp_path / "checkpoints"

@@ -1,4 +1,4 @@
-"""Pictures at the pointer: found by the address that a page gave, by no other."""
+"""Thumbnails on hover: found only under the address that a page was given."""
 
 from pathlib import Path
 from typing import Any

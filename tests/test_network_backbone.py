@@ -1,4 +1,4 @@
-"""Trunk + tail equal the uncut timm model; weights are found, checked, never silently random."""
+"""Trunk + tail equal the uncut timm model; weights are found and checked, never silently random."""
 
 import pickle
 from pathlib import Path
@@ -17,7 +17,7 @@ from core.network import weight_sources
 from core.network.backbone import build_backbone, cut
 from core.network.transforms import build_batch
 
-# One small member of every family in the preset table; the big ones are slow and marked so.
+# One small member of every family in the preset table; the large ones are slow and marked as such.
 SMALL = {
     "convnext_atto": 96,
     "convnextv2_atto": 96,
@@ -143,7 +143,7 @@ def test_every_backbone_loads_from_a_local_file(name: str, tmp_path: Path) -> No
     assert len(same) > 0.9 * len(loaded)
     assert all(torch.equal(loaded[k], state[k]) for k in same)
     other = set(loaded) - set(same)
-    # only what belongs to the grid of patches may have another shape
+    # only parameters of the patch grid may have another shape
     assert all("pos_embed" in k or "relative_position" in k or "attn_mask" in k for k in other)
 
 
@@ -155,7 +155,7 @@ def test_a_position_embedding_is_resampled_to_the_input(tmp_path: Path) -> None:
     backbone = build_backbone("vit_tiny_patch16_224", input_size=448, weights_dir=tmp_path)
     resampled = backbone.trunk.pos_embed
     assert resampled.shape == (1, 28 * 28 + 1, 192)
-    assert torch.equal(resampled[:, 0], model.pos_embed[:, 0])  # the class token's stays
+    assert torch.equal(resampled[:, 0], model.pos_embed[:, 0])  # the class token's is kept
     torch.testing.assert_close(
         resampled[:, 1:].mean(), model.pos_embed[:, 1:].mean(), atol=1e-3, rtol=0
     )

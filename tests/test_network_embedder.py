@@ -1,4 +1,4 @@
-"""Unit embeddings, independence of the batch, precision parity, the frozen BatchNorm of tails."""
+"""Unit embeddings, batch independence, precision parity, the frozen BatchNorm of tails."""
 
 import numpy as np
 import pytest

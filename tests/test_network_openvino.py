@@ -1,4 +1,4 @@
-"""Compiled parts: as torch says, for any number of items, kept on disk, refused when wrong."""
+"""Compiled parts: same as torch, any number of items, cached on disk, refused if wrong."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def build_part() -> nn.Module:
 
 
 def force(monkeypatch: pytest.MonkeyPatch, *, openvino_ms: float) -> None:
-    """The trial's outcome must not depend on what else the machine does."""
+    """Fix the trial's outcome, so that it does not depend on the machine's load."""
     monkeypatch.setattr(
         openvino, "_time", lambda run, _: 1.0 if isinstance(run, nn.Module) else openvino_ms
     )
@@ -55,7 +55,7 @@ def test_a_compiled_part_says_what_torch_says_and_is_kept(
     (trial,) = [json.loads(path.read_text()) for path in cache.glob("*.json")]
     assert trial["route"] == "f32"
     assert trial["agreement"]["f32"] > openvino.MIN_AGREEMENT["f32"]
-    assert sys.modules["openvino_telemetry"] is None  # nothing is reported to anyone
+    assert sys.modules["openvino_telemetry"] is None  # telemetry is disabled
 
 
 @pytest.mark.usefixtures("cache")

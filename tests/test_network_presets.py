@@ -29,7 +29,7 @@ def build_random(preset: str, *overrides: str) -> RunConfig:
             "embedder.tta=false",
             "train.n_images_per_class=2",
             "train.epochs=1",
-            "train.warmup_share=0.0",  # the rates are looked at before the first step
+            "train.warmup_share=0.0",  # the rates are checked before the first step
             *overrides,
         ]
     )
@@ -73,7 +73,7 @@ def test_a_preset_trains_its_tails_alone_and_explains(
     n_trained = sum(p.numel() for group in optimiser.param_groups for p in group["params"])
     n_net = sum(p.numel() for p in embedder.net.parameters())
     n_frozen = sum(p.numel() for b in embedder.backbones for p in b.trunk.parameters())
-    assert module.auxiliary is not None  # trained beside the net, thrown away afterwards
+    assert module.auxiliary is not None  # trained with the net, discarded afterwards
     assert n_trained == n_net + sum(p.numel() for p in module.auxiliary.parameters())
     assert 0 < n_net < n_net + n_frozen
     assert not any(p.requires_grad for b in embedder.backbones for p in b.trunk.parameters())

@@ -1,4 +1,4 @@
-"""Geometry of views and of their undoing, augmentation from one seed, input untouched."""
+"""Views and their inverse geometry, augmentation from one seed, input unchanged."""
 
 import dataclasses
 
@@ -138,5 +138,5 @@ def test_a_stretched_and_shifted_view_shows_the_image_on_black() -> None:
         float(augment(white, config=small, rng=np.random.default_rng(seed)).mean())
         for seed in range(20)
     ]
-    assert 0.2 < min(shares) < 0.9  # a half of each side at the least
+    assert 0.2 < min(shares) < 0.9  # at least half of each side
     assert max(shares) == pytest.approx(1.0)  # enlarged: it fills the view

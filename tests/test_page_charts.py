@@ -1,4 +1,4 @@
-"""The figures are pure: what is drawn, in which colour and shape, with which words."""
+"""The figures are pure functions: what is drawn, with which colours, shapes and labels."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -140,8 +140,8 @@ def test_the_bar_is_the_probabilities_with_disease_on_the_right() -> None:
     figure = charts.build_probability_bar(diagnosis, CLASSES[::-1], label=str.title)
     assert [bar.name for bar in figure.data] == ["Normal", "Disease"]
     assert [bar.x[0] for bar in figure.data] == pytest.approx([0.13, 0.87])
-    assert figure.data[1].marker.pattern.shape == "/"  # colour is not alone
-    assert figure.data[1].marker.pattern.fillmode == "overlay"  # else the colour is lost
+    assert figure.data[1].marker.pattern.shape == "/"  # not by colour alone
+    assert figure.data[1].marker.pattern.fillmode == "overlay"  # otherwise the colour is lost
     assert figure.layout.shapes[0].x0 == 0.5
 
 

@@ -1,4 +1,4 @@
-"""The Diagnose page in a browser: every part of a case, in light and dark, wide and narrow."""
+"""The Diagnose page in a browser: every part of a case, light and dark, wide and narrow."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def ct() -> bytes:
 
 
 def snap_every_way(page: Any, folder: Path, name: str) -> None:
-    """Light and dark, wide and narrow: a picture of each to look at, and nothing wider than it."""
+    """Take screenshots light and dark, wide and narrow; check that nothing overflows."""
     for width, scheme in SCREENS:
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
@@ -142,7 +142,7 @@ def test_a_case_from_upload_to_export(
 
 
 def mixed_files() -> Iterator[tuple[str, bytes]]:
-    """Fifty: forty-eight files of seven kinds by turns, and a zip with two more."""
+    """Fifty files: forty-eight of seven kinds in turn, and a zip with two more."""
     rng = np.random.default_rng(0)
     eye = phantom.draw(970_000, is_diseased=True).pixels
     large = np.asarray(Image.fromarray(eye).resize((1600, 1600)))
@@ -183,7 +183,7 @@ def server_of(address: str) -> psutil.Process:
 
 
 def wait_for_memory(server: psutil.Process, limit: float) -> int:
-    """Resident bytes once they are within the limit, or after a minute."""
+    """Resident bytes once they are below the limit, or after a minute."""
     for _ in range(60):
         if server.memory_info().rss <= limit:
             break
@@ -192,7 +192,7 @@ def wait_for_memory(server: psutil.Process, limit: float) -> int:
 
 
 def drop(page: Any, paths: Sequence[Path]) -> None:
-    """Hand files over and wait for all the answers."""
+    """Upload files and wait for all the answers."""
     field = page.get_by_test_id("stFileUploader").locator("input[type=file]")
     field.set_input_files([str(path) for path in paths])
     page.get_by_text("Download all results (JSON)").wait_for(timeout=420_000)
@@ -212,9 +212,9 @@ def test_fifty_mixed_files_are_answered_or_refused_and_the_memory_comes_back(
     with serve(tiny_checkpoints, "--server.disconnectedSessionTTL=4") as address:
         server = server_of(address)
         page = open_page(address)
-        drop(page, paths[:21])  # a first visitor: libraries, model and heap are as they will be
+        drop(page, paths[:21])  # a first visit, to warm up libraries, model and heap
         page.context.close()
-        time.sleep(12)  # the session is kept for 4 s; within 3 s more it is dropped and trimmed
+        time.sleep(12)  # the session is kept for 4 s; within 3 s more it is removed and trimmed
         before = server.memory_info().rss
         page = open_page(address)
         drop(page, paths)
@@ -234,5 +234,5 @@ def test_fifty_mixed_files_are_answered_or_refused_and_the_memory_comes_back(
     assert all(row["probabilities"] for row in rows if row["status"] != "rejected")
     kinds = {row["file"].partition("-")[2] for row in refused if "-" in row["file"]}
     assert kinds == {"broken.png", "notes.png", "blank.png"}
-    assert during > 1.05 * before, figures  # else there is nothing to give back
+    assert during > 1.05 * before, figures  # else there is nothing to release
     assert after <= allowed, figures

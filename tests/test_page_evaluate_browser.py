@@ -1,4 +1,4 @@
-"""The Evaluate page in a browser: every part, wide and narrow, light and dark, a job to its end."""
+"""The Evaluate page in a browser: every part, wide and narrow, light and dark, a complete job."""
 
 import io
 import shutil

@@ -1,4 +1,4 @@
-"""The Explore page without a browser: lists, opening, correcting, undo; and its pure figures."""
+"""The Explore page without a browser: lists, opening, correcting, undo; and its figures."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def home(tiny_checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Models whose gallery a test may change."""
+    """Models whose gallery a test can change."""
     for name in ("demo-triplet", "demo-metric", "demo"):
         shutil.copytree(tiny_checkpoints / name, tmp_path / name)
     monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path))
@@ -112,7 +112,7 @@ def test_filters_narrow_the_list_and_are_kept_under_a_name(home: Path) -> None:
     app.button(key="explore_saved_delete").click().run()
     assert not app.exception
     assert CurationStore(default_url(home)).read_filters(_scope(home)) == {}
-    assert "images pass" in words(app)  # what is on view stays
+    assert "images pass" in words(app)  # the current view stays
 
 
 def test_a_slider_that_sets_no_limit_follows_the_ends_of_its_column() -> None:

@@ -40,7 +40,7 @@ NO_WEBGL = [
 
 @pytest.fixture(scope="module")
 def home(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models that this module may change, with a kept evaluation."""
+    """Models that this module can change, with a saved evaluation."""
     copy = tmp_path_factory.mktemp("explored") / "checkpoints"
     ignored = shutil.ignore_patterns("evaluations", "maps")
     shutil.copytree(tiny_checkpoints, copy, ignore=ignored)
@@ -60,7 +60,7 @@ def scope(home: Path) -> str:
 
 
 def outline(page: Any, tool: str) -> None:
-    """Draw round the left part of the map, some two thirds of the points, with a tool."""
+    """Draw an outline around the left part of the map, about two thirds of the points."""
     page.wait_for_timeout(900)  # a gesture right after the chart appears is lost
     page.locator(f"{MAP} .js-plotly-plot").hover()
     page.locator(f"{MAP} .modebar-btn[data-val='{tool}']").click()
@@ -78,7 +78,7 @@ def outline(page: Any, tool: str) -> None:
 
 
 def find_two_thirds(page: Any) -> float:
-    """An x that has two thirds of the drawn points on its left; the layout differs by machine."""
+    """Find an x with two thirds of the points to its left; the layout differs by machine."""
     middles = page.locator(POINTS).evaluate_all(
         "points => points.map(p => p.getBoundingClientRect()).map(r => (r.left + r.right) / 2)"
     )
@@ -86,20 +86,20 @@ def find_two_thirds(page: Any) -> float:
 
 
 def count_points(page: Any) -> int:
-    """Points on the map once it is drawn."""
+    """Count the points on the map once it is drawn."""
     page.locator(POINTS).first.wait_for(timeout=60_000)
     page.wait_for_timeout(500)
     return int(page.locator(POINTS).count())
 
 
 def await_text(page: Any, text: str) -> None:
-    """Wait until the page says something, and has ended its run."""
+    """Wait until the page shows a text and has finished its run."""
     page.get_by_text(text).first.wait_for(timeout=60_000)
     settle(page)
 
 
 def read_counts(page: Any) -> tuple[int, list[int]]:
-    """The number of images in the list, and those of each class."""
+    """Read the number of images in the list, in total and per class."""
     line = page.get_by_text(re.compile(r"^\d+ images? · ")).inner_text()
     total, *classes = (int(n) for n in re.findall(r"\d+", line))
     return total, classes
@@ -123,7 +123,7 @@ def test_from_an_outline_to_a_correction_and_back(
     assert 0 < n_listed < n_drawn
     assert sum(by_class) == n_listed
     cards = page.locator("[class*='st-key-card-'] img")
-    cards.nth(min(24, n_listed) - 1).wait_for(timeout=30_000)  # pictures arrive one by one
+    cards.nth(min(24, n_listed) - 1).wait_for(timeout=30_000)  # images arrive one by one
     assert cards.count() == min(24, n_listed)
     page.locator("[class*='st-key-explore_open_'] button").first.click()
     await_text(page, "Its neighbours say")
@@ -206,7 +206,7 @@ def test_a_server_killed_while_it_relabels_leaves_nothing_half(
     home: Path,
     browser: Any,  # noqa: F811
 ) -> None:
-    """Another writer holds the database, so the kill comes while the page's change is waiting."""
+    """Another writer holds the database, so the kill comes while the page's change waits."""
     with serve(home) as base:
         page = browser.new_page()
         page.goto(base + "/explore")
@@ -244,7 +244,7 @@ def test_a_server_killed_while_it_relabels_leaves_nothing_half(
 
 
 def relabel_two(page: Any, *, start: int = 0) -> None:
-    """Mark two images of the grid and ask for the label that they do not have."""
+    """Mark two images in the grid and assign the other label."""
     cards = page.locator("[class*='st-key-card-disease-g']")
     for number in (start, start + 1):
         cards.nth(number).get_by_test_id("stCheckbox").locator("label").click()

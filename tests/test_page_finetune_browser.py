@@ -1,4 +1,4 @@
-"""The whole way in a browser: upload, train, restart, activate, diagnose, roll back."""
+"""The whole workflow in a browser: upload, train, restart, activate, diagnose, roll back."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def phantoms_zip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def checkpoints(tiny_checkpoints: Path, tmp_path: Path) -> Path:
-    """A copy of the demo, so that there is a model to replace and to go back to."""
+    """A copy of the demo, so that there is a model to replace and to roll back to."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(tiny_checkpoints, folder)
     return folder
@@ -115,11 +115,11 @@ def test_the_whole_way_from_a_zip_to_a_rolled_back_model(
         wait_for_text(page, "Jobs are using these images")
         page.reload()  # the job is found again
         settle(page)
-        other = open_page(base + "/finetune")  # another person sees it too
+        other = open_page(base + "/finetune")  # another user sees it too
         for one in (page, other):
             assert NAME in one.get_by_test_id("stMain").inner_text()
             one.context.close()
-    # The server is gone in the middle of the run; the job is not.
+    # The server dies in the middle of the run; the job does not.
     running = queue.list_jobs(checkpoints)
     (job,) = [j for j in running if j.kind == "train"]
     assert job.is_open
@@ -210,7 +210,7 @@ def delete_upload(page: Any, base: str, checkpoints: Path) -> None:
     settle(page)
     assert not upload_folder.exists()
     kinds = {job.kind for job in queue.list_jobs(checkpoints)}
-    assert kinds == {"train"}  # its check, measurement and comparison went with it
+    assert kinds == {"train"}  # its audit, evaluation and comparison were deleted with it
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,4 +1,4 @@
-"""The router: what an address may ask for, on every page."""
+"""The router: what an address can request, on every page."""
 
 from pathlib import Path
 

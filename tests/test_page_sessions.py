@@ -1,4 +1,4 @@
-"""Closed sessions: the heap is trimmed a few times after one has gone, and not before."""
+"""Closed sessions: the heap is trimmed a few times after one is closed, and not before."""
 
 import asyncio
 
@@ -32,5 +32,5 @@ def test_the_heap_is_trimmed_after_a_session_has_gone(monkeypatch: pytest.Monkey
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(sessions.sweep_closed_sessions())
-    # trims made before each look: none while sessions come, three once "a" has gone
+    # trims before each check: none while sessions are opened, three after "a" is closed
     assert n_trims_at == [0, 0, 0, 1, 2, 3, 3, 3]

@@ -32,7 +32,7 @@ def test_the_area_under_the_roc_points_is_the_auroc(answers: tuple[np.ndarray, .
 
 
 def test_an_operating_point_by_hand() -> None:
-    """Bayes by hand: 90 % sensitive, 80 % specific, 1 % ill: PPV 4.3 %."""
+    """Bayes by hand: sensitivity 90 %, specificity 80 %, prevalence 1 %: PPV 4.3 %."""
     truth = np.repeat([True, False], [10, 10])
     probs = np.concatenate([np.full(9, 0.9), [0.1], np.full(2, 0.9), np.full(8, 0.1)])
     point = compute_operating_point(truth, probs, threshold=0.5, prevalence=0.01)
@@ -78,7 +78,7 @@ def test_a_sensitivity_out_of_reach_gives_the_lowest_threshold() -> None:
 
 def test_reliability_equals_scikit_learn(answers: tuple[np.ndarray, ...]) -> None:
     truth, probs = answers
-    probs = np.clip(probs + 0.001, 0, 0.999)  # off the edges, where conventions differ
+    probs = np.clip(probs + 0.001, 0, 0.999)  # off the bin edges, where conventions differ
     bins = compute_reliability(truth, probs)
     observed, said = calibration_curve(truth, probs, n_bins=10)
     assert [b.observed.share for b in bins] == pytest.approx(observed.tolist())

@@ -1,4 +1,4 @@
-"""Metrics by hand, intervals that cover, calibration that keeps the answer."""
+"""Metrics by hand, intervals with correct coverage, calibration that preserves the answer."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ def test_report_by_hand() -> None:
     assert report.sensitivity == 1.0
     assert report.specificity == pytest.approx(2 / 3)
     assert report.balanced_accuracy == pytest.approx(5 / 6)
-    assert report.auroc == pytest.approx(5 / 6)  # of 6 pairs only (0.7, 0.6) is the wrong way
+    assert report.auroc == pytest.approx(5 / 6)  # of 6 pairs, only (0.7, 0.6) is in the wrong order
     assert report.brier == pytest.approx((0.01 + 0.04 + 0.49 + 0.16 + 0.01) / 5)
     # Wilson's interval of 4 out of 5, from its formula
     assert report.accuracy_ci95 == pytest.approx((0.3755, 0.9638), abs=1e-3)
@@ -40,7 +40,7 @@ def test_half_counts_as_normal() -> None:
 
 
 def test_ece_by_hand() -> None:
-    # two images said with 0.9 and one right: gap 0.4 over both
+    # two images with 0.9, one of them right: gap 0.4
     assert compute_ece(np.array([True, False]), np.array([0.9, 0.9])) == pytest.approx(0.4)
     assert compute_ece(np.array([True, False]), np.array([1.0, 0.0])) == 0.0
 
@@ -96,7 +96,7 @@ def test_a_unanimous_vote_is_not_certainty() -> None:
 
 
 def test_a_bent_score_takes_the_isotonic_curve(rng: np.random.Generator) -> None:
-    """Votes that never pass 0.5 although half of the top ones are right: no temperature helps."""
+    """Votes never exceed 0.5 although half of the top ones are diseased: no temperature helps."""
     scores = rng.random(1500) * 0.5
     truth = rng.random(1500) < np.where(scores > 0.3, 0.9, 0.05)
     fitted = fit_calibration(truth, scores, k=40)
@@ -111,7 +111,7 @@ def test_a_bent_score_takes_the_isotonic_curve(rng: np.random.Generator) -> None
 
 
 def test_one_certain_false_alarm_does_not_decide_and_leaves_valid_json() -> None:
-    """The other folds are apart: their temperature makes the held-out vote of 1 a certainty."""
+    """The other folds are separable, so their temperature makes the held-out vote of 1 certain."""
     scores = np.concatenate([np.full(150, 0.3), np.full(150, 0.505), np.full(150, 0.7), [1.0]])
     truth = scores == 0.7
     fitted = fit_calibration(truth, scores, k=0)

@@ -91,7 +91,7 @@ def test_one_image_each_is_the_plain_test(rng: np.random.Generator) -> None:
         test = compare_aurocs(truth, a, b, groups=groups)
         z = test.difference / np.sqrt(plain_delong_variance(truth, a, b))
         assert test.p_value == pytest.approx(2 * norm.sf(abs(z)))
-    for alike in (truth, ~truth):  # all of a class from one patient
+    for alike in (truth, ~truth):  # all images of a class from one patient
         one = [f"p{i}" if alike[i] else "one" for i in range(80)]
         assert compare_aurocs(truth, a, b, groups=one).p_value is None
 
@@ -103,7 +103,7 @@ def test_equal_systems_differ_by_luck_as_often_as_they_should(rng: np.random.Gen
     groups = [f"p{i // n_images}" for i in range(len(truth))]
 
     def answer() -> np.ndarray:
-        """Right or wrong on all images of a patient together."""
+        """Right or wrong on all of a patient's images together."""
         z = np.repeat(rng.normal(size=n_patients), n_images)
         return 1 / (1 + np.exp(-(z + rng.normal(size=len(z)) * 0.3 + np.where(truth, 1, -1))))
 

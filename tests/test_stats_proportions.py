@@ -1,4 +1,4 @@
-"""Intervals of shares: Wilson's by its formula, patients resampled, what cannot be known."""
+"""Intervals of proportions: Wilson's by its formula, resampled patients, degenerate cases."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_images_alone_have_wilsons_interval() -> None:
 
 
 def test_twins_of_every_image_add_no_certainty(rng: np.random.Generator) -> None:
-    """Each patient's images agree: the interval is that of the patients, not of the images."""
+    """Each patient's images agree, so the interval depends on patients, not on images."""
     patients = rng.random(100) < 0.7
     hits = np.repeat(patients, 5)
     groups = [f"p{i // 5}" for i in range(500)]

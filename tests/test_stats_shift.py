@@ -1,4 +1,4 @@
-"""Shift and recalibration: what is planted is found, and the sample is never measured on."""
+"""Shift and recalibration: planted shifts are found, and the sample is never tested on."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from core.stats.shift import fit_recalibration, measure_recalibration, measure_s
 
 
 def draw_overcalling(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Honest probabilities, then said too high by 2 on the logit scale: another scanner."""
+    """Calibrated probabilities, then shifted up by 2 on the logit scale, as by another scanner."""
     honest = rng.beta(0.8, 0.8, n)
     truth = rng.random(n) < honest
     return truth, expit(logit(np.clip(honest, 1e-4, 1 - 1e-4)) + 2.0)
@@ -24,7 +24,7 @@ def test_a_shift_by_hand() -> None:
         novel_away=np.array([True, False, False]),
     )
     assert (shift.median_home, shift.median_away) == (0.2, 0.4)
-    # of 9 pairs 7 have the outside image farther, one ties, one is nearer
+    # of 9 pairs, the external image is farther in 7, tied in one, nearer in one
     assert shift.separation == pytest.approx(7.5 / 9)
     assert shift.novel_away == pytest.approx(1 / 3)
 

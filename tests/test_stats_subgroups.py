@@ -1,4 +1,4 @@
-"""Subgroups by hand, numbers cut into parts, small groups marked; headline intervals."""
+"""Subgroups by hand, numbers cut into quartiles, small groups flagged; headline intervals."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_rows_by_hand() -> None:
     assert first.accuracy.share == 0.5
     assert first.sensitivity.share == 0.5
     assert first.specificity.share == 0.5
-    assert first.auroc == 0.75  # of 4 pairs only (0.2, 0.8) is the wrong way
+    assert first.auroc == 0.75  # of 4 pairs, only (0.2, 0.8) is in the wrong order
     assert first.is_small
     assert second.auroc is None
     assert second.specificity.share is None
@@ -64,7 +64,7 @@ def test_patients_not_images_make_a_group_large() -> None:
 
 
 def test_patients_not_images_set_the_width(rng: np.random.Generator) -> None:
-    """Copies of a patient's image make no figure of a group surer."""
+    """Copies of a patient's image must not narrow any interval."""
     truth = np.repeat(np.arange(100) % 2 == 0, 4)
     said = np.clip(np.where(truth[::4], 0.7, 0.3) + rng.normal(0, 0.3, 100), 0, 1)
     probs = np.repeat(said, 4)

@@ -1,4 +1,4 @@
-"""What a run will cost, from a trial: the sums, and that the trial leaves nothing behind."""
+"""The cost of a run, estimated by a trial: the sums, and that the trial leaves nothing behind."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_a_trial_extrapolates_and_cleans_up(
     cache.build()
     fit(embedder, cache, tmp_path, log=lambda _text: None)
     real = sum(path.stat().st_size for path in cache.folder.glob("*.bin"))
-    real += 2 * (tmp_path / "last.ckpt").stat().st_size  # the old one goes when the new is whole
+    real += 2 * (tmp_path / "last.ckpt").stat().st_size  # the old one goes when the new is complete
     assert found.disk_bytes == pytest.approx(real, rel=0.02)
     assert found.has_disk
     assert found.memory_bytes > 100e6

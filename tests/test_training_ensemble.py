@@ -1,4 +1,4 @@
-"""Two models and their vote in one go; the robust recipe's parts in a real, tiny run."""
+"""Two models and their ensemble in one run; the robust recipe's parts in a real, tiny run."""
 
 import dataclasses
 import shutil

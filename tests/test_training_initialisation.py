@@ -1,4 +1,4 @@
-"""Where fitting begins, by hand and against scikit-learn; what an average keeps."""
+"""Initialisation by hand and against scikit-learn; what weight averaging preserves."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is measured while a run is fitted, and that measuring changes nothing."""
+"""Metrics computed during training, and that measuring changes nothing."""
 
 from pathlib import Path
 from typing import Any

@@ -61,7 +61,7 @@ def test_steps_are_balanced_seeded_and_show_every_image_of_the_larger_class() ->
 def test_dropout_and_the_adapters_batch_norm_are_at_work_while_fitting(
     config: RunConfig, phantom_dataset: Dataset, tmp_path: Path
 ) -> None:
-    """Lightning keeps the mode that it finds: fitting must ask for the training mode itself."""
+    """Lightning keeps the current mode, so fitting must set training mode itself."""
     settings = settings_for(tmp_path)
     train(phantom_dataset, config, name="m", settings=settings)
     model = load_bundle(tmp_path, "m", settings=settings)
@@ -80,7 +80,7 @@ def test_collapse_is_noticed() -> None:
     warning = find_collapse(compute_spread(one_place), compute_separation(one_place, labels))
     assert warning is not None
     assert "collapsed" in warning
-    # in a narrow cone, but the classes apart: neighbours still mean something
+    # in a narrow cone, but with separate classes: neighbours are still meaningful
     two_places = one_place + 1e-3 * labels[:, None]
     assert compute_separation(two_places, labels) > 2
     assert find_collapse(compute_spread(two_places), compute_separation(two_places, labels)) is None
@@ -185,7 +185,7 @@ def test_the_cache_holds_what_the_trunks_give(
     for cache in (stored, live):
         cache.build()
         assert cache.is_complete
-    # kept in float16: 11 bits of a value
+    # stored as float16: 11 bits of precision
     for one, two in zip(stored.read_clean([0, 5]), live.read_clean([0, 5]), strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
     pairs = zip(stored.read_views([1, 2], [0, 2]), live.read_views([1, 2], [0, 2]), strict=True)
@@ -395,7 +395,7 @@ def run_train(folder: Path, data: Path, *, n_kills: int) -> dict[str, object]:
         ) as process:
             if kill < n_kills:
                 assert process.stderr is not None
-                process.stderr.readline()  # it has begun to report
+                process.stderr.readline()  # it has started to report
                 time.sleep(float(rng.uniform(0.2, 4.0)))
                 process.send_signal(signal.SIGKILL)
                 continue
@@ -403,7 +403,7 @@ def run_train(folder: Path, data: Path, *, n_kills: int) -> dict[str, object]:
             assert process.returncode == 0, errors.decode()[-2000:]
     metrics = json.loads((folder / "m" / "metrics.json").read_text(encoding="utf-8"))
     assert isinstance(metrics, dict)
-    assert metrics.pop("seconds")["fit"] > 0  # how long it took is not a figure of the model
+    assert metrics.pop("seconds")["fit"] > 0  # the duration is not a metric of the model
     return metrics
 
 
@@ -422,7 +422,7 @@ def test_killed_three_times_it_ends_at_the_same_figures(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_offline_preset_learns_the_demo(tmp_path: Path) -> None:
-    """Real weights, few images, two epochs: better than chance by far, and no collapse."""
+    """Real weights, few images, two epochs: far better than chance, and no collapse."""
     write_dataset(tmp_path / "eyes", n_train=120, n_test=4, size=192)
     config = build_preset("offline").with_overrides(
         ["preprocess.input_size=160", "train.epochs=4", "train.n_views=2"]

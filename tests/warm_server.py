@@ -1,11 +1,11 @@
-"""A stand-in for the app's server whose jobs start at once: not a test, a program for the tests.
+"""A stand-in for the app's server that starts jobs at once; a program used by the tests.
 
-``python tests/warm_server.py`` imports all that a job needs once and then forks: per line of its
-input a server for ``{"checkpoints": folder}``, with ``data``, ``name`` and ``overrides`` one that
-starts a training, with ``resume`` one that resumes a job; it prints the server's process id.
-Server, supervisor and worker are processes of their own and run the app's own code; only
-``python -m core.jobs`` is replaced by a fork, which spares the seconds of imports that twenty kills
-would otherwise cost twenty times.
+``python tests/warm_server.py`` imports everything a job needs once, then forks one server per input
+line: for ``{"checkpoints": folder}`` a plain server; with ``data``, ``name`` and ``overrides`` one
+that starts a training run; with ``resume`` one that resumes a job. It prints the server's process
+id. Server, supervisor and worker are separate processes that run the app's own code; only
+``python -m core.jobs`` is replaced by a fork, which saves the seconds of imports that would
+otherwise be spent on each of twenty kills.
 """
 
 import json
@@ -31,7 +31,7 @@ POLL_S = 0.1
 
 
 class Forked:
-    """What ``subprocess.Popen`` is to the jobs, with a fork in place of a new interpreter."""
+    """A replacement for ``subprocess.Popen`` that forks instead of starting an interpreter."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Forked:
             if stdout is not None:
                 os.dup2(stdout.fileno(), 1)
                 os.dup2(stdout.fileno(), 2)
-            os.closerange(3, 1024)  # as exec would: above all the lock of the queue
+            os.closerange(3, 1024)  # as exec would, above all the queue lock
             os.environ.update(env or {})
             sys.argv = ["core.jobs", *command[3:]]
             jobs_main.main()
@@ -90,7 +90,7 @@ class Forked:
 
 
 def fork(task: Callable[[], None]) -> int:
-    """Do the work in a child that ends with it; its process id."""
+    """Run a task in a child process and return its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -107,7 +107,7 @@ def fork(task: Callable[[], None]) -> int:
 
 
 def serve(wanted: dict[str, Any]) -> None:
-    """What the app does: look for orphans, start what is asked for, poll as pages do."""
+    """Do what the app does: find orphaned jobs, start what is requested, poll as pages do."""
     checkpoints = Path(wanted["checkpoints"])
     settings = Settings(checkpoints_dir=checkpoints, device="cpu", n_threads=1)
     registry.clean_leftovers(checkpoints)
@@ -127,7 +127,7 @@ def main() -> None:
     """Warm up, then fork a server for every line."""
     points = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
     projection.fit(points, seed=0)  # compiles what every job would compile
-    work._NICE = 0  # beside other tests politeness would only cost time
+    work._NICE = 0  # a low priority would only cost time beside other tests
     queue.subprocess.Popen = Forked  # type: ignore[attr-defined,misc,assignment]
     print("ready", flush=True)  # noqa: T201 - the test reads it
     for line in sys.stdin:

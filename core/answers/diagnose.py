@@ -1,8 +1,8 @@
 """Diagnose images with a model: the one call behind the page, the command line and notebooks.
 
-Owns the order of the steps and the decision to answer or abstain. A single model is an ensemble of
-one. Images go one at a time under the model's lock: several users share one model, and Grad-CAM
-puts hooks on it.
+Owns the order of the steps and the decision to answer or abstain. A single model is treated as an
+ensemble of one. Images are processed one at a time under the model's lock, because several users
+share one model and Grad-CAM registers hooks on it.
 """
 
 from collections.abc import Sequence
@@ -41,14 +41,15 @@ def diagnose(
 
     Args:
         model: a model or an ensemble.
-        images: decoded images; what could not be decoded goes through ``reject``.
-        explain: compute the heatmaps of both classes and each view's own answer (on a CPU they
-            take longer than the rest).
+        images: decoded images; for a file that could not be decoded, call ``reject``.
+        explain: also compute the heatmaps of both classes and the probability of each test-time
+            view (on a CPU this takes longer than everything else).
         progress: called with the fraction done after each image.
 
     Returns:
-        Status "answered", or "abstained" when the calibrated probability is too near 0.5 or the
-        image is not of the kind the model knows. An image that fails is "rejected", alone.
+        One record per image. Its status is "answered", or "abstained" if the calibrated probability
+        is too close to 0.5 or the image is out of distribution. An image that fails is "rejected";
+        the others are not affected.
     """
     diagnoses = []
     for index, image in enumerate(images):
@@ -63,7 +64,7 @@ def diagnose(
 
 
 def reject(name: str, error: CoreError, *, model: Model) -> Diagnosis:
-    """The record of a file that got no answer, with the reason."""
+    """Build the record of a file that got no answer, with the reason."""
     return Diagnosis(
         file=name,
         status="rejected",

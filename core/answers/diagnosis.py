@@ -1,7 +1,7 @@
 """The Diagnosis record: one image's answer and all the evidence behind it.
 
-Owns the record that the command line, the pages and a notebook share. Computes nothing: what
-a page shows is already in here.
+Owns the record that the command line, the pages and notebooks share. Computes nothing: everything
+a page shows is already in the record.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Status = Literal["answered", "abstained", "rejected"]
 
 
 def write_percent(share: float) -> str:
-    """Format a share as a whole percentage that never rounds to a false 0 or 100 %."""
+    """Format a fraction as a percentage: "<1 %" or ">99 %" where it would round to 0 or 100 %."""
     if 1e-6 < share < 0.005:
         return "<1 %"
     if 0.995 <= share < 1.0 - 1e-6:
@@ -30,26 +30,26 @@ def write_percent(share: float) -> str:
 class Neighbour:
     """One line of the vote ledger: a training image and what it contributed."""
 
-    rank: int  # by distance among all that may vote, 1 is the nearest
+    rank: int  # by distance among all eligible images; 1 is the nearest
     index: int  # row of the gallery
     key: str  # image key: the path inside the data folder
     label: int
     class_name: str
-    distance: float  # Euclidean, between unit embeddings, 0..2; of an ensemble the members' mean
-    weight: float  # 1 / distance; of an ensemble the mean of what it has in each
-    share: float  # of the vote; the shares of a ledger sum to 1
+    distance: float  # Euclidean, between unit embeddings, 0..2; in an ensemble, the members' mean
+    weight: float  # 1 / distance; in an ensemble, the mean over its members
+    share: float  # share of the vote; the shares in a ledger sum to 1
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """How far the image lies from the gallery in the frozen backbones' features."""
+    """How far the image lies from the gallery in the frozen backbones' feature space."""
 
     distance_percentile: float  # among the gallery's own leave-one-out distances, 0..100
-    is_novel: bool  # beyond the limit: not the kind of image the model knows
+    is_novel: bool  # beyond the limit: out of distribution
 
     @property
     def is_beyond_all(self) -> bool:
-        """Whether the image is farther out than every training image."""
+        """Whether the image is farther from the gallery than every training image."""
         return self.distance_percentile >= 100.0
 
 
@@ -63,13 +63,13 @@ class MemberVote:
 
     @property
     def leaning(self) -> str:
-        """The more probable class; the first one on a tie."""
+        """The more probable class; the first class on a tie."""
         return max(self.probabilities, key=lambda name: self.probabilities[name])
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A gallery image that was kept out of this image's vote, and why."""
+    """A gallery image that was excluded from the vote on this image, and why."""
 
     index: int
     key: str
@@ -83,8 +83,8 @@ class Heatmap:
     backbone: str
     class_name: str
     values: NDArray[np.float32]  # (h, w) in [0, 1], at the network's resolution
-    views: NDArray[np.float32]  # (V, h, w) the same of each test-time view alone, upright
-    method: str = "grad-cam"  # of ``core.explanations.methods``
+    views: NDArray[np.float32]  # (V, h, w) one per test-time view, mapped back to upright
+    method: str = "grad-cam"  # a key of ``core.explanations.methods``
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ReaderRead:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """Everything known about one image. A rejected file has ``error`` and no evidence."""
+    """Everything known about one image. A rejected file has an ``error`` and no evidence."""
 
     file: str
     status: Status
@@ -107,9 +107,9 @@ class Diagnosis:
     data_id: str
     created: str  # ISO 8601, UTC
     disease_class: str
-    predicted_class: str | None = None  # also set when abstained: the leaning; None if rejected
+    predicted_class: str | None = None  # if abstained, the more probable class; None if rejected
     probabilities: dict[str, float] = field(default_factory=dict)  # calibrated, sum to 1
-    vote_shares: dict[str, float] = field(default_factory=dict)  # the ledger summed by class
+    vote_shares: dict[str, float] = field(default_factory=dict)  # ledger shares summed by class
     k: int = 0
     neighbours: tuple[Neighbour, ...] = ()
     nearest_other: Neighbour | None = None  # nearest case of the class not predicted
@@ -117,32 +117,32 @@ class Diagnosis:
     members: tuple[MemberVote, ...] = ()
     novelty: Novelty | None = None
     maps: tuple[Heatmap, ...] = ()  # per class and backbone
-    view_probabilities: tuple[float, ...] = ()  # of disease, by each test-time view alone
-    close_limit: float = float("inf")  # a case nearer than this is called close
+    view_probabilities: tuple[float, ...] = ()  # of disease, from each test-time view alone
+    close_limit: float = float("inf")  # a case closer than this counts as similar
     map_xy: tuple[float, float] | None = None
-    pixels: NDArray[np.uint8] | None = None  # (H, W, 3), what the model saw, at most 1024 px
+    pixels: NDArray[np.uint8] | None = None  # (H, W, 3), what the model was given, at most 1024 px
     abstain_reason: Literal["uncertain", "novel"] | None = None
-    sha256: str = ""  # of the file's bytes; empty where it was not read
-    frame: int = 0  # of the file, from 0
-    n_frames: int = 1  # that the file has
-    window: tuple[float, float] | None = None  # centre and width, where one was applied
+    sha256: str = ""  # of the file's bytes; empty if it was not read
+    frame: int = 0  # index within the file, from 0
+    n_frames: int = 1  # in the file
+    window: tuple[float, float] | None = None  # centre and width, if one was applied
     is_inverted: bool = False
-    burned_in: tuple[TextRegion, ...] = ()  # where lettering seems to be, but for the mark below
-    has_synthetic_mark: bool = False  # bears the mark of core.images.phantom: drawn, of no patient
+    burned_in: tuple[TextRegion, ...] = ()  # regions that look like text, except the mark below
+    has_synthetic_mark: bool = False  # has the mark of core.images.phantom: synthetic
     reader: ReaderRead | None = None
-    software: str = ""  # the version of NeighborDx that answered
+    software: str = ""  # the NeighborDx version that produced the answer
     error: str | None = None
     error_code: str | None = None
     error_params: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def answer(self) -> str | None:
-        """The answered class; None if the model abstained or rejected the image."""
+        """The predicted class; None if the model abstained or the file was rejected."""
         return self.predicted_class if self.status == "answered" else None
 
     @property
     def heatmaps(self) -> dict[str, NDArray[np.float32]]:
-        """Backbone name -> (h, w) heatmap for the class that leads."""
+        """Backbone name -> (h, w) heatmap for the predicted class."""
         return self.heatmaps_for(self.predicted_class or "")
 
     def heatmaps_for(self, class_name: str) -> dict[str, NDArray[np.float32]]:
@@ -151,7 +151,7 @@ class Diagnosis:
 
     @property
     def members_agree(self) -> bool:
-        """Whether all models lean to the same class."""
+        """Whether all models favour the same class."""
         return len({member.leaning for member in self.members}) <= 1
 
     @property
@@ -161,7 +161,7 @@ class Diagnosis:
 
     @property
     def nearest(self) -> Neighbour | None:
-        """The nearest training image that is shown, voting or not."""
+        """The nearest training image shown, whether or not it voted."""
         shown = (*self.neighbours, *filter(None, [self.nearest_other]))
         return min(shown, key=lambda n: n.distance, default=None)
 

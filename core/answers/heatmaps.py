@@ -1,9 +1,8 @@
 """Heatmaps of one case for either class, merged over the members that share a backbone.
 
-Owns how the members' heatmaps become one per backbone, what the test-time views say one by one,
-and from which distance on no training image counts as close. Maps stay at the network's own
-resolution: a few hundred numbers, brought to the picture where they are shown
-(``core.explanations.grad_cam.resize_heatmap``).
+Owns how the members' heatmaps are merged into one per backbone, the heatmap of each test-time view,
+and drawing by other methods. Maps stay at the network's own resolution (a few hundred values) and
+are upsampled where they are shown (``core.explanations.grad_cam.resize_heatmap``).
 """
 
 from collections.abc import Sequence
@@ -30,13 +29,13 @@ def draw_heatmaps(
     """One heatmap per class and backbone: the weighted mean over the members that use it.
 
     Args:
-        members: of the model.
-        embedded: what each member made of this one image, with its activations.
-        class_names: the classes to argue for.
-        excluded: per member the gallery rows that may not vote.
-        method: the key of ``draw_views``, kept with the maps.
-        draw_views: one member's maps of every view. None: Grad-CAM, from what the prediction has
-            computed.
+        members: the members of the model.
+        embedded: each member's output for this one image, with its activations.
+        class_names: the classes to explain.
+        excluded: for each member, the gallery rows excluded from the vote.
+        method: the name of the method behind ``draw_views``, stored with the maps.
+        draw_views: computes one member's maps for every view. None: Grad-CAM from the activations
+            that the prediction already computed.
     """
     drawn: dict[tuple[str, str], list[tuple[float, NDArray[np.float32]]]] = {}
     for member, outcome, rows in zip(members, embedded, excluded, strict=True):
@@ -65,7 +64,7 @@ def _compute_maps(
     *,
     asked: Sequence[int],
 ) -> list[dict[str, NDArray[np.float32]]]:
-    """One member's maps of every view, for each class asked for."""
+    """One member's maps of every view, for each requested class."""
     if draw_views is None:
         late = [activation[:, 0] for activation in outcome.late]
         both = grad_cam.compute_class_heatmaps(bundle.embedder, late, neighbours=neighbours)
@@ -84,7 +83,7 @@ def _merge(
     backbone: str,
     method: str,
 ) -> Heatmap:
-    """Members' (V, h, w) maps -> one record. Members may differ in views and in resolution."""
+    """Merge members' (V, h, w) maps, which may differ in views and in resolution."""
     whole = [(weight, grad_cam.keep_positive(views.mean(axis=0))) for weight, views in maps]
     n_views = min(len(views) for _, views in maps)
     by_view = [

@@ -1,6 +1,7 @@
 """The vote ledger: one readable line per training image that voted.
 
-Owns the places of the album, the merged shares, the one scale of distances, and who was left out.
+Owns the order of the album's images, the merged shares, the common distance scale, and the list of
+excluded images.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from core.models.ensemble import Model
 
 
 def list_left_out(votes: Sequence[Vote]) -> tuple[LeftOut, ...]:
-    """Training images excluded from the vote on this image, with the reason, by album place."""
+    """Training images excluded from the vote on this image, with the reason, by album position."""
     left_out = {}
     for vote in votes:
         for row, why in vote.related.items():
@@ -28,12 +29,12 @@ def list_left_out(votes: Sequence[Vote]) -> tuple[LeftOut, ...]:
 def measure_distances(votes: Sequence[Vote]) -> NDArray[np.float64]:
     """Distance to every training image, on the one scale used throughout a case.
 
-    The mean over the members that know the training image and let it vote, weighted as they are.
-    A classifier's distances are of another space, and did not decide: they count only where no
-    member votes.
+    The mean over the members that have the training image and let it vote, with their ensemble
+    weights. A classifier's distances come from another space and do not decide the answer: they are
+    used only if no member votes.
 
     Returns:
-        (places of the album,) inf where no member lets the image vote.
+        (album size,) distance by album position; inf if no member lets the image vote.
     """
     n_places = 1 + max(int(vote.member.album_rows.max()) for vote in votes)
     sums, weights = np.zeros(n_places), np.zeros(n_places)
@@ -42,7 +43,7 @@ def measure_distances(votes: Sequence[Vote]) -> NDArray[np.float64]:
         may_vote = np.ones(len(gallery), dtype=bool)
         may_vote[[*vote.related, *gallery.silent]] = False
         apart = np.linalg.norm(gallery.embeddings - vote.embedding, axis=1)
-        # add.at: a gallery may hold one image twice
+        # add.at: a gallery may contain an image twice
         np.add.at(sums, places[may_vote], vote.member.weight * apart[may_vote])
         np.add.at(weights, places[may_vote], vote.member.weight)
     distances = np.full(n_places, np.inf)
@@ -60,10 +61,11 @@ def write_ledger(
     """One line per training image: the members' shares, weighted as the members are.
 
     Args:
-        model: the members' whole.
-        votes: of the members.
-        distances: by ``measure_distances``. A rank is the place in their order; one that no line
-            has is of an image that lies near in the mean, yet is no member's neighbour.
+        model: the model or ensemble.
+        votes: one per member.
+        distances: as returned by ``measure_distances``. A rank is the position in their order; a
+            rank may be missing, because an image can be close on average and yet not be among the
+            neighbours of any member.
     """
     voting = _list_voting(votes)
     total = sum(vote.member.weight for vote in voting)
@@ -91,7 +93,7 @@ def write_ledger(
 
 
 def _rank(distances: NDArray[np.float64]) -> NDArray[np.int64]:
-    """1 for the nearest place; of equal distances the lower place comes first."""
+    """Rank positions from 1, the nearest; on a tie the lower position comes first."""
     ranks = np.empty(len(distances), dtype=np.int64)
     ranks[np.argsort(distances, kind="stable")] = np.arange(1, len(distances) + 1)
     return ranks
@@ -122,7 +124,7 @@ def find_nearest_other(
     *,
     predicted: str,
 ) -> Neighbour | None:
-    """The nearest case of the class not predicted, by the ledger's scale; share 0: no vote."""
+    """The nearest case of the class not predictedon the ledger's scale (share 0: no vote)."""
     is_other = _read_labels(model) != model.class_names.index(predicted)
     others = np.where(is_other, distances, np.inf)
     place = int(others.argmin())
@@ -143,7 +145,7 @@ def find_nearest_other(
 
 
 def _read_labels(model: Model) -> NDArray[np.int64]:
-    """Label of every album place, as ``model.find_image`` finds it; the lead member decides."""
+    """Label at every album position, as ``model.find_image`` finds it; the lead member decides."""
     labels = np.zeros(1 + max(int(m.album_rows.max()) for m in model.members), dtype=np.int64)
     for member in sorted(reversed(model.members), key=lambda m: m.bundle is model.lead):
         names = [model.class_names.index(name) for name in member.bundle.class_names]

@@ -9,12 +9,12 @@ from core.models.ensemble import Model, mix_validation
 from core.stats import metrics
 
 COVERAGES = (1.0, 0.9, 0.8)
-_MIN_VALIDATION = 20  # images; below, shares of them say nothing
+_MIN_VALIDATION = 20  # images; with fewer, the proportions mean little
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Accuracy when only the most certain share of the images is answered."""
+    """Accuracy when only the most confident fraction of the images is answered."""
 
     share: float
     accuracy: float
@@ -26,18 +26,18 @@ class Reliability:
     """Calibration and coverage of a model on its validation images."""
 
     n: int
-    ece_before: float | None  # of the raw vote; None for a vote of several models
+    ece_before: float | None  # of the uncalibrated vote; None for an ensemble
     ece: float  # calibration error of the probabilities shown
-    method: str  # "temperature", "isotonic", or "vote" of several models
-    is_held_out: bool  # whether ``ece`` is of folds that the calibration did not see
+    method: str  # "temperature", "isotonic", or "vote" for an ensemble
+    is_held_out: bool  # whether ``ece`` comes from folds held out from the calibration
     coverage: tuple[Coverage, ...]  # at COVERAGES
-    answered: Coverage | None  # at the model's own abstain zone; None where it answers nothing
+    answered: Coverage | None  # outside the model's own abstain zone; None if it answers nothing
 
 
 def describe_reliability(model: Model) -> Reliability | None:
     """Describe the model's calibration and coverage on its validation images.
 
-    None where too few images were held out, or where members of a vote held out different ones.
+    None if too few images were held out, or if an ensemble's members held out different ones.
     """
     truth, p_disease = _read_validation(model)
     if len(truth) < _MIN_VALIDATION or len(np.unique(truth)) < 2:
@@ -62,12 +62,12 @@ def describe_reliability(model: Model) -> Reliability | None:
 def compute_coverage(
     is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating], *, share: float
 ) -> Coverage:
-    """Accuracy on the most certain share of the images, rounded up to whole images.
+    """Compute the accuracy on the most confident fraction of the images, rounded up.
 
     Args:
-        is_disease: (N,) truth, N of at least 1.
-        p_disease: (N,) probability; sure is far from 0.5.
-        share: 0..1; ties at the border go in order.
+        is_disease: (N,) true labels, N of at least 1.
+        p_disease: (N,) probability of disease; confidence is the distance from 0.5.
+        share: 0..1, the fraction to keep; ties at the cut-off are taken in order.
     """
     n = max(1, int(np.ceil(share * len(p_disease) - 1e-9)))
     surest = np.argsort(-np.abs(p_disease - 0.5), kind="stable")[:n]
@@ -76,7 +76,7 @@ def compute_coverage(
 
 
 def _read_validation(model: Model) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Truth and the members' mixed probabilities; empty where they cannot be put together."""
+    """True labels and the members' combined probabilities; empty if they cannot be combined."""
     mixed = mix_validation(
         [member.bundle.metrics for member in model.members],
         data_ids=[member.bundle.config.data_id for member in model.members],

@@ -1,8 +1,7 @@
 """On-demand checks of one case: heatmaps by other methods, and whether heatmaps are faithful.
 
-Owns what is worked out on demand for the one case on view, because it costs more than the answer:
-heatmaps by another method, the test of heatmaps on this very image, a training image as
-large as it can be had, and how far the model's figures may be trusted, from its validation images.
+Owns the computations that cost more than the answer itself and are therefore run only for the case
+on view: heatmaps by another method, and the faithfulness tests of heatmaps on this image.
 The caller need not hold the model's lock.
 """
 
@@ -24,10 +23,10 @@ from core.network.embedder import embed_together
 
 @dataclass(frozen=True)
 class MapScrutiny:
-    """The test of one backbone's heatmap of one case."""
+    """Test results for one backbone's heatmap of one case."""
 
     test: Faithfulness
-    view_agreement: float | None  # mean rank correlation of the views' own maps, -1..1
+    view_agreement: float | None  # mean rank correlation between the views' maps, -1..1
 
 
 @dataclass(frozen=True)
@@ -36,28 +35,28 @@ class Scrutiny:
 
     class_name: str
     method: str  # of core.explanations.methods
-    maps: tuple[Heatmap, ...]  # one per backbone: what was tested
+    maps: tuple[Heatmap, ...]  # one per backbone: the maps tested
     by_backbone: dict[str, MapScrutiny]
-    map_agreement: float | None  # mean rank correlation of the backbones' maps, -1..1
+    map_agreement: float | None  # mean rank correlation between the backbones' maps, -1..1
 
 
 def draw_maps(
     model: Model, diagnosis: Diagnosis, *, class_name: str, method: str = SHOWN
 ) -> tuple[Heatmap, ...]:
-    """A case's heatmaps, one per backbone: those it came with, or drawn now by another method.
+    """Return a case's heatmaps, one per backbone; another method's are computed on demand.
 
-    Integrated gradients need the network once more: it is run on the picture that is shown, at
-    most 1024 px of the file's.
+    Integrated gradients need another pass through the network. It is run on the displayed image,
+    which is at most 1024 px.
 
     Args:
-        model: the one that answered.
+        model: the model that produced the diagnosis.
         diagnosis: with pixels and maps.
-        class_name: the class to argue for.
-        method: of ``core.explanations.methods``.
+        class_name: the class to explain.
+        method: a key of ``core.explanations.methods``.
 
     Raises:
         ShapeError: the case has no heatmap for that class, or no pixels.
-        ConfigError: an unknown method.
+        ConfigError: the method is unknown.
     """
     draw_views = find_method(method).draw_views
     maps = tuple(m for m in diagnosis.maps if m.class_name == class_name)
@@ -80,12 +79,12 @@ def scrutinise(model: Model, diagnosis: Diagnosis, maps: Sequence[Heatmap]) -> S
     """Test a case's heatmaps on its own image.
 
     Args:
-        model: the one that answered.
+        model: the model that produced the diagnosis.
         diagnosis: with pixels.
-        maps: one per backbone, of one class and one method (``draw_maps``).
+        maps: one per backbone, all for one class and by one method (``draw_maps``).
 
     Raises:
-        ShapeError: no pixels, or no maps of one kind.
+        ShapeError: there are no pixels or no maps, or the maps differ in class or method.
     """
     if diagnosis.pixels is None or len({(m.class_name, m.method) for m in maps}) != 1:
         raise ShapeError("expected a case with pixels and heatmaps of one class and method.")
@@ -122,6 +121,6 @@ def _agree(maps: Sequence[NDArray[np.float32]]) -> float | None:
 
 
 def _list_excluded(model: Model, diagnosis: Diagnosis) -> list[list[int]]:
-    """Per member the gallery rows that were kept out of the vote."""
+    """For each member, the gallery rows excluded from the vote."""
     found = [[m.find_row(item.index) for item in diagnosis.left_out] for m in model.members]
     return [[row for row in rows if row is not None] for rows in found]

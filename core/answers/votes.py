@@ -1,6 +1,6 @@
 """The vote of each member on an image, and the combined vote.
 
-Owns the soft vote and which gallery rows may not vote. Holds no lock: the caller does.
+Owns the soft vote and which gallery rows are excluded. Takes no lock: the caller holds it.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ class Vote:
     """One member's vote on one image."""
 
     member: Member
-    ballot: Ballot  # of a classifier: its nearest images, which did not vote
+    ballot: Ballot  # for a classifier, its nearest images, which did not vote
     embedding: NDArray[np.float32]  # (D,)
     p_disease: float  # calibrated
-    related: Mapping[int, str]  # gallery rows that might not vote
+    related: Mapping[int, str]  # gallery row -> reason it was excluded from the vote
     novelty: Novelty
 
     @property
     def excluded(self) -> NDArray[np.int64]:
-        """Rows that might not vote, ascending."""
+        """Rows excluded from the vote, ascending."""
         return np.array(sorted(self.related), dtype=np.int64)
 
 
 def read_batch(
     model: Model, images: Sequence[Image], *, groups: Sequence[str]
 ) -> tuple[list[tuple[Vote, ...]], list[Embedded]]:
-    """Every member's vote on each image, and what each member made of the batch."""
+    """Every member's vote on each image, and each member's embeddings of the batch."""
     pixels = [image.pixels for image in images]
     embedded = embed_together([m.bundle.embedder for m in model.members], pixels)
     votes = [
@@ -51,7 +51,7 @@ def read_batch(
 def vote_batch(
     member: Member, embedded: Embedded, images: Sequence[Image], *, groups: Sequence[str]
 ) -> list[Vote]:
-    """One member's vote on each image; gallery rows of the image or its group do not vote."""
+    """One member's vote on each image; gallery rows of the same image or group are excluded."""
     novelties = _measure_novelty(member.bundle, embedded)
     votes = []
     for index, (image, group) in enumerate(zip(images, groups, strict=True)):
@@ -111,16 +111,15 @@ def join_novelty(votes: Sequence[Vote]) -> Novelty:
 
 
 def measure_views(votes: Sequence[Vote], embedded: Sequence[Embedded]) -> tuple[float, ...]:
-    """The probability of disease that each test-time view gives by itself, members mixed.
+    """The probability of disease from each test-time view alone, combined over the members.
 
     Args:
         votes: one per member.
-        embedded: what each member made of this one image, with its activations.
+        embedded: each member's output for this one image, with its activations.
 
     Returns:
-        One probability per view, in the order of ``transforms.build_test_views``, calibrated as
-        the whole is.
-        Members with fewer views leave the others out.
+        One probability per view, in the order of ``transforms.build_test_views``, calibrated like
+        the whole vote. Only the views that every member has are included.
     """
     by_member = []
     for vote, outcome in zip(votes, embedded, strict=True):
@@ -148,10 +147,10 @@ def _answer_views(
 
 
 def compute_close_limit(votes: Sequence[Vote]) -> float:
-    """The distance beyond which no training image is called close.
+    """The distance beyond which no training image is called similar.
 
-    It is the usual distance (median) of two training images of one class, the voting members'
-    mean: nearer than that, an image is more alike than its label alone makes it.
+    It is the median distance between two training images of the same class, averaged over the
+    voting members. An image closer than that is more similar than the shared label alone explains.
     """
     voting = [v for v in votes if v.member.bundle.has_vote] or list(votes)
     limits = [vote.member.bundle.typical_distance for vote in voting]

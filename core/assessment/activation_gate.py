@@ -1,8 +1,8 @@
 """Which model is in use: the activation gate, the history of decisions, and roll-back.
 
-Owns ``checkpoints/activations.json``, to which entries are only added. The gate compares the
-candidate with the active model on the same images: a kept comparison on test images that neither
-knew if there is one, else the validation images that both held out.
+Owns ``checkpoints/activations.json``, which is append-only. The gate compares the candidate with
+the active model on the same images: a saved comparison on test images unseen by both models if
+there is one, otherwise the validation images that both held out.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ _SET_ASIDE = {
     "images.",
 }
 MIN_REASON = 10  # characters
-_PATIENCE_S = 30.0  # with another process that decides
+_PATIENCE_S = 30.0  # waiting for another process's decision
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Verdict:
     """The gate's verdict on a candidate; the pages translate it by its ``code``."""
 
     candidate: str
-    current: str  # empty where no model is in use
+    current: str  # empty if no model is in use
     passed: bool
     code: str  # first, same, passed, worse, harmed, incomparable
     evidence: str  # comparison, validation, or empty
@@ -62,7 +62,7 @@ class Verdict:
     auroc_change: float = 0.0
     harmed: str = ""  # subgroups, as column=value
     message: str = ""
-    set_aside: str = ""  # why a kept comparison does not count: split, known, gallery, older
+    set_aside: str = ""  # why a saved comparison does not count: split, known, gallery, older
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Activation:
     reason: str
     gate: str  # the verdict's code
     message: str
-    previous_sha256: str = ""  # of the parameters of the model before; older lines do not say
+    previous_sha256: str = ""  # of the previous model's parameters; empty in older entries
 
 
 def check_gate(directory: Path, candidate: str, *, limit: float = LIMIT) -> Verdict:
@@ -89,7 +89,7 @@ def check_gate(directory: Path, candidate: str, *, limit: float = LIMIT) -> Verd
         limit: accuracy and AUROC may be lower by at most this.
 
     Raises:
-        CheckpointError: no such model, or it cannot be loaded.
+        CheckpointError: there is no such model, or it cannot be loaded.
     """
     new = find_model(directory, candidate)
     if new.problem:
@@ -118,7 +118,7 @@ def check_gate(directory: Path, candidate: str, *, limit: float = LIMIT) -> Verd
 def _find_objection(
     directory: Path, found: Comparison, models: tuple[ModelSummary, ModelSummary]
 ) -> str:
-    """Why a kept comparison is no evidence, as a key of _SET_ASIDE; empty where it is."""
+    """Why a saved comparison is not valid evidence, as a key of _SET_ASIDE; empty if it is."""
     if found.split != "test":
         return "split"
     if found.n_known is None:
@@ -132,7 +132,7 @@ def _find_objection(
 def _check_validation(
     directory: Path, old: ModelSummary, new: ModelSummary, limit: float
 ) -> Verdict:
-    """The verdict where no comparison counts."""
+    """The verdict if there is no valid comparison."""
     first, second = (_read_answers(directory, summary) for summary in (old, new))
     if first is None or second is None or first[0] != second[0]:
         return _incomparable(old, new, limit, "they share no validation images")
@@ -173,14 +173,14 @@ def _incomparable(old: ModelSummary, new: ModelSummary, limit: float, why: str) 
     )
     return Verdict(
         new.model_id, old.model_id, False, "incomparable", "", limit, message=text
-    )  # nothing measured is no reason to trust it
+    )  # without a measurement, the gate does not pass
 
 
 _Answers = tuple[list[str], NDArray[np.bool_], NDArray[np.float64]]
 
 
 def _read_answers(directory: Path, summary: ModelSummary) -> _Answers | None:
-    """Keys, truth and probabilities of a model's validation images; an ensemble mixes them."""
+    """Keys, labels and probabilities of a model's validation images, mixed in an ensemble."""
     names = summary.members or (summary.model_id,)
     stored = [read_json(directory / name / "metrics.json") for name in names]
     data_ids = [read_bundle_config(directory / name).data_id for name in names]
@@ -188,7 +188,7 @@ def _read_answers(directory: Path, summary: ModelSummary) -> _Answers | None:
     mixed = mix_validation(stored, data_ids=data_ids, weights=weights)
     if mixed is None:
         return None
-    # the same name in other data is another image
+    # the same name in other data is a different image
     keys = [f"{data_ids[0]}:{key}" for key in mixed["keys"]]
     return keys, np.array(mixed["is_disease"], dtype=np.bool_), mixed["p_disease"]
 
@@ -201,11 +201,12 @@ def activate(
     Args:
         directory: the checkpoints folder.
         candidate: a listed model.
-        reason: needed, in a sentence, when the gate does not pass.
-        limit: of the gate.
+        reason: a sentence, required if the gate does not pass.
+        limit: passed on to the gate.
 
     Raises:
-        CheckpointError: no such model, it cannot be loaded, or another process decides just now.
+        CheckpointError: there is no such model, it cannot be loaded, or another process is
+            activating one.
         ConfigError: the gate does not pass and no reason is given.
     """
     with _hold(directory):
@@ -222,11 +223,11 @@ def activate(
 
 
 def roll_back(directory: Path, *, reason: str = "") -> Activation:
-    """Go back to the model that was in use before the last activation.
+    """Reactivate the model that was in use before the last activation.
 
     Raises:
-        CheckpointError: there is no earlier one, it is gone, damaged or made anew, or another
-            process decides just now. Then nothing is changed and nothing written down.
+        CheckpointError: there is no earlier model, it is missing, damaged or retrained, or another
+            process is activating one. Then nothing is changed or recorded.
     """
     with _hold(directory):
         past = read_history(directory)
@@ -247,7 +248,7 @@ def find_previous(directory: Path) -> str | None:
 
 
 def _find_undone(past: list[Activation]) -> Activation | None:
-    """The activation a roll-back would undo, allowing for earlier roll-backs."""
+    """The activation a roll-back would undo, taking earlier roll-backs into account."""
     pile: list[Activation] = []
     for entry in past:
         if entry.action == "roll-back":
@@ -260,7 +261,7 @@ def _find_undone(past: list[Activation]) -> Activation | None:
 def _check_same_as_then(
     summary: ModelSummary, undone: Activation, past: Sequence[Activation]
 ) -> None:
-    """The model can be loaded, and is the one that was in use before."""
+    """Check that the model can be loaded and is the one that was in use before."""
     if summary.problem:
         raise CheckpointError(
             f"model {summary.model_id!r} was in use before, but cannot be loaded: "
@@ -297,10 +298,10 @@ def _write(
     )
     past = [dataclasses.asdict(one) for one in read_history(directory)]
     told = json.dumps([*past, dataclasses.asdict(entry)], indent=2, ensure_ascii=False)
-    write_text(directory / _FILE, told)  # first: an activation without a record must not be
+    write_text(directory / _FILE, told)  # first, so that no activation goes unrecorded
     try:
         registry.activate(directory, model_id)
-    except BaseException:  # nor may one be written down that was not made
+    except BaseException:  # and none is recorded that did not happen
         write_text(directory / _FILE, json.dumps(past, indent=2, ensure_ascii=False))
         raise
     return entry

@@ -1,7 +1,7 @@
 """Evaluate a model on a split, including the longer studies, and keep the result.
 
-Owns the order of the parts and their share of the progress. Each part is kept as soon as it is
-done: a stopped run loses only the part it was in.
+Owns the order of the parts and their share of the progress. Each part is saved as soon as it is
+done, so a stopped run loses only the part in progress.
 """
 
 from collections.abc import Sequence
@@ -34,16 +34,16 @@ def assess(
     """Predict every image of a split, then run the requested longer studies.
 
     Args:
-        model_id: of a listed model.
+        model_id: id of a listed model.
         data: folder or file.
         split: "train", "val" or "test".
         settings: where the models are, device, threads.
-        parts: of PARTS.
-        disease_class: of the data; that of the model where it is not given and the data has it.
+        parts: names from PARTS.
+        disease_class: disease class of the data. Default: the model's, if the data has it.
         progress: called with the fraction done.
 
     Raises:
-        ConfigError: an unknown part.
+        ConfigError: a part is unknown.
         CoreError: what loading the model or reading the data raises.
     """
     unknown = [part for part in parts if part not in PARTS]

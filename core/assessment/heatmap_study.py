@@ -1,8 +1,8 @@
 """Heatmap faithfulness over a split, per backbone and method, against baselines.
 
 Owns the study: pointing game and energy on lesion masks, deletion and insertion of the vote, the
-weight-randomisation check, agreement of the backbones. The single figures are
-core.explanations.faithfulness's.
+weight-randomisation check, agreement between backbones. The individual measures are in
+core.explanations.faithfulness.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from core.models.ensemble import Model
 from core.network.embedder import Embedded, Progress, embed_together
 from core.stats.proportions import Mean, Share, measure_mean, measure_share
 
-_BASELINE_PX = 9  # cells of the random maps: as coarse as the heatmaps
+_BASELINE_PX = 9  # cells per side of the random maps, as coarse as the heatmaps
 _TOLERANCE_PX = 15
 _N_FAITHFUL = 16
 _N_STEPS = 5
 _N_RANDOM = 2  # random orders per image
-_N_CHECKED = 8  # images of the weight-randomisation check
+_N_CHECKED = 8  # images in the weight-randomisation check
 Maps = dict[tuple[str, str], NDArray[np.float32]]  # (backbone, method) -> (h, w)
 
 
@@ -42,21 +42,21 @@ class Row:
     method: str
     n: int
     n_masks: int
-    n_faithful: int  # images behind deletion and insertion
+    n_faithful: int  # images used for deletion and insertion
     pointing_game: float | None  # None without masks
-    pointing_ci95: tuple[float, float] | None  # all intervals resample patients
-    pointing_game_15px: float | None  # with the tolerance of the pointing game's paper
+    pointing_ci95: tuple[float, float] | None  # all intervals are from resampling patients
+    pointing_game_15px: float | None  # with the tolerance of the pointing-game paper
     energy_in_mask: float | None
     energy_ci95: tuple[float, float] | None
     deletion_auc: float | None
     deletion_ci95: tuple[float, float] | None
     insertion_auc: float | None
     insertion_ci95: tuple[float, float] | None
-    better_than_random: float | None  # share of the images
+    better_than_random: float | None  # fraction of the images
 
 
 def has_masks(dataset: Dataset, split: str) -> bool:
-    """Whether some images of a split come with a mask of the lesion."""
+    """Whether any image of a split has a lesion mask."""
     return any(record.mask is not None for record in dataset.subset(split))
 
 
@@ -77,13 +77,13 @@ def study_heatmaps(
     Args:
         model: a model or an ensemble.
         dataset: with the model's classes.
-        split: of the images: those with a mask where there are masks, else all diseased ones.
-        methods: keys of ``core.explanations.methods``; the first is the one that
-            ``randomisation`` and ``agreement`` are of. None: all that are studied.
-        n_images: at most so many, drawn; None for all.
-        n_faithful: deletion and insertion on the first so many of them.
+        split: of the images: those with a mask if there are masks, else all diseased ones.
+        methods: keys of ``core.explanations.methods``; ``randomisation`` and ``agreement`` are
+            computed for the first. None: all methods that are studied.
+        n_images: maximum number of images, sampled; None for all.
+        n_faithful: number of images for deletion and insertion.
         n_steps: points of their curves; each costs a run of the model per map and image.
-        seed: of the draw, the random maps and the random orders.
+        seed: for the sample, the random maps and the random orders.
         progress: called with the fraction done.
 
     Returns:
@@ -96,7 +96,7 @@ def study_heatmaps(
     """
     methods = list(methods or list_studied())
     rng = np.random.default_rng(seed)
-    disease = model.disease_class  # the data may have been read for another model
+    disease = model.disease_class  # the data may have been loaded for another model
     diseased = [r for r in dataset.subset(split) if dataset.class_names[r.label] == disease]
     records = _choose(diseased, n_images=n_images, rng=rng)
     tally = _Tally()
@@ -128,21 +128,21 @@ def study_heatmaps(
 
 
 def find_checked_method(study: Mapping[str, Any]) -> str:
-    """Which method a study's ``randomisation`` and ``agreement`` are of."""
+    """The method for which a study computed ``randomisation`` and ``agreement``."""
     default = (
         study["rows"][0]["method"] if study["rows"] else list_studied()[0]
-    )  # kept before it was said
+    )  # saved before the field existed
     return str(study.get("checked_method", default))
 
 
 class _Tally:
-    """Figures of each image, by backbone and method."""
+    """Measurements of each image, by backbone and method."""
 
     def __init__(self) -> None:
         self.n_masks = 0
         self.groups: list[str] = []  # of every image so far
         self.values: dict[tuple[str, str], dict[str, list[float]]] = {}
-        self.rows: dict[str, list[int]] = {}  # figure -> the images that have it
+        self.rows: dict[str, list[int]] = {}  # measure -> the images that have it
         self.agreement: list[float] = []
         self.randomised: dict[str, list[float]] = {}
 
@@ -218,12 +218,12 @@ def _choose(
 
 
 def read_mask(record: Record, image: Image) -> NDArray[np.bool_] | None:
-    """(H, W) of the image, true on the lesion; None where there is none or it is empty."""
+    """Read the lesion mask, (H, W), true on the lesion; None if missing or empty."""
     if record.mask is None:
         return None
     try:
         grey = load(record.mask).pixels.max(axis=2)
-    except ImageError:  # an empty mask is a constant picture
+    except ImageError:  # an empty mask is a constant image, which is refused
         return None
     height, width = image.pixels.shape[:2]
     sized = cv2.resize(grey, (width, height), interpolation=cv2.INTER_NEAREST)
@@ -290,7 +290,7 @@ def _draw(
     *,
     method: str,
 ) -> dict[str, NDArray[np.float32]]:
-    """One map per backbone: the weighted mean over the members that use it."""
+    """Draw one map per backbone: the weighted mean over the members that use it."""
     drawn: dict[str, list[tuple[float, NDArray[np.float32]]]] = {}
     for member, outcome, rows in zip(members, embedded, barred, strict=True):
         bundle = member.bundle
@@ -319,7 +319,7 @@ def _check_randomised(
     method: str,
     tally: _Tally,
 ) -> None:
-    """Compare with the maps of nets whose trained layers are re-initialised on the same trunks."""
+    """Compare with maps of nets with re-initialised trained layers on the same trunks."""
     members = [
         dataclasses.replace(
             m,

@@ -1,7 +1,7 @@
 """Compare two models on the same images: flipped answers, paired tests, subgroups.
 
-Owns the comparison's record and where it is kept (``checkpoints/.comparisons``), so that a later
-activation can rest on it. "First" is the model in use, "second" the one that may replace it.
+Owns the comparison's record and its folder (``checkpoints/.comparisons``), so that a later
+activation can rely on it. "First" is the model in use, "second" the one that may replace it.
 """
 
 import dataclasses
@@ -25,23 +25,23 @@ from core.models.ensemble import Model
 from core.network.embedder import Progress
 from core.stats.paired_tests import DeLong, McNemar, compare_aurocs, compare_calls
 
-_MAX_VALUES = 12  # of a column that makes subgroups
-_MIN_IMAGES = 10  # of a subgroup that can be called harmed
+_MAX_VALUES = 12  # of a column used for subgroups
+_MIN_IMAGES = 10  # for a subgroup to be called harmed
 _MAX_PICTURES = 60
 _FOLDER = ".comparisons"
-_ASIDE = "aside"  # folder in it: comparisons that are no evidence
+_ASIDE = "aside"  # subfolder for comparisons that do not count as evidence
 
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image under both models: calibrated probabilities of disease, and what changed."""
+    """One image under both models: calibrated probabilities of disease, and the change."""
 
     key: str
     is_disease: bool
     p_first: float
     p_second: float
     change: str  # "fixed", "broken", or "same"
-    picture: str = ""  # file beside the record, of flipped images
+    picture: str = ""  # file beside the record, for flipped images
     group: str = ""  # patient
 
 
@@ -54,8 +54,8 @@ class Subgroup:
     n: int
     accuracy_first: float
     accuracy_second: float
-    p_value: float  # of the calls inside the subgroup, by patient
-    is_harmed: bool  # fell by more than the limit, on enough images
+    p_value: float  # of the calls within the subgroup, by patient
+    is_harmed: bool  # accuracy fell by more than the limit, on enough images
 
 
 @dataclass(frozen=True)
@@ -77,24 +77,25 @@ class Comparison:
     rows: tuple[ImageRow, ...]
     subgroups: tuple[Subgroup, ...]
     n_unreadable: int
-    data_root: str = ""  # where the images lay; older records do not say
+    data_root: str = ""  # folder of the images; empty in older records
     first_gallery: str = ""  # the galleries that voted, with the version of their corrections
     second_gallery: str = ""
-    n_known: int | None = None  # images that trained or validated one of the models; older records
-    # do not say
+    n_known: int | None = None  # images used to train or validate either model; None in
+    # older records
 
     @property
     def is_evidence(self) -> bool:
-        """Whether it was made on test images that neither model knew."""
+        """Whether it was made on test images that neither model had seen."""
         return is_evidence(self.split, self.n_known)
 
 
 def is_evidence(split: str, n_known: int | None) -> bool:
-    """Whether the gate counts a comparison: on test images, none of which a model knew.
+    """Whether the gate counts a comparison: only test images, none of which a model had seen.
 
     Args:
         split: of the images.
-        n_known: how many trained or validated one of the models; None: not counted, as before.
+        n_known: how many were used to train or validate either model; None: not counted (older
+            records).
     """
     return split == "test" and n_known == 0
 
@@ -110,20 +111,21 @@ def compare_models(
     limit: float = 0.02,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Answer on every image of a split with both models and put the answers side by side.
+    """Diagnose every image of a split with both models and compare the answers.
 
     Args:
         first: the model in use.
-        second: the one that may replace it; must know the same classes.
-        dataset: with images that neither trained on, if the figures are to mean anything.
+        second: the one that may replace it; must have the same classes.
+        dataset: its images should not have been used to train either model, or the comparison is
+            biased.
         split: of the data.
-        hashes: weights_sha256 of both, so that the record can be told from one of a namesake.
+        hashes: weights_sha256 of both, so that another model of the same name is not mistaken.
         pictures: a folder for thumbnails of flipped images.
-        limit: a subgroup is harmed when its accuracy falls by more than this.
+        limit: a subgroup is harmed if its accuracy falls by more than this.
         progress: called with the fraction done.
 
     Raises:
-        DataError: other classes, an empty split, or one class only.
+        DataError: the classes differ, the split is empty, or it has only one class.
     """
 
     def half(start: float) -> Progress:
@@ -166,8 +168,8 @@ def compare_models(
 
 
 def _find_known(model: Model, dataset: Dataset, reading: SplitReading) -> set[str]:
-    """Keys of images that a member has in its gallery or was validated on: copies, or the same
-    name in the same data."""
+    """Keys of images in a member's gallery or validation set: copies, or the same name in the same
+    data."""
     known = find_copies(model, reading) | find_validated(model, reading)
     for member in model.members:
         config, contents = member.bundle.config, member.bundle.contents
@@ -178,7 +180,7 @@ def _find_known(model: Model, dataset: Dataset, reading: SplitReading) -> set[st
 
 
 def _match(one: SplitReading, two: SplitReading) -> tuple[list[int], list[int]]:
-    """Places of the images that both read."""
+    """Positions of the images that both models could read."""
     place = {key: index for index, key in enumerate(two.keys)}
     pairs = [(i, place[key]) for i, key in enumerate(one.keys) if key in place]
     if not pairs:
@@ -194,7 +196,7 @@ def _draw_rows(
     p_first: NDArray[np.float64],
     p_second: NDArray[np.float64],
 ) -> tuple[ImageRow, ...]:
-    """One row per image; flipped ones first, what broke before what was fixed."""
+    """One row per image; flipped ones first, broken before fixed."""
     rows = []
     for key, group, is_disease, a, b in zip(keys, groups, truth, p_first, p_second, strict=True):
         was_right, is_right = (a > 0.5) == is_disease, (b > 0.5) == is_disease
@@ -214,7 +216,7 @@ def _add_pictures(
         if row.change != "same" and index < _MAX_PICTURES:
             try:
                 pixels = load_record(records[row.key]).pixels
-            except ImageError:  # it was there a moment ago
+            except ImageError:  # deleted since it was diagnosed
                 shown.append(row)
                 continue
             name = f"{index:04d}.jpg"
@@ -225,7 +227,7 @@ def _add_pictures(
 
 
 def read_subgroups(root: Path, keys: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Columns of a manifest that split the images into a few groups: column -> key -> value."""
+    """Manifest columns that divide the images into a few groups: column -> key -> value."""
     columns = read_columns(root, keys)
     return {
         name: dict(zip(keys, values, strict=True))
@@ -237,7 +239,7 @@ def read_subgroups(root: Path, keys: Sequence[str]) -> dict[str, dict[str, str]]
 def compare_subgroups(
     rows: Sequence[ImageRow], columns: Mapping[str, Mapping[str, str]], *, limit: float
 ) -> tuple[Subgroup, ...]:
-    """Accuracy of both models in each subgroup, the most harmed first."""
+    """Compute both models' accuracy in each subgroup, most harmed first."""
     found = []
     for column, values in columns.items():
         for value in sorted({values[r.key] for r in rows if r.key in values}):
@@ -252,9 +254,9 @@ def compare_subgroups(
 
 
 def save_comparison(directory: Path, comparison: Comparison) -> Path:
-    """Keep a comparison with the models; a later one of the same pair replaces it.
+    """Save a comparison with the models; a later one of the same pair replaces it.
 
-    One that is no evidence lies by itself and replaces none that is.
+    One that is not valid evidence is stored separately, so it never replaces one that is.
     """
     path = _find_path(directory, comparison.first, comparison.second, comparison.is_evidence)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,10 +272,10 @@ def _find_path(directory: Path, first: str, second: str, is_evidence: bool) -> P
 def find_comparison(
     directory: Path, first: tuple[str, str], second: tuple[str, str]
 ) -> Comparison | None:
-    """The kept comparison of two models, each given by name and weights_sha256.
+    """Find the saved comparison of two models, each given by name and weights_sha256.
 
-    One that is evidence comes first. None when there is none, or it is of other models that had
-    these names.
+    One that is valid evidence is preferred. None if there is none, or if it is of other models of
+    the same names.
     """
     for is_evidence in (True, False):
         found = _read(_find_path(directory, first[0], second[0], is_evidence))
@@ -295,18 +297,18 @@ def _read(path: Path) -> Comparison | None:
 def delete_comparisons(
     directory: Path, data_root: Path, *, pairs: Collection[tuple[str, str]] = ()
 ) -> None:
-    """Delete what was kept of comparisons on the images in a folder (resolved).
+    """Delete saved comparisons on the images in a folder (resolved).
 
     Args:
         directory: the checkpoints folder.
-        data_root: of the images.
-        pairs: first and second of comparisons known to be of them, for records that do not say.
+        data_root: the folder.
+        pairs: first and second model of comparisons on these images, for records without a folder.
     """
     for path in (directory / _FOLDER).rglob("*.json"):
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             place, pair = raw.get("data_root"), (raw["first"], raw["second"])
-        except (OSError, ValueError, KeyError, AttributeError):  # it says of nothing
+        except (OSError, ValueError, KeyError, AttributeError):  # its folder is unknown
             continue
         if Path(place).is_relative_to(data_root) if place else pair in pairs:
             path.unlink(missing_ok=True)

@@ -34,10 +34,10 @@ class SplitReading:
     groups: tuple[str, ...]
     unreadable: Mapping[str, str]
     embeddings: tuple[NDArray[np.float32], ...] = ()  # per member (N, D)
-    barred: tuple[tuple[tuple[int, ...], ...], ...] = ()  # per member and image: rows that may
-    # not vote on it
-    percentile: NDArray[np.float64] | None = None  # (N,) of the novelty distance, 0..100
-    sha256: tuple[str, ...] = ()  # of the files; of an altered image the original's
+    barred: tuple[tuple[tuple[int, ...], ...], ...] = ()  # per member and image: rows excluded
+    # from its vote
+    percentile: NDArray[np.float64] | None = None  # (N,) of the novelty score, 0..100
+    sha256: tuple[str, ...] = ()  # of the files; for an altered image, the original's
 
 
 def evaluate(
@@ -48,13 +48,13 @@ def evaluate(
     Args:
         model: a model or an ensemble.
         dataset: with the same class names as the model's.
-        split: "train", "val" or "test". Images that are in the gallery do not vote on themselves.
+        split: "train", "val" or "test". Gallery images do not vote on themselves.
 
     Returns:
         The ``evaluate`` JSON of DESIGN section 4.
 
     Raises:
-        DataError: other classes, an empty split, no readable image in it, or one class only.
+        DataError: the classes differ, or the split has no readable image or only one class.
     """
     reading = read_split(model, dataset, split=split, progress=progress)
     return describe_reading(model, reading, data=dataset.data_id, split=split)
@@ -71,8 +71,8 @@ def read_split(
     """Predict every image of a split; see ``evaluate`` for the other arguments and errors.
 
     Args:
-        originals: by key the sha256 of the file that an altered image was made from: what is a
-            copy of that file does not vote on it.
+        originals: key -> sha256 of the file that an altered image was made from, so that copies of
+            that file do not vote on it.
     """
     if set(dataset.class_names) != set(model.class_names):
         raise DataError(
@@ -184,7 +184,7 @@ def describe_reading(
 
 
 def find_copies(model: Model, reading: SplitReading) -> set[str]:
-    """Keys of the images whose file is in a member's gallery: the model was trained on them."""
+    """Keys of the images that a member was trained on: their file is in its gallery."""
     known = {sha256 for member in model.members for sha256 in member.bundle.gallery.sha256}
     return _find_files(reading, known)
 
@@ -192,7 +192,7 @@ def find_copies(model: Model, reading: SplitReading) -> set[str]:
 def find_validated(model: Model, reading: SplitReading) -> set[str]:
     """Keys of the images that were used to choose a member's K and calibration.
 
-    Models made before their validation images' hashes were kept find none.
+    Empty for older models, which did not store the hashes of their validation images.
     """
     metrics = (member.bundle.contents.metrics for member in model.members)
     known = {
@@ -207,7 +207,7 @@ def _find_files(reading: SplitReading, known: Set[str]) -> set[str]:
 
 
 def _describe_agreement(model: Model, reading: SplitReading) -> dict[str, Any]:
-    """On how many images all members call the same class, and the list of the others."""
+    """Count the images on which all members agree, and list the others."""
     calls = reading.member_p > 0.5
     is_disputed = (calls != calls[0]).any(axis=0)
 

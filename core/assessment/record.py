@@ -1,6 +1,6 @@
 """The Evaluation record: one model measured on one split.
 
-Where it is kept is core.assessment.store'.
+Storage is in core.assessment.store.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from core.stats.shift import Answers
 
 
 def name_evaluation(data_id: str, split: str) -> str:
-    """The folder's name of an evaluation."""
+    """Build the folder name of an evaluation."""
     return f"{data_id}-{split}"
 
 
@@ -25,7 +25,7 @@ class Evaluation:
 
     result: Mapping[str, Any]  # the ``evaluate`` JSON of DESIGN section 4
     weights_sha256: str
-    gallery_id: str  # the gallery that voted: training data and version of its corrections
+    gallery_id: str  # of the gallery that voted: training data and correction version
     created: str  # ISO 8601, UTC
     seconds: float
     data_name: str
@@ -36,60 +36,60 @@ class Evaluation:
     abstain_margin: float
     keys: tuple[str, ...]
     groups: tuple[str, ...]
-    columns: Mapping[str, tuple[str, ...]]  # of the manifest, beside those that we use
-    k_curves: Mapping[str, tuple[Mapping[str, float], ...]]  # member -> k, accuracy, auroc here
-    k_validation: Mapping[str, tuple[Mapping[str, float], ...]]  # where K was chosen
+    columns: Mapping[str, tuple[str, ...]]  # extra columns of the manifest
+    k_curves: Mapping[str, tuple[Mapping[str, float], ...]]  # member -> k, accuracy, auroc
+    k_validation: Mapping[str, tuple[Mapping[str, float], ...]]  # on validation, where K was chosen
     is_disease: NDArray[np.bool_]  # (N,)
     p_disease: NDArray[np.float64]  # (N,)
     member_p: NDArray[np.float64]  # (M, N)
     is_novel: NDArray[np.bool_]  # (N,)
-    percentile: NDArray[np.float64]  # (N,) of the novelty distance
+    percentile: NDArray[np.float64]  # (N,) of the novelty score
     distance: NDArray[np.float64]  # (N,) mean embedding distance to the 5 nearest gallery images
     embeddings: tuple[NDArray[np.float32], ...]  # per member (N, D)
     thumbnails: tuple[bytes, ...]  # encoded pictures
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """The name of the evaluation's folder."""
         return name_evaluation(str(self.result["data"]), str(self.result["split"]))
 
     @property
     def model_id(self) -> str:
-        """The id of the model that answered."""
+        """The id of the model that was evaluated."""
         return str(self.result["model_id"])
 
     @property
     def is_same_data(self) -> bool:
-        """Whether the images are of the very data set that the model was trained on."""
+        """Whether the images are from the same data set that the model was trained on."""
         return str(self.result["data"]) in self.gallery_id.split("+")
 
     @property
     def n_known(self) -> int:
-        """Images whose files the model was trained or calibrated on, wherever they lie now."""
+        """Number of images used to train or calibrate the model, wherever they are stored now."""
         counts = ("n_in_gallery", "n_in_validation")  # older evaluations did not count them
         return sum(int(self.result.get(name, 0)) for name in counts)
 
     @property
     def is_internal(self) -> bool:
-        """Whether the images, or some of them, are of the data that the model was trained on."""
+        """Whether any of the images are from the data that the model was trained on."""
         return self.is_same_data or self.n_known > 0
 
     @property
     def is_fitted_on(self) -> bool:
-        """Whether the model was trained, or its K and calibration were fitted, on some of these."""
+        """Whether the model was trained, or its K or calibration fitted, on any of these images."""
         return self.n_known > 0 or self.is_own_split
 
     @property
     def is_own_split(self) -> bool:
-        """Whether they are the split that it was trained on, or calibrated on."""
+        """Whether this is the split that the model was trained or calibrated on."""
         return self.is_same_data and self.result["split"] in ("train", "val")
 
     def to_answers(self) -> Answers:
-        """The part that core.stats.shift compares."""
+        """The subset that core.stats.shift compares."""
         return Answers(self.is_disease, self.p_disease, self.distance, self.is_novel, self.groups)
 
     def find_cell(self, cell: str, *, threshold: float = 0.5) -> NDArray[np.int64]:
-        """Rows of a cell of the confusion matrix ("tn", "fp", "fn", "tp"), most certain first."""
+        """Rows of a cell of the confusion matrix ("tn", "fp", "fn", "tp"), most confident first."""
         called = self.p_disease > threshold
         is_called, is_diseased = cell[1] == "p", cell in ("tp", "fn")
         rows = np.flatnonzero((called == is_called) & (self.is_disease == is_diseased))
@@ -97,24 +97,24 @@ class Evaluation:
         return rows[order]
 
     def find_disputed(self) -> NDArray[np.int64]:
-        """Rows on which the members do not all call the same class."""
+        """Rows on which the members disagree."""
         calls = self.member_p > 0.5
         return np.flatnonzero((calls != calls[0]).any(axis=0))
 
     def thumbnail(self, row: int) -> NDArray[np.uint8]:
-        """Picture of a row, (h, w, 3) uint8."""
+        """Thumbnail of a row, (h, w, 3) uint8."""
         return decode(self.thumbnails[row], name=self.keys[row]).pixels
 
 
 def order_pair(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluation]:
-    """Home and away: the training data's own split comes first, else the order stays."""
+    """Put the evaluation on the training data set first; otherwise keep the order."""
     if second.is_same_data and not first.is_same_data:
         return second, first
     return first, second
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The ``evaluate`` JSON of DESIGN section 4, and whether the model knows these images."""
+    """The ``evaluate`` JSON of DESIGN section 4, plus ``is_fitted_on``."""
     return {**evaluation.result, "is_fitted_on": evaluation.is_fitted_on}
 
 

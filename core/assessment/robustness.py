@@ -1,6 +1,6 @@
 """Robustness: accuracy under graded corruptions of one split.
 
-Owns the study; core.images.corruptions owns what a level does, core.stats.metrics the figures.
+Owns the study; core.images.corruptions owns the corruptions, core.stats.metrics the metrics.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Row:
     accuracy: float
     accuracy_ci95: tuple[float, float]  # over patients
     auroc: float
-    n_unanswered: int  # unsure or not of the model's kind
+    n_unanswered: int  # uncertain or out of distribution
     n_novel: int
 
 
@@ -47,19 +47,19 @@ def measure_robustness(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure the model on corrupted copies, excluding from the vote what the original excludes.
+    """Measure the model on corrupted copies, with the same exclusions as for the originals.
 
     Args:
         model: a model or an ensemble.
         dataset: with the model's classes.
         split: of the images.
-        n_images: drawn from it, half of either class where there are enough.
-        kinds: of damage.
-        seed: of the draw and of the noise.
+        n_images: number of images to sample, half from each class if there are enough.
+        kinds: of corruption.
+        seed: for the sample and the noise.
         progress: called with the fraction done.
 
     Returns:
-        ``{"n", "seed", "rows": [Row as plain values]}``, as kept beside an evaluation.
+        ``{"n", "seed", "rows": [Row as plain values]}``, as saved beside an evaluation.
 
     Raises:
         DataError: one class has no readable image.

@@ -1,6 +1,6 @@
 """Run a model on a split and collect what the metrics need.
 
-Owns what an ``Evaluation`` is filled with; where it is kept is in ``readings``.
+Owns how an ``Evaluation`` is filled; storage is in ``store``.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ def find_weights_sha256(model: Model) -> str:
 def _measure_k(
     bundle: ModelBundle, reading: SplitReading, index: int
 ) -> tuple[Mapping[str, float], ...]:
-    """Accuracy and AUROC on this split for every K: shown, never chosen by."""
+    """Accuracy and AUROC on this split for every K; for display only, not to choose K."""
     disease = bundle.config.disease_index
     labels = np.where(reading.truth, disease, 1 - disease).astype(np.int64)
     found = search_k(
@@ -102,7 +102,7 @@ def _measure_distance(model: Model, reading: SplitReading) -> NDArray[np.float64
     gallery = model.lead.gallery
     barred = [np.array(rows, dtype=np.int64) for rows in reading.barred[index]]
     nearest = gallery.search(reading.embeddings[index], _N_NEAREST, excluded=barred)[0]
-    there = np.isfinite(nearest)  # fewer where most rows may not vote on an image
+    there = np.isfinite(nearest)  # some are missing if most rows are excluded for an image
     mean: NDArray[np.float64] = np.mean(nearest, axis=1, where=there).astype(np.float64)
     return mean
 

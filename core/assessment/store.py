@@ -1,9 +1,9 @@
-"""Kept evaluations: a model's answers on one split, stored with its bundle.
+"""Saved evaluations: a model's answers on one split, stored with its bundle.
 
-Owns the folder ``<model>/evaluations/<data id>-<split>/``: ``record.json`` (what, when, the
-``evaluate`` JSON), ``arrays.npz`` (answers, embeddings, small pictures) and what longer studies
-add to it (robustness, explanations). The bundle's own files are never touched. Everything that a
-page or a report shows is computed from here, without running the model again.
+Owns the folder ``<model>/evaluations/<data id>-<split>/``: ``record.json`` (metadata and the
+``evaluate`` JSON), ``arrays.npz`` (answers, embeddings, thumbnails) and the results of longer
+studies (robustness, explanations). The bundle's own files are never touched. Everything that a page
+or a report shows is computed from these files, without running the model again.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ _ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
 class Summary:
     """One line of the list of a model's evaluations."""
 
-    name: str  # of its folder
+    name: str  # of the evaluation's folder
     model_id: str
     created: str
     data_id: str
@@ -50,15 +50,15 @@ class Summary:
     n: int
     accuracy: float
     auroc: float
-    is_current: bool  # made by the parameters and the gallery that the model has now
-    is_same_net: bool  # made by the parameters that it has now, whatever its gallery
+    is_current: bool  # made with the model's present parameters and gallery
+    is_same_net: bool  # made with the present parameters, whatever the gallery
 
 
 def save_evaluation(checkpoints_dir: Path, evaluation: Evaluation) -> Path:
-    """Write an evaluation into its model's folder, replacing an earlier one of the same split.
+    """Write an evaluation into its model's folder, replacing any earlier one of the same split.
 
     Raises:
-        CheckpointError: no such model.
+        CheckpointError: there is no such model.
     """
     find_model(checkpoints_dir, evaluation.model_id)
     final = _find_folder(checkpoints_dir, evaluation.model_id, evaluation.name)
@@ -73,7 +73,7 @@ def save_evaluation(checkpoints_dir: Path, evaluation: Evaluation) -> Path:
             _carry_studies(final, temporary, evaluation)
             final.rename(old)
         temporary.rename(final)
-    except BaseException:  # a full disk, Ctrl-C: the earlier one stays, nothing half-written does
+    except BaseException:  # e.g. full disk or Ctrl-C: keep the earlier one, leave no partial files
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not final.exists():
             old.rename(final)
@@ -102,12 +102,12 @@ def _write_files(folder: Path, evaluation: Evaluation) -> None:
 
 
 def _mend(base: Path) -> None:
-    """Restore what a killed writer had moved aside, and remove its other remains."""
+    """Restore what a killed writer had moved aside, and remove its other leftovers."""
     for path in sorted(base.glob(".*")):
         match = _LEFTOVER.fullmatch(path.name)
         if match is None or not abandoned.is_left(path, int(match["pid"])):
             continue
-        with suppress(OSError):  # a folder that cannot be written, or another process was faster
+        with suppress(OSError):  # read-only folder, or a race with another process
             if match[1] == "old" and not (base / match["name"]).exists():
                 path.rename(base / match["name"])
         shutil.rmtree(path, ignore_errors=True)
@@ -120,7 +120,7 @@ def _carry_studies(old: Path, new: Path, evaluation: Evaluation) -> None:
             continue
         try:
             is_true = _is_of(evaluation, read_json(path))
-        except CheckpointError:  # half-written or damaged: gone as well
+        except CheckpointError:  # incomplete or damaged: dropped too
             continue
         if is_true:
             shutil.copy2(path, new / path.name)
@@ -138,7 +138,7 @@ def load_evaluation(checkpoints_dir: Path, model_id: str, name: str) -> Evaluati
     """Read a listed evaluation.
 
     Raises:
-        CheckpointError: no such model or evaluation, or it is damaged.
+        CheckpointError: there is no such model or evaluation, or it is damaged.
     """
     listed = [summary.name for summary in list_evaluations(checkpoints_dir, model_id)]
     if name not in listed:
@@ -174,9 +174,9 @@ def _build(record: dict[str, Any], arrays: dict[str, Any], *, model_id: str) -> 
         record[key] = tuple(record[key])
     for key in ("columns", "k_curves", "k_validation"):
         record[key] = {name: tuple(values) for name, values in record[key].items()}
-    record["columns"].pop("group", None)  # kept when a patient still counted as a subgroup
-    record.setdefault("gallery_id", "")  # kept before galleries had versions
-    # A copied or renamed model goes by its new name.
+    record["columns"].pop("group", None)  # older records list patients as a subgroup
+    record.setdefault("gallery_id", "")  # missing in records from before galleries had versions
+    # A copied or renamed model takes its new name.
     record["result"] = {**record["result"], "model_id": model_id}
     return Evaluation(
         **record,
@@ -187,12 +187,12 @@ def _build(record: dict[str, Any], arrays: dict[str, Any], *, model_id: str) -> 
 
 
 def list_evaluations(checkpoints_dir: Path, model_id: str) -> list[Summary]:
-    """A model's evaluations, newest first; unreadable ones are left out.
+    """A model's evaluations, newest first; unreadable ones are skipped.
 
-    One whose replacement was killed between two steps is put back first.
+    An evaluation whose replacement was interrupted is restored first.
 
     Raises:
-        CheckpointError: no such model.
+        CheckpointError: there is no such model.
     """
     model = find_model(checkpoints_dir, model_id)
     base = checkpoints_dir / model.model_id / FOLDER
@@ -213,7 +213,7 @@ def list_evaluations(checkpoints_dir: Path, model_id: str) -> list[Summary]:
 
 
 def find_gallery_id(checkpoints_dir: Path, model: ModelSummary) -> str:
-    """What ``data_id`` of the loaded model would say, without loading it."""
+    """Compute the loaded model's ``data_id`` without loading it."""
     settings = dataclasses.replace(Settings.from_env(), checkpoints_dir=checkpoints_dir)
     store = open_store(settings)
     try:
@@ -244,18 +244,18 @@ def _summarise(name: str, record: dict[str, Any], model: ModelSummary, gallery_i
 
 
 def delete_evaluations(checkpoints_dir: Path, data_root: Path) -> None:
-    """Delete what every model keeps of the images in a folder (resolved): answers, pictures."""
+    """Delete all models' saved answers and thumbnails of the images in a folder (resolved)."""
     for path in checkpoints_dir.glob(f"*/{FOLDER}/*/record.json"):
         try:
             is_inside = Path(str(read_json(path).get("data_root"))).is_relative_to(data_root)
-        except CheckpointError:  # it says of nothing where it came from
+        except CheckpointError:  # its source is unknown
             continue
         if is_inside:
             shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def list_rivals(checkpoints_dir: Path, evaluation: Evaluation) -> list[str]:
-    """Ids of the other models that were evaluated on the same images."""
+    """List the other models that were evaluated on the same images."""
     return [
         model.model_id
         for model in list_models(checkpoints_dir)
@@ -267,7 +267,7 @@ def list_rivals(checkpoints_dir: Path, evaluation: Evaluation) -> list[str]:
 
 
 def find_data_root(checkpoints_dir: Path, model_id: str) -> str:
-    """Where the training data of a model (an ensemble's first member) lay."""
+    """The training data folder of a model (for an ensemble, of its first member)."""
     model = find_model(checkpoints_dir, model_id)
     member = model.members[0] if model.members else model.model_id
     return read_bundle_config(checkpoints_dir / member).data_root
@@ -276,9 +276,9 @@ def find_data_root(checkpoints_dir: Path, model_id: str) -> str:
 def save_study(
     checkpoints_dir: Path, evaluation: Evaluation, kind: str, value: Mapping[str, Any]
 ) -> None:
-    """Keep the outcome of a longer study (plain JSON values) beside its evaluation.
+    """Save the result of a longer study (plain JSON values) beside its evaluation.
 
-    ``made`` is added: by which parameters, with which gallery, and when.
+    The key ``made`` is added: the parameters, the gallery and the time.
     """
     folder = _find_folder(checkpoints_dir, evaluation.model_id, evaluation.name)
     made = {
@@ -292,10 +292,10 @@ def save_study(
 
 
 def load_study(checkpoints_dir: Path, evaluation: Evaluation, kind: str) -> dict[str, Any] | None:
-    """What ``save_study`` kept of this kind.
+    """Load the study of this kind saved by ``save_study``.
 
-    None where the study was not made, or by other parameters or another gallery than the
-    evaluation: figures of two models never stand side by side as one.
+    None if there is none, or if it was made with other parameters or another gallery than the
+    evaluation, so that results of two models are never shown together as one.
     """
     folder = _find_folder(checkpoints_dir, evaluation.model_id, evaluation.name)
     path = folder / f"{check_model_id(kind)}.json"

@@ -1,4 +1,4 @@
-"""The command that answers on images: predict."""
+"""The command that diagnoses images: predict."""
 
 import dataclasses
 import errno
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from core.export.formats import CaseFormat
     from core.models.ensemble import Model as LoadedModel
 
-_STEM_BYTES = 100  # of a file's name in its heatmap's: with the rest it stays under any limit
+_STEM_BYTES = 100  # of the image's name in a heatmap's file name, to stay below any length limit
 
 
 def predict(
@@ -56,9 +56,9 @@ def predict(
     export_to: Annotated[Path, typer.Option("--to", help="Folder of --export.")] = Path("exports"),
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Answer on images, each with its evidence; a bad file gets its reason and stops nothing.
+    """Diagnose images, each with its evidence; an unreadable file is reported and skipped.
 
-    So does a path that does not exist, unless none of them does.
+    A path that does not exist is skipped too, unless none of them exists.
     """
     from core.answers.diagnose import diagnose, reject
     from core.answers.scrutiny import draw_maps
@@ -109,10 +109,10 @@ def predict(
 
 
 def _choose_formats(keys: Sequence[str]) -> "list[CaseFormat]":
-    """The formats asked for.
+    """Find the requested formats.
 
     Raises:
-        ConfigError: one of them does not exist.
+        ConfigError: a format does not exist.
     """
     from core.export.formats import CASE_FORMATS
 
@@ -142,10 +142,10 @@ def _exists(path: Path) -> bool:
 
 
 def _check_writable(folder: Path, what: str) -> None:
-    """Check that the folder can be written to, before hours of work.
+    """Check that the folder is writable, before hours of work.
 
     Raises:
-        ConfigError: it cannot be.
+        ConfigError: it is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,9 +38,9 @@ def evaluate(
     disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Measure a model on a split: accuracy, AUROC, calibration, with 95 % intervals.
+    """Evaluate a model on a split: accuracy, AUROC, calibration, with 95 % intervals.
 
-    The answers are kept with the model, for the Evaluate page and the report.
+    The results are saved with the model, for the Evaluate page and the report.
     """
     from core.assessment.assess import assess
     from core.assessment.record import to_json

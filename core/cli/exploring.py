@@ -1,4 +1,4 @@
-"""Commands around the gallery: fit-map, findings, gallery."""
+"""Commands for the gallery: fit-map, findings, gallery."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def fit_map(
     seed: Annotated[int, typer.Option(help="Fixes UMAP's random draws.")] = 0,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Fit a map of a model's gallery and its neighbour table, and keep both with the model."""
+    """Fit a map of a model's gallery and its neighbour table, and save both with the model."""
     from core.exploring.gallery_table import prepare
     from core.exploring.map_store import fit_and_save
     from core.gallery.projection import MapSettings

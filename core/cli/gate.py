@@ -1,4 +1,4 @@
-"""The check before training: findings of the audit printed, training refused where it must be."""
+"""The check before training: print the audit's findings and refuse unsuitable data."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -20,14 +20,14 @@ Check = Annotated[
 
 
 def check_data(dataset: Dataset, *, has_look: bool) -> None:
-    """Check the data, print the findings, refuse data that cannot be trained on.
+    """Check the data, print the findings, and refuse data that is not ready for training.
 
     Args:
         dataset: with the run's validation split.
-        has_look: read all images and compare them; without it only their numbers are weighed.
+        has_look: read and compare all images; otherwise only their counts are checked.
 
     Raises:
-        DataError: something stops training.
+        DataError: a finding blocks training.
     """
     if has_look:
         from core.data.audit import audit
@@ -41,7 +41,7 @@ def check_data(dataset: Dataset, *, has_look: bool) -> None:
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """One line each, with what stops training marked."""
+    """Print one line per finding, with blocking ones marked."""
     for finding in findings:
         mark = "STOPS TRAINING: " if finding.severity == "blocker" else ""
         CONSOLE.print(f"- {mark}{finding.message}", highlight=False, markup=False, soft_wrap=True)

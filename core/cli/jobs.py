@@ -1,4 +1,4 @@
-"""Commands of background work: jobs start, list, show, cancel, resume, delete."""
+"""Commands for background jobs: jobs start, list, show, cancel, resume, delete."""
 
 import json
 import time
@@ -47,7 +47,7 @@ def train(
     wait: Wait = False,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Check the data and queue a fine-tuning run; it goes on when this terminal is closed."""
+    """Check the data and queue a fine-tuning run; it continues if this terminal is closed."""
     from core.config.presets import build_config
     from core.data.datasets import read_dataset
     from core.models.bundle import check_model_id
@@ -65,7 +65,7 @@ def train(
         "cache_trunk": cache_trunk,
         "disease_class": disease_class,
     }
-    config = build_config(params)  # refuse a wrong recipe now, not when its turn comes
+    config = build_config(params)  # refuse an invalid recipe now, not when the job starts
     if is_ensemble:
         name_members(name)
     dataset = read_dataset(
@@ -86,7 +86,7 @@ def evaluate(
     wait: Wait = False,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Queue the measurement of a model on a split."""
+    """Queue the evaluation of a model on a split."""
     params = {
         "model": model,
         "data": str(data.resolve()),
@@ -123,7 +123,7 @@ def cancel(job_id: JobId, checkpoints: Checkpoints = None) -> None:
 
 
 def resume(job_id: JobId, wait: Wait = False, checkpoints: Checkpoints = None) -> None:
-    """Queue a failed or cancelled job again; training goes on from its last checkpoint."""
+    """Queue a failed or cancelled job again; training continues from its last checkpoint."""
     settings = read_settings(checkpoints)
     queue.resume(settings.checkpoints_dir, job_id, settings=settings)
     CONSOLE.print(f"job {job_id} is queued.")
@@ -132,7 +132,7 @@ def resume(job_id: JobId, wait: Wait = False, checkpoints: Checkpoints = None) -
 
 
 def delete(job_id: JobId, checkpoints: Checkpoints = None) -> None:
-    """Forget an ended job, with the unfinished run it left."""
+    """Delete an ended job and any unfinished run it left."""
     queue.delete(read_settings(checkpoints).checkpoints_dir, job_id)
     CONSOLE.print(f"job {job_id} is gone.")
 

@@ -1,4 +1,4 @@
-"""Commands on finished models: compare, activate, roll-back, export, import, delete, card."""
+"""Commands for finished models: compare, activate, roll-back, export, import, delete, card."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def compare(
     disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Compare two models image by image; the activation gate relies on it."""
+    """Compare two models image by image; the activation gate uses the result."""
     from core.assessment.model_comparison import compare_models, save_comparison
     from core.data.datasets import read_dataset
     from core.models.registry import find_model, load_bundle
@@ -96,7 +96,7 @@ def activate(
     limit: Annotated[float, typer.Option(help="Accuracy and AUROC may fall by this.")] = LIMIT,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Make a model the one the app opens with, if it is not worse beyond the limit."""
+    """Make a model the app's default, unless it is worse by more than the limit."""
     from core.assessment.activation_gate import activate as run_activation
 
     entry = run_activation(
@@ -106,7 +106,7 @@ def activate(
 
 
 def roll_back(reason: Reason = "", checkpoints: Checkpoints = None) -> None:
-    """Go back to the model that was active before."""
+    """Reactivate the previously active model."""
     from core.assessment.activation_gate import roll_back as run_roll_back
 
     entry = run_roll_back(read_settings(checkpoints).checkpoints_dir, reason=reason)
@@ -114,7 +114,7 @@ def roll_back(reason: Reason = "", checkpoints: Checkpoints = None) -> None:
 
 
 def history(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
-    """Show which model was activated when, and why."""
+    """Show which models were activated, when and why."""
     from core.assessment.activation_gate import read_history
 
     found = read_history(read_settings(checkpoints).checkpoints_dir)
@@ -142,7 +142,7 @@ def import_file(
     name: Annotated[str, typer.Option("--name", help="Another name for the model.")] = "",
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Add a model from a file, after checking all of it."""
+    """Add a model from a file, after checking the whole file."""
     from core.models.exchange import import_model
 
     settings = read_settings(checkpoints)
@@ -156,7 +156,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Delete a model for good."""
+    """Delete a model permanently."""
     from core.models.registry import delete_model, find_model
 
     directory = read_settings(checkpoints).checkpoints_dir
@@ -188,7 +188,7 @@ def delete_data(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Delete an uploaded data set, with what was measured on it; refused while a job needs it."""
+    """Delete an uploaded data set and all results from it; refused while a job needs it."""
     from core.data.uploads import find_upload
     from core.jobs.uploads import delete_upload
 
@@ -213,7 +213,7 @@ def estimate(
     disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Measure a few steps and estimate the time, memory and disk of a run."""
+    """Estimate the time, memory and disk space of a run from a few steps."""
     from core.cli.terminal import quiet_lightning
     from core.config.presets import build_config
     from core.data.datasets import read_dataset

@@ -1,4 +1,4 @@
-"""What the commands share: option types, progress bars, output files."""
+"""Shared by the commands: option types, progress bars, output files."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def write_json(path: Path | None, value: object) -> None:
 
 
 def _drop_nan(value: object) -> object:
-    """Replace undefined numbers by null: JSON has neither NaN nor Infinity."""
+    """Replace undefined numbers with null, because JSON has neither NaN nor Infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -68,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def show_progress(title: str) -> Iterator["_Report"]:
-    """A progress bar on a terminal, an occasional line in a log file."""
+    """Show a progress bar on a terminal, or print occasional lines to a log file."""
     if not CONSOLE.is_terminal:
         yield _Report(title, None)
         return
@@ -78,7 +78,7 @@ def show_progress(title: str) -> Iterator["_Report"]:
 
 
 class _Report:
-    """Takes (share done, sentence)."""
+    """Receives (fraction done, message)."""
 
     def __init__(self, title: str, bar: Progress | None) -> None:
         self.title = title

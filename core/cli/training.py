@@ -1,4 +1,4 @@
-"""Commands that make models: demo, train, ensemble, ablation."""
+"""Commands that create models: demo, train, ensemble, ablation."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ Overrides = Annotated[
 
 
 def demo(checkpoints: Checkpoints = None) -> None:
-    """Build the embedded demo model on synthetic images; does nothing when it exists."""
+    """Build the built-in demo model on synthetic images; does nothing if it exists."""
     from core.training.demo import build_demo
 
     quiet_lightning()
@@ -117,7 +117,7 @@ def ablation(
     disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
 ) -> None:
-    """Train the report's systems on one data folder and compare them; resumes when interrupted."""
+    """Train the report's systems on one data folder and compare them; resumes if interrupted."""
     from core.assessment.ablation import run_ablation, write_table
 
     quiet_lightning()

@@ -1,4 +1,4 @@
-"""The presets: which backbones, and the recipes that train them."""
+"""The presets: pairs of backbones, and the recipes to train them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from core.config.sections import (
 )
 from core.errors import ConfigError
 
-# What the robust recipe changes in the report's; docs/results.md says how it was chosen.
+# Changes of the robust recipe to the report's; docs/results.md explains how they were chosen.
 _ROBUST = (
     "embedder.hidden_dim=0",
     "embedder.exposure_views=4",
@@ -33,7 +33,7 @@ _ROBUST = (
     "train.n_images_per_class=16",
     "train.start_share=0.5",
 )
-# Rates, cut and length were searched on the packaged backbones alone.
+# Learning rates, cut and length were tuned on the packaged backbones only.
 _ROBUST_OFFLINE = (
     "embedder.tail_depth=2",
     "train.tail_lr=0.0001",
@@ -45,7 +45,7 @@ _ROBUST_OFFLINE = (
 
 @dataclass(frozen=True)
 class Preset:
-    """A pair of backbones with the input size that they are used at."""
+    """A pair of backbones with their input size."""
 
     backbones: tuple[str, ...]  # timm names
     input_size: int = 448  # px
@@ -83,7 +83,7 @@ def _tiny_random() -> RunConfig:
         preprocess=PreprocessConfig(input_size=64),
         train=TrainConfig(epochs=2, n_images_per_class=4, n_views=2),
         knn=KnnConfig(k_candidates=(1, 3, 5)),
-        ensemble=EnsembleConfig(min_val_accuracy=0.0),  # random trunks pass no gate
+        ensemble=EnsembleConfig(min_val_accuracy=0.0),  # random trunks would not reach a threshold
     )
 
 
@@ -92,7 +92,7 @@ def build_preset(name: str, *, recipe: str = RECIPES[0]) -> RunConfig:
 
     Args:
         name: which backbones and input size.
-        recipe: how they are trained: ``report`` as METHOD.md fixes it, ``robust`` as measured here.
+        recipe: how they are trained: ``report`` as in METHOD.md, ``robust`` as tuned here.
 
     Raises:
         ConfigError: the name is not a preset or a recipe; the message lists the valid ones.
@@ -115,10 +115,10 @@ def build_preset(name: str, *, recipe: str = RECIPES[0]) -> RunConfig:
 
 
 def build_config(params: Mapping[str, Any]) -> RunConfig:
-    """The recipe of a train or trial job: preset, recipe, objective, seed, overrides.
+    """Build the configuration of a train or trial job from its parameters.
 
     Raises:
-        ConfigError: unknown or out of range.
+        ConfigError: a name is unknown or a value out of range.
     """
     chosen = [f"objective.name={params.get('objective', 'triplet')}"]
     chosen.append(f"train.seed={params.get('seed', 0)}")

@@ -1,6 +1,6 @@
 """The run configuration: frozen records, range checks, JSON in and out.
 
-Owns every default in one place. Refuses to know paths of data or anything about pixels.
+Owns all defaults. Knows nothing of data paths or pixels.
 """
 
 import dataclasses
@@ -24,24 +24,24 @@ _TESTS_ONLY = "embedder.random_weights"
 Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS = get_args(Precision)
 Objective = Literal["triplet", "cross-entropy", "metric-ensemble"]
-# Name -> adapters side by side, none for a plain classifier; the losses: core.training.objectives.
+# Name -> number of adapters, 0 for a classifier; the losses are in core.training.objectives.
 OBJECTIVES: Mapping[Objective, int] = {"triplet": 1, "cross-entropy": 0, "metric-ensemble": 3}
 RECIPES = ("robust", "report")
-# Of an ensemble: suffix, objective.
+# Members of an ensemble: suffix -> objective.
 MEMBERS: dict[str, Objective] = {"triplet": "triplet", "metric": "metric-ensemble"}
 KRule = Literal["best", "one-standard-error"]
 K_RULES = get_args(KRule)
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ConfigError with the message where the condition does not hold."""
+    """Raise ConfigError with the message if the condition is false."""
     if not condition:
         raise ConfigError(message)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field, field))
 def _checked(cls: type[_Record]) -> type[_Record]:
-    """A frozen dataclass that raises ConfigError for a value of wrong type or out of range."""
+    """Make a frozen dataclass that raises ConfigError for values of wrong type or out of range."""
     record: Any = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(cls)
     build = record.__init__
 
@@ -57,27 +57,27 @@ def _checked(cls: type[_Record]) -> type[_Record]:
 
 @_checked
 class PreprocessConfig:
-    """How pixels become a batch. Crop and jitter apply in training only."""
+    """How pixels are converted to a batch. Crop and jitter apply only in training."""
 
     input_size: int = Field(default=448, ge=32, le=1024)
-    # Share of the area; the report crops 448 out of 480.
+    # Fraction of the area; the report crops 448 out of 480.
     crop_scale_min: float = Field(default=0.871, ge=0.05, le=1)
     crop_scale_max: float = Field(default=0.871, ge=0.05, le=1)
     horizontal_flip: float = Field(default=0.5, ge=0, le=1)
     vertical_flip: float = Field(default=0.5, ge=0, le=1)
     rotation_deg: float = Field(default=15.0, ge=0, le=180)
-    # Width and height times 2 ** (-stretch .. stretch), each by itself.
+    # Width and height times 2 ** (-stretch .. stretch), independently.
     stretch: float = Field(default=0.0, ge=0, le=1)
-    # Largest move to either side, share of the input size.
+    # Maximum shift to either side, as a fraction of the input size.
     shift: float = Field(default=0.0, ge=0, le=1)
     brightness: float = Field(default=0.15, ge=0, le=1)
     contrast: float = Field(default=0.15, ge=0, le=1)
-    # Exponent drawn from 2 ** (-gamma .. gamma): another exposure.
+    # Exponent drawn from 2 ** (-gamma .. gamma), which simulates another exposure.
     gamma: float = Field(default=0.0, ge=0, le=3)
     blur: float = Field(
         default=0.0, ge=0, le=10
-    )  # largest Gaussian sigma, in pixels of the input size
-    # Largest standard deviation of Gaussian noise, grey levels in 0..1.
+    )  # maximum Gaussian sigma, in pixels of the input size
+    # Maximum standard deviation of Gaussian noise, grey levels in 0..1.
     noise: float = Field(default=0.0, ge=0, le=1)
 
     def __post_init__(self) -> None:
@@ -95,36 +95,36 @@ class EmbedderConfig:
     backbones: tuple[str, ...] = Field(min_length=1)  # timm models
     tail_depth: int = Field(default=1, ge=1, le=4)
     hidden_dim: NonNegativeInt = (
-        512  # of the adapter; 0: one linear map, begun as the features' PCA
+        512  # of the adapter; 0: one linear map, initialised by PCA of the features
     )
     embedding_dim: int = Field(default=128, ge=2)
     dropout: float = Field(default=0.5, ge=0, lt=1)
     tta: bool = True
-    # Crops at another exposure, beside the four test-time views.
+    # Crops at another exposure, in addition to the four test-time views.
     exposure_views: int = Field(default=0, ge=0, le=16)
     precision: Precision = "auto"
-    random_weights: bool = False  # tests only: the one preset that sets it is not offered
+    random_weights: bool = False  # for tests only; the preset that sets it is not offered
 
     @property
     def n_test_views(self) -> int:
-        """Views of one image that are embedded and averaged."""
+        """Number of views per image that are embedded and averaged."""
         return 4 + self.exposure_views if self.tta else 1
 
 
 @_checked
 class ObjectiveConfig:
-    """What the adapter and the tails are trained for."""
+    """The training objective of the adapter and the tails."""
 
     name: Objective = "triplet"
     margin: float = Field(default=0.5, gt=0, le=2)
-    # Of the steps, first, with semi-hard mining; then batch-hard.
+    # Fraction of the steps, at the start, with semi-hard mining; the rest is batch-hard.
     semihard_share: float = Field(default=0.0, ge=0, le=1)
-    # Of a linear classifier's loss on the features, for training only.
+    # Weight of an auxiliary linear classifier's loss on the features, in training only.
     auxiliary_weight: float = Field(default=0.0, ge=0, le=100)
 
     @property
     def n_adapters(self) -> int:
-        """Adapters side by side: one per metric loss, none for a plain classifier."""
+        """Number of adapters: one per metric loss, 0 for a classifier."""
         return OBJECTIVES[self.name]
 
 
@@ -137,11 +137,11 @@ class TrainConfig:
     adapter_lr: float = Field(default=1e-3, ge=0, le=1)
     tail_lr: float = Field(default=5e-6, ge=0, le=1)
     weight_decay: float = Field(default=1e-3, ge=0, le=1)
-    # Of the steps, first, with rates that rise from near zero.
+    # Fraction of the steps, at the start, with learning rates rising from near zero.
     warmup_share: float = Field(default=0.0, ge=0, le=0.9)
-    # Of the finished parameters: the untrained ones, averaged in.
+    # Weight of the untrained parameters when averaged into the trained ones.
     start_share: float = Field(default=0.0, ge=0, lt=1)
-    # Augmented views per image in the trunk cache, beside the clean one.
+    # Augmented views per image in the trunk cache, in addition to the clean one.
     n_views: int = Field(default=8, ge=1, le=64)
     val_fraction: float = Field(default=0.15, ge=0.02, le=0.5)
     seed: int = 0
@@ -149,16 +149,16 @@ class TrainConfig:
 
 @_checked
 class KnnConfig:
-    """The neighbour vote and what it refuses to answer."""
+    """The neighbour vote and when the model abstains."""
 
     k_candidates: tuple[PositiveInt, ...] = Field(default=K_CANDIDATES, min_length=1)
     k_rule: KRule = "best"  # or the largest K within one standard error of the best
     novelty_percentile: float = Field(
         default=99.0, ge=50, le=100
-    )  # of leave-one-out gallery distances
-    # Factor on that distance: another camera is not another organ.
+    )  # of the gallery's leave-one-out distances
+    # Factor on that distance, to allow for other cameras but not other organs.
     novelty_slack: float = Field(default=1.2, ge=1, le=10)
-    # Calibrated p within 0.5 +- margin is not answered.
+    # The model abstains if the calibrated p is within 0.5 +- margin.
     abstain_margin: float = Field(default=0.1, ge=0, lt=0.5)
 
 
@@ -171,7 +171,7 @@ class EnsembleConfig:
 
 @_checked
 class RunConfig:
-    """Everything that defines a training run; saved beside the weights before training starts."""
+    """Everything that defines a training run; saved with the weights before training starts."""
 
     preset: str
     embedder: EmbedderConfig
@@ -189,20 +189,20 @@ class RunConfig:
 
     @staticmethod
     def from_json(text: str) -> "RunConfig":
-        """Rebuild the record; unknown keys and other schema versions are refused.
+        """Build the record from JSON; unknown keys and other schema versions are refused.
 
         Raises:
             ConfigError: malformed JSON, an unknown key, a wrong type or a value out of range.
         """
         with explained("config.json"):
             config = TypeAdapter(RunConfig).validate_json(text)
-        # A file that does not say its version is of no version that we know.
+        # A file without a version is refused like one with an unknown version.
         is_said = "schema_version" in json.loads(text)
         require(is_said, f"config.json: expected schema_version {SCHEMA_VERSION}, got none.")
         return config
 
     def for_members(self, name: str) -> dict[str, "RunConfig"]:
-        """The models that an ensemble of this name is trained from, each with its objective."""
+        """The members of an ensemble of this name, each with its objective."""
         return {
             f"{name}-{suffix}": dataclasses.replace(
                 self, objective=dataclasses.replace(self.objective, name=objective)
@@ -235,12 +235,12 @@ def build_record(cls: type[_Record], raw: object, where: str) -> _Record:
     """Build a frozen dataclass from plain JSON values, refusing unknown keys and wrong types.
 
     Args:
-        cls: the dataclass; it may hold others.
+        cls: the dataclass; may be nested.
         raw: JSON values; lists become tuples.
-        where: what a message calls the record.
+        where: name of the record in messages.
 
     Raises:
-        ConfigError: what is wrong, where, and what was found there.
+        ConfigError: the message says what is wrong, where, and the value found.
     """
     with explained(where):
         adapter = TypeAdapter(cls)
@@ -249,7 +249,7 @@ def build_record(cls: type[_Record], raw: object, where: str) -> _Record:
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Turn a pydantic ValidationError into one ConfigError naming every fault and its value."""
+    """Turn a pydantic ValidationError into one ConfigError listing every fault and its value."""
     try:
         yield
     except ValidationError as err:

@@ -25,18 +25,18 @@ class Settings:
     n_threads: Annotated[int, Field(validation_alias="NEIGHBORDX_THREADS", ge=0)] = 0
     max_upload_mb: Annotated[int, Field(validation_alias="NEIGHBORDX_MAX_UPLOAD_MB", ge=0)] = 64
     max_files: Annotated[int, Field(validation_alias="NEIGHBORDX_MAX_FILES", ge=0)] = 50
-    # Of the curation database; empty: SQLite beside the models.
+    # URL of the database of corrections; empty: SQLite beside the models.
     database_url: Annotated[str, Field(validation_alias="NEIGHBORDX_DATABASE")] = ""
-    # Folders in it may be trained on from the app.
+    # The app can train on folders in this one.
     data_dir: Annotated[Path, Field(validation_alias="NEIGHBORDX_DATA")] = Path("data")
     max_zip_mb: Annotated[int, Field(validation_alias="NEIGHBORDX_MAX_ZIP_MB", ge=0)] = 500
 
     @staticmethod
     def from_env() -> "Settings":
-        """Read the variables named above; an empty one counts as unset.
+        """Read the variables above; an empty one counts as unset.
 
         Raises:
-            ConfigError: a number that is not one, or an unknown device.
+            ConfigError: a number is malformed, or the device is unknown.
         """
         given = {name: value for name, value in os.environ.items() if value}
         with explained("environment"):

@@ -1,4 +1,4 @@
-"""The version of NeighborDx, with the commit where there is one."""
+"""The version of NeighborDx, with the commit if known."""
 
 import functools
 import os
@@ -13,16 +13,16 @@ _TIMEOUT_S = 5.0
 
 @functools.cache
 def describe_software() -> str:
-    """``0.2.0``, in a checkout ``0.2.0 (commit 1a2b3c4)``, with ``-dirty`` where files differ.
+    """``0.2.0``; in a checkout ``0.2.0 (commit 1a2b3c4)``, with ``-dirty`` if files are modified.
 
-    An image built without the repository's history may name its commit in ``NEIGHBORDX_COMMIT``.
+    An image built without the repository can set its commit in ``NEIGHBORDX_COMMIT``.
     """
     commit = os.environ.get("NEIGHBORDX_COMMIT", "").strip() or _read_commit()
     return f"{core.__version__} (commit {commit})" if commit else core.__version__
 
 
 def _read_commit() -> str:
-    if not (_ROOT / ".git").exists():  # another repository around it would answer for its own
+    if not (_ROOT / ".git").exists():  # otherwise git could report an enclosing repository
         return ""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:

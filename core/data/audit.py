@@ -1,7 +1,7 @@
 """Audit a data set before training: unreadable files, duplicates, leaks, imbalance.
 
 Owns the checks: unreadable files, exact and near duplicates, across splits and across labels,
-patients in two splits, class counts, sizes. Changes nothing.
+patients in two splits, class counts, image sizes. Changes nothing.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from scipy.sparse.csgraph import connected_components
 from core.data.datasets import Dataset, Record, load_ahead
 from core.errors import ImageError
 
-_MAX_HAMMING = 8  # of 64 bits: candidates
-# Eyes and chests of different people share their outline and score up to 0.6; repeats score more.
+_MAX_HAMMING = 8  # of 64 bits; candidates for near duplicates
+# Eyes and chests of different people share outlines and correlate up to 0.6; repeats more.
 _MIN_CORRELATION = 0.65
-_MIN_CORRELATION_TINY = 0.9  # where the picture has fewer pixels than the comparison
-_SIDE = 64  # thumbnail on which fine detail is compared
-_SHIFT = 2  # pixels of the thumbnail, for repeats that were cropped a little differently
-_DARK = 12  # grey level of the black surround
+_MIN_CORRELATION_TINY = 0.9  # for images smaller than the thumbnail
+_SIDE = 64  # of the thumbnail used to compare fine detail
+_SHIFT = 2  # thumbnail pixels, for repeats that were cropped slightly differently
+_DARK = 12  # maximum grey level of the black border
 _BLOCK = 1024  # rows or pairs compared at once, to bound memory
 
 
@@ -41,13 +41,13 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The findings of an audit; ``core.data.readiness`` judges and words them."""
+    """The results of an audit; ``core.data.readiness`` turns them into findings."""
 
     data_id: str
     n_images: int
     counts: dict[str, dict[str, int]]  # split -> class -> images
-    readable: dict[str, dict[str, int]]  # the same, without those that cannot be read
-    width_range: tuple[int, int, int]  # least, median, most
+    readable: dict[str, dict[str, int]]  # the same, readable images only
+    width_range: tuple[int, int, int]  # minimum, median, maximum
     height_range: tuple[int, int, int]
     formats: dict[str, int]
     unreadable: tuple[tuple[str, str], ...]  # key, reason
@@ -62,7 +62,7 @@ class AuditReport:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What the audit keeps of each image."""
+    """What the audit stores for each image."""
 
     record: Record
     sha256: str
@@ -73,15 +73,15 @@ class _Seen:
 
 
 def audit(dataset: Dataset, *, progress: Callable[[float, str], None] | None = None) -> AuditReport:
-    """Read every image once and compare all of them.
+    """Read every image once and compare them all.
 
     Args:
-        dataset: all splits are looked at.
-        progress: called with the fraction read.
+        dataset: all splits are audited.
+        progress: called with the fraction of images read.
 
     Returns:
-        The report. Near duplicates have perceptual hashes within 8 of 64 bits, and their fine
-        detail correlates by 0.65 or more (0.9 for images under 64 px) at the best of small shifts.
+        The report. Near duplicates have perceptual hashes that differ in at most 8 of 64 bits, and
+        fine detail that correlates by 0.65 or more (0.9 for images under 64 px) at the best shift.
 
     Reference: Zauner 2010 (pHash).
     """
@@ -102,11 +102,11 @@ def audit(dataset: Dataset, *, progress: Callable[[float, str], None] | None = N
 
 
 def restate(report: AuditReport, dataset: Dataset) -> AuditReport:
-    """The report for another split of the same images; nothing is read again.
+    """Rewrite the report for another split of the same images, without reading them again.
 
     Args:
         report: of the images under any split.
-        dataset: the same images under the other one.
+        dataset: the same images under the other split.
     """
     records = {record.key: record for record in dataset.records}
     exact, near = (
@@ -125,7 +125,7 @@ def restate(report: AuditReport, dataset: Dataset) -> AuditReport:
 
 
 def count(dataset: Dataset, *, without: Sequence[str] = ()) -> dict[str, dict[str, int]]:
-    """Images by split and class, those with the keys of ``without`` left out."""
+    """Count images by split and class, except those with keys in ``without``."""
     left_out = set(without)
     return {
         split: {
@@ -168,15 +168,15 @@ def _find_exact(seen: Sequence[_Seen]) -> tuple[Duplicates, ...]:
 
 
 def _extract_detail(grey: PILImage.Image) -> NDArray[np.int8]:
-    """Local contrast at 64 x 64: no brightness, no vignette, no edge of the black surround.
+    """Local contrast at 64 x 64, without brightness, vignetting or the edge of the black border.
 
-    What is left (vessels, ribs, speckle) belongs to one patient; the outline belongs to the camera.
+    The remaining detail (vessels, ribs, speckle) identifies a patient; the outline only the camera.
     """
     small = np.asarray(grey.resize((_SIDE, _SIDE), PILImage.Resampling.BOX), dtype=np.float32)
     high = np.clip(small - ndimage.gaussian_filter(small, 2), -25, 25)
     contrast = np.sqrt(ndimage.gaussian_filter(high**2, 3)) + 2
     inside = ndimage.minimum_filter(ndimage.gaussian_filter(small, 1), 9) > _DARK
-    if inside.mean() < 0.15:  # a dark picture: its darkness is no surround
+    if inside.mean() < 0.15:  # a dark image, not one with a dark border
         inside = np.ones_like(inside)
     detail = high / contrast
     detail = np.where(inside, detail - detail[inside].mean(), 0)
@@ -184,7 +184,7 @@ def _extract_detail(grey: PILImage.Image) -> NDArray[np.int8]:
 
 
 def _find_near(seen: Sequence[_Seen]) -> tuple[Duplicates, ...]:
-    """Connected components of confirmed pairs, but not those that are exact copies only."""
+    """Connected components of confirmed pairs, except those of exact copies only."""
     if len(seen) < 2:
         return ()
     pairs = _find_candidates(np.stack([item.phash for item in seen]))
@@ -201,13 +201,13 @@ def _find_near(seen: Sequence[_Seen]) -> tuple[Duplicates, ...]:
 
 
 def find_repeats(pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
-    """Groups of near-duplicate pictures, by the test that ``audit`` uses.
+    """Find groups of near duplicates with the same test as ``audit``.
 
     Args:
-        pictures: each (H, W, 3) uint8 RGB; thumbnails of 64 px or more do.
+        pictures: each (H, W, 3) uint8 RGB; thumbnails of 64 px or more suffice.
 
     Returns:
-        Ascending rows of each group of two or more, the first group first.
+        Ascending rows of each group of two or more, ordered by first row.
     """
     if len(pictures) < 2:
         return []
@@ -226,7 +226,7 @@ def find_repeats(pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64
 def _join_pairs(
     pairs: NDArray[np.int64], detail: NDArray[np.int8], is_tiny: NDArray[np.bool_]
 ) -> NDArray[np.int32]:
-    """Confirm candidate pairs; the number of the connected component of every picture."""
+    """Confirm candidate pairs; return the connected component of every image."""
     needed = np.where(is_tiny[pairs].any(axis=1), _MIN_CORRELATION_TINY, _MIN_CORRELATION)
     same = pairs[_correlate(detail, pairs) >= needed]
     n = len(detail)
@@ -248,7 +248,7 @@ def _find_candidates(phash: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _correlate(detail: NDArray[np.int8], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Correlation of each pair (P,), the best of all shifts up to 2 px each way."""
+    """Correlation of each pair (P,), maximum over shifts of up to 2 px each way."""
     best = np.empty(len(pairs))
     shifts = np.arange(-_SHIFT, _SHIFT + 1)
     for start in range(0, len(pairs), _BLOCK):
@@ -269,10 +269,10 @@ def _describe(records: Sequence[Record]) -> Duplicates:
 
 
 def _find_shared_groups(records: Iterable[Record]) -> tuple[str, ...]:
-    """Patient names that occur in two splits.
+    """Find patient names that occur in two splits.
 
-    Where the data came with splits, or name patients by subfolders of the classes, equal names
-    are kept apart, since they may merely restart.
+    If the data came with splits, or names patients by subfolders of the classes, equal names are
+    treated as different patients, because the numbering may simply restart.
     """
     splits: dict[str, set[str]] = {}
     for record in records:

@@ -1,6 +1,6 @@
 """Decide which of two class names is the disease.
 
-Owns the words that tell it, and the sentences where they do not.
+Owns the words that indicate it, and the errors if they do not.
 """
 
 import re
@@ -16,18 +16,18 @@ _DISEASE = re.compile(r"(?i)^(disease|diseased|abnormal|positive|1|pneumonia|les
 def order_classes(
     names: set[str], disease_class: str | None, *, model_disease: str | None = None
 ) -> tuple[tuple[str, ...], int]:
-    """Put two class names in the order of their labels.
+    """Put two class names in label order.
 
     Args:
         names: of all classes found.
-        disease_class: the positive one, where the names do not tell.
-        model_disease: that of the model which the data are for: it goes before what names tell.
+        disease_class: the positive class, if the names do not tell.
+        model_disease: that of the model the data is for; it takes precedence over the names.
 
     Returns:
         The names, normal first, and the index of disease (always 1).
 
     Raises:
-        DataError: not two classes, no such class, or the names do not tell.
+        DataError: there are not two classes, no such class, or the names do not tell.
     """
     listed = ", ".join(sorted(names))
     if len(names) != 2:

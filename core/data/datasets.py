@@ -1,7 +1,7 @@
 """Read a folder, table or npz file into a Dataset, split by patient.
 
-Owns which image is in which split with which label. Reads no pixels until ``load_record``.
-Layouts: ``{train,val,test}/{class}/...``, flat ``{class}/...``, a ``manifest.csv`` (which wins),
+Owns the assignment of images to splits and labels. Reads no pixels until ``load_record``. Layouts:
+``{train,val,test}/{class}/...``, flat ``{class}/...``, a ``manifest.csv`` (which takes precedence),
 or a MedMNIST ``.npz``.
 """
 
@@ -26,9 +26,9 @@ from core.images.decode import Image, decode, encode_png, load
 
 SPLITS = ("train", "val", "test")
 _MIN_PER_CLASS = 4
-_SAMPLE = 4096  # bytes, of each of three places of a file, that tell data sets apart
-_UNREAD = b"unread"  # stands for what a file holds that cannot be opened
-_N_AHEAD = 4  # images that load_ahead holds
+_SAMPLE = 4096  # bytes hashed at each of three positions of a file
+_UNREAD = b"unread"  # hashed in place of an unreadable file's content
+_N_AHEAD = 4  # images that load_ahead prefetches
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Record:
     path: Path | None
     label: int
     split: str
-    group: str | None = None  # patient, within the split the data came with
+    group: str | None = None  # patient, within the original split
     mask: Path | None = None
     array: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
 
@@ -52,16 +52,16 @@ class Dataset:
     class_names: tuple[str, ...]  # in label order, normal first
     disease_index: int
     records: tuple[Record, ...]
-    data_id: str  # short hash of the images as they came, see _compute_data_id
+    data_id: str  # short hash of the data, see _compute_data_id
 
     def subset(self, split: str) -> tuple[Record, ...]:
-        """The records of one split, in order of their keys."""
+        """The records of one split, in order of keys."""
         return tuple(record for record in self.records if record.split == split)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """An image as a reader found it; ``split`` is empty if the data does not state it."""
+    """An image as found by a reader; ``split`` is empty if the data does not give it."""
 
     key: str
     class_name: str
@@ -80,18 +80,18 @@ def read_dataset(
     val_fraction: float = 0.15,
     seed: int = 0,
 ) -> Dataset:
-    """Read a data folder or npz file and make the validation split if there is none.
+    """Read a data folder or npz file and draw a validation split if there is none.
 
     Args:
         root: the folder or file.
-        disease_class: the positive class, where names do not tell.
-        model_disease: the positive class of the model that the data are read for: taken where
-            ``disease_class`` is not given and the data has it.
-        val_fraction: share of training images moved to validation: stratified, whole groups.
-        seed: of that split; the order of the files does not matter.
+        disease_class: the positive class, if the names do not tell.
+        model_disease: the positive class of the model the data is for, used if ``disease_class`` is
+            not given and the data has that class.
+        val_fraction: fraction of training images moved to validation: stratified, whole groups.
+        seed: of the validation split; the order of the files does not matter.
 
     Raises:
-        DataError: missing, empty, not exactly two classes, too few images, a bad manifest.
+        DataError: missing, empty, not exactly two classes, too few images, or a bad manifest.
     """
     splits = read_splits(
         root,
@@ -111,11 +111,11 @@ def read_splits(
     model_disease: str | None = None,
     val_fraction: float = 0.15,
 ) -> dict[int, Dataset]:
-    """The same images under several seeds of the validation split, read once.
+    """Read the images once and split off validation with several seeds.
 
     Args:
-        root: as for ``read_dataset``, as the other arguments are.
-        seeds: of the splits; data that came with a validation split are the same for all.
+        root: this and the other arguments are as for ``read_dataset``.
+        seeds: of the splits; if the data comes with a validation split, they make no difference.
 
     Raises:
         DataError: as ``read_dataset``.
@@ -133,7 +133,7 @@ def read_splits(
     names, disease_index = order_classes(
         {item.class_name for item in found}, disease_class, model_disease=model_disease
     )
-    unsaid = "train" if any(item.split for item in found) else ""  # the split of the other rows
+    unsaid = "train" if any(item.split for item in found) else ""  # split of rows without one
     records = tuple(
         Record(
             key=item.key,
@@ -180,7 +180,7 @@ def load_ahead(records: Iterable[Record]) -> Iterator[tuple[Record, Image | Imag
     """Read images in order, prefetching in a thread while the caller computes.
 
     Yields:
-        each record with its image, or with the reason why it cannot be read.
+        each record with its image, or the error if it cannot be read.
     """
 
     def read(record: Record) -> Image | ImageError:
@@ -190,7 +190,7 @@ def load_ahead(records: Iterable[Record]) -> Iterator[tuple[Record, Image | Imag
             return err
 
     left = iter(records)
-    with ThreadPoolExecutor(1) as pool:  # image_io decodes one at a time
+    with ThreadPoolExecutor(1) as pool:  # core.images.decode decodes one at a time
         waiting = deque((r, pool.submit(read, r)) for r in itertools.islice(left, _N_AHEAD))
         while waiting:
             record, reading = waiting.popleft()
@@ -233,7 +233,7 @@ def _read_manifest(root: Path) -> list[_Found]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a path is a file; a path that cannot be looked up (name too long) is not."""
+    """Whether a path is a file; one that cannot be looked up (name too long) is not."""
     try:
         return path.is_file()
     except OSError:
@@ -295,7 +295,7 @@ def _read_npz(path: Path) -> list[_Found]:
 
 
 def _name_group(item: _Found, unsaid: str) -> str | None:
-    """Group numbers may restart between splits that came with the data: keep those apart."""
+    """Name a group per original split, because numbering may restart in each."""
     return f"{item.split or unsaid}:{item.group}" if item.group else None
 
 
@@ -324,7 +324,7 @@ def _split_validation(
 
 
 def _choose_folds(fraction: float, *, most: int) -> tuple[int, int]:
-    """How many folds to cut and how many of them to hold out: the fewest within 5 %, or nearest."""
+    """Number of folds, and how many to hold out: the fewest within 5 %, or the closest."""
     pairs = [
         (n, min(max(1, round(fraction * n)), n - 1))
         for n in range(2, max(2, min(most, round(3.0 / fraction))) + 1)
@@ -349,9 +349,9 @@ def _check_counts(records: Sequence[Record], names: Sequence[str]) -> None:
 
 
 def _compute_data_id(records: Sequence[Record], names: Sequence[str]) -> str:
-    """Hash keys, labels, patients, the splits that the data came with, and what the files hold.
+    """Hash keys, labels, patients, original splits and samples of the files' content.
 
-    A validation split that was drawn is not in it: corrections of an image are for every seed.
+    A validation split drawn by seed is not included, so that gallery corrections apply to any seed.
     """
     digest = hashlib.sha256("\n".join(names).encode())
     for record in records:
@@ -365,9 +365,9 @@ def _compute_data_id(records: Sequence[Record], names: Sequence[str]) -> str:
 
 
 def _sample(path: Path) -> bytes:
-    """The size of a file and its beginning, middle and end: two scanners may both name IM0001.
+    """The size of a file and its beginning, middle and end: names such as IM0001 are not unique.
 
-    A file that may not be read has a mark of its own; reading its pixels says why.
+    An unreadable file gets a fixed marker; reading its pixels raises the error.
     """
     try:
         size = path.stat().st_size

@@ -1,7 +1,7 @@
 """Read class folders: the split, class and patient of every image.
 
-Owns what the names of folders mean and which links are followed. Reads no pixels; whether the
-classes make a data set is for ``core.data.datasets``.
+Owns the meaning of folder names and which links are followed. Reads no pixels;
+``core.data.datasets`` decides whether the classes make a data set.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from core.errors import DataError
 
 _SPLIT_NAMES = {"train": "train", "val": "val", "test": "test"}
-_MORE_NAMES = {"valid": "val", "validation": "val"}  # beside one of the others: else a class
+_MORE_NAMES = {"valid": "val", "validation": "val"}  # if there are other split folders
 _IGNORED = {"thumbs.db", "desktop.ini", "manifest.csv", "phantom.json", "report.json", "source.txt"}
 _IGNORED_FOLDERS = {"masks"}
 
@@ -23,19 +23,18 @@ class FolderImage:
     key: str  # POSIX path inside the root
     path: Path
     class_name: str
-    split: str  # empty where the folders do not say
-    group: str  # class and patient folder; empty for a file right in its class folder
+    split: str  # empty if the folders do not tell
+    group: str  # class and patient folder; empty for a file directly in its class folder
 
 
 def read_folders(root: Path) -> list[FolderImage]:
-    """List ``{split}/{class}/[patient/...]`` or ``{class}/[patient/...]``, links followed.
+    """List ``{split}/{class}/[patient/...]`` or ``{class}/[patient/...]``, following links.
 
     Args:
-        root: its folders train, val (or valid, validation) and test, in capitals or not, are
-            splits.
+        root: its folders train, val (or valid, validation) and test, in any case, are splits.
 
     Raises:
-        DataError: class folders beside the splits, or a folder or link that cannot be followed.
+        DataError: class folders beside the splits, or an unreadable folder or link.
     """
     folders = _list_folders(root)
     given = _find_splits(folders)
@@ -53,7 +52,7 @@ def read_folders(root: Path) -> list[FolderImage]:
 
 
 def _list_folders(base: Path) -> list[Path]:
-    """Folders that may be splits or classes."""
+    """List folders that may be splits or classes."""
     inside = (path for path in base.iterdir() if _is_visible(path) and path.is_dir())
     return sorted(path for path in inside if path.name.lower() not in _IGNORED_FOLDERS)
 
@@ -65,7 +64,7 @@ def _find_splits(folders: Sequence[Path]) -> dict[Path, str]:
 
 
 def _refuse_others(others: Sequence[Path], class_names: set[str]) -> None:
-    """Refuse a folder of classes that is not a split: it would be left out silently."""
+    """Refuse a folder of classes that is not a split: it would be ignored silently."""
     classes = {name.lower() for name in class_names}
     for folder in others:
         if any(inside.name.lower() in classes for inside in _list_folders(folder)):
@@ -78,7 +77,7 @@ def _refuse_others(others: Sequence[Path], class_names: set[str]) -> None:
 
 
 def _walk(folder: Path, root: Path, *, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Files of a folder and those below; ``above``: where we came through, without links."""
+    """Yield the files below a folder; ``above`` lists its resolved parents, to detect loops."""
     try:
         inside = sorted(folder.iterdir())
     except OSError as err:

@@ -1,7 +1,7 @@
 """Read a data folder's manifest.csv, including its extra columns.
 
-Owns the reading and the further columns (age, device, ...). What split, label, patient and mask
-mean is core.data.datasets's.
+Owns parsing and the extra columns (age, device, ...). The meaning of split, label, patient and mask
+is in core.data.datasets.
 """
 
 import csv
@@ -18,10 +18,10 @@ def read_rows(root: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     """Read the whole table.
 
     Returns:
-        The names of the columns, and a dictionary for each row without spaces around its values.
+        The column names, and one dictionary per row with stripped values.
 
     Raises:
-        DataError: the manifest is no UTF-8 CSV table.
+        DataError: the manifest is not a UTF-8 CSV table.
     """
     try:
         with (root / NAME).open(newline="", encoding="utf-8-sig") as handle:
@@ -34,7 +34,7 @@ def read_rows(root: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
 
 
 def refuse(reason: str) -> DataError:
-    """The error of a manifest that cannot be used."""
+    """Build the error for an unusable manifest."""
     return DataError(
         f"{NAME} {reason}. Expected columns file,split,label and, if known, group and mask, "
         "with paths relative to the folder.",
@@ -44,7 +44,7 @@ def refuse(reason: str) -> DataError:
 
 
 def name_key(file: str) -> str:
-    """An image's key from its cell: ``./a.png`` is the image ``a.png``."""
+    """Convert a cell to an image key: ``./a.png`` is the image ``a.png``."""
     return PurePosixPath(file).as_posix()
 
 
@@ -55,15 +55,15 @@ def read_columns(
 
     Args:
         root: the data folder.
-        keys: of the images, as ``name_key`` makes them.
-        with_patients: the column ``group`` as well.
+        keys: of the images, as returned by ``name_key``.
+        with_patients: include the column ``group``.
 
     Returns:
-        column -> values in the order of the keys, empty text where nothing is said. Columns that
-        are empty for all of them are left out; without a manifest there is none.
+        column -> values in the order of the keys, empty string if missing. Columns that are empty
+        for all keys are left out; without a manifest there are none.
 
     Raises:
-        DataError: the manifest is no UTF-8 CSV table.
+        DataError: the manifest is not a UTF-8 CSV table.
     """
     if not (root / NAME).is_file():
         return {}

@@ -1,7 +1,7 @@
-"""Decide whether training may start: which audit findings block it and which only warn.
+"""Decide whether training can start: which audit findings block it and which only warn.
 
-Owns which finding stops training and which only warns, for pages and commands alike. Each has a
-code and numbers, so that pages can say it in their language, and the keys of the images to look at.
+Owns the severity of findings, for pages and commands alike. Each finding has a code and numbers, so
+that pages can translate it, and the keys of the images to review.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,16 +13,16 @@ from core.data.audit import AuditReport, Duplicates, count
 from core.data.datasets import Dataset
 from core.errors import DataError
 
-_MIN_TRAIN = 8  # per class: fewer cannot fill a batch of both classes with different images
+_MIN_TRAIN = 8  # per class: with fewer, a batch would repeat images
 _MIN_VAL = 2
-FEW = 30  # images of a class: below it an interval is wide
+FEW = 30  # images of a class; with fewer, intervals are wide
 _UNBALANCED = 5
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know before training. ``keys`` are groups of images that belong together."""
+    """One issue to know before training. ``keys`` are groups of related images."""
 
     code: str
     severity: Literal["blocker", "warning"]
@@ -37,7 +37,7 @@ def read_finding(raw: Mapping[str, Any]) -> Finding:
 
 
 def judge(report: AuditReport) -> tuple[Finding, ...]:
-    """Judge an audit; findings that stop training come first."""
+    """Judge an audit; blocking findings come first."""
     found = [
         *_judge_counts(report.readable),
         *_judge_duplicates(report),
@@ -47,21 +47,21 @@ def judge(report: AuditReport) -> tuple[Finding, ...]:
 
 
 def judge_counts(dataset: Dataset) -> tuple[Finding, ...]:
-    """Judge the image counts alone, without reading any image."""
+    """Judge only the image counts, without reading any image."""
     return _sort(_judge_counts(count(dataset)))
 
 
 def combine(judged: Iterable[Sequence[Finding]]) -> tuple[Finding, ...]:
-    """Merge the findings of several splits of a data set, keeping the worst of each kind.
+    """Merge the findings of several splits of a data set, keeping the most severe of each kind.
 
     Args:
-        judged: per seed of the validation split what ``judge`` found.
+        judged: the result of ``judge`` for each seed of the validation split.
     """
     worst: dict[tuple[object, ...], Finding] = {}
     for finding in (one for findings in judged for one in findings):
         params = finding.params
         is_count = finding.code in ("too_few", "few")
-        # Too few and few are degrees of one thing.
+        # "Too few" and "few" are degrees of the same finding.
         kind = "count" if is_count else finding.code
         place = (kind, params.get("split"), params.get("class_name"))
         before = worst.get(place)
@@ -84,10 +84,10 @@ def _sort(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def require_ready(findings: Sequence[Finding]) -> None:
-    """Refuse data that cannot be trained on.
+    """Refuse data that is not ready for training.
 
     Raises:
-        DataError: something stops training; the message says all of it.
+        DataError: a finding blocks training; the message lists all that do.
     """
     reasons = [finding.message for finding in findings if finding.severity == "blocker"]
     if reasons:
@@ -107,9 +107,9 @@ def _judge_counts(readable: Mapping[str, Mapping[str, int]]) -> list[Finding]:
                 "class_name": name, "split": split, "n": n, "needed": needed,
             }  # fmt: skip
             if n < needed and split != "test":
-                found.append(_say_count("too_few", "blocker", params))
+                found.append(_describe_count("too_few", "blocker", params))
             elif n < FEW:
-                found.append(_say_count("few", "warning", params))
+                found.append(_describe_count("few", "warning", params))
         least, most = min(counts.values()), max(counts.values())
         if most > _UNBALANCED * max(1, least):
             params = {"split": split, "a": least, "b": most}
@@ -121,7 +121,7 @@ def _judge_counts(readable: Mapping[str, Mapping[str, int]]) -> list[Finding]:
     return found
 
 
-def _say_count(
+def _describe_count(
     code: str, severity: Literal["blocker", "warning"], params: dict[str, str | int]
 ) -> Finding:
     n, kind = int(params["n"]), _SPLITS[str(params["split"])]
@@ -142,11 +142,11 @@ def _judge_duplicates(report: AuditReport) -> list[Finding]:
             ("repeats", [g for g in groups if not (g.across_labels or g.across_splits)]),
         ):
             if chosen:
-                found.append(_say_duplicates(kind, code, chosen))
+                found.append(_describe_duplicates(kind, code, chosen))
     return found
 
 
-def _say_duplicates(kind: str, code: str, groups: Sequence[Duplicates]) -> Finding:
+def _describe_duplicates(kind: str, code: str, groups: Sequence[Duplicates]) -> Finding:
     n = len(groups)
     sort = {"exact": "identical", "near": "nearly identical"}[kind]
     group = ngettext(f"{n} group of {sort} images", f"{n} groups of {sort} images", n)

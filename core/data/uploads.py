@@ -1,8 +1,8 @@
 """Unpack an untrusted zip of training images safely.
 
-Owns what may be in it: plain files with names inside their folder, no links, no passwords, no more
-than the stated number and size. Names are cleaned, wrapping folders are looked through. Whether the
-files are images is for ``core.data.datasets`` and ``core.data.audit`` to say.
+Owns what an upload may contain: plain files with names inside their folder, no links, no passwords,
+within the limits on number and size. Names are cleaned and wrapping folders are skipped. Whether
+the files are images is decided by ``core.data.datasets`` and ``core.data.audit``.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class ZipLimits:
     n_files: int = 50_000
     total_bytes: int = 4 << 30  # unpacked
     file_bytes: int = 256 << 20  # unpacked, one file
-    ratio: int = 500  # unpacked over packed, of a file over a megabyte
+    ratio: int = 500  # unpacked / packed size, for files over a megabyte
 
 
 def uploads_dir(checkpoints_dir: Path) -> Path:
@@ -48,9 +48,9 @@ def uploads_dir(checkpoints_dir: Path) -> Path:
 
 
 def find_data(settings: Settings) -> dict[str, Path]:
-    """What may be trained on from the app: name -> folder or npz file.
+    """List the data that the app can train on: name -> folder or npz file.
 
-    The folders in ``settings.data_dir``, uploads, and the demo's images; nothing else on the
+    Folders in ``settings.data_dir``, uploads, and the demo's images; nothing else on the
     server.
     """
     found: dict[str, Path] = {}
@@ -69,7 +69,7 @@ def find_data(settings: Settings) -> dict[str, Path]:
 
 
 def find_upload(checkpoints_dir: Path, name: str) -> Path:
-    """The folder of an upload, matched against the listing.
+    """Find the folder of an upload by matching against the listing.
 
     Raises:
         DataError: there is no such upload.
@@ -88,7 +88,7 @@ def find_upload(checkpoints_dir: Path, name: str) -> Path:
 
 
 def clean_uploads(checkpoints_dir: Path) -> None:
-    """Remove the remains of interrupted unpacking or deletion; call it at start."""
+    """Remove leftovers of interrupted unpacking or deletion; call it at start-up."""
     for folder in uploads_dir(checkpoints_dir).glob(".*"):
         owner = re.fullmatch(r"\.unpacking-.*-(\d+)", folder.name)
         is_left = owner is not None and abandoned.is_left(folder, int(owner[1]))
@@ -99,19 +99,19 @@ def clean_uploads(checkpoints_dir: Path) -> None:
 def store(
     source: BinaryIO, *, name: str, checkpoints_dir: Path, limits: ZipLimits | None = None
 ) -> Path:
-    """Unpack an uploaded zip into a folder of its own; the same bytes are unpacked once.
+    """Unpack an uploaded zip into its own folder; identical files are unpacked once.
 
     Args:
         source: the zip, seekable.
-        name: of the file, as the person called it.
-        checkpoints_dir: the uploads lie in it.
-        limits: on number and size.
+        name: of the file, as uploaded.
+        checkpoints_dir: contains the uploads.
+        limits: on the number and size of files.
 
     Returns:
         The folder that holds the classes, the splits, the manifest or the npz.
 
     Raises:
-        DataError: it is refused; the code begins with ``zip.``.
+        DataError: the upload is refused; the code begins with ``zip.``.
     """
     hashed = hashlib.sha256()
     while chunk := source.read(_CHUNK):
@@ -130,7 +130,7 @@ def store(
             extract(source, workshop / "data", limits=limits or ZipLimits())
             (workshop / "data").rename(final)
         except OSError:
-            if not final.is_dir():  # else another session was faster with the same bytes
+            if not final.is_dir():  # else a race: another session stored the same bytes
                 raise
         finally:
             shutil.rmtree(workshop, ignore_errors=True)
@@ -141,7 +141,7 @@ def extract(source: BinaryIO, into: Path, *, limits: ZipLimits) -> None:
     """Unpack into a new folder, counting the bytes actually written.
 
     Raises:
-        DataError: as ``store``; the folder may then hold part of the files.
+        DataError: as ``store``; the folder may then contain some of the files.
     """
     try:
         with zipfile.ZipFile(source) as archive:
@@ -156,14 +156,14 @@ def extract(source: BinaryIO, into: Path, *, limits: ZipLimits) -> None:
                 path = into.joinpath(*_make_unique(parts, taken))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 n_left -= _copy(archive, info, path, limit=min(n_left, limits.file_bytes))
-    except DataError:  # it is a ValueError too
+    except DataError:  # also a ValueError
         raise
     except (FileExistsError, NotADirectoryError) as err:
         _refuse("names", "holds a file and a folder of one name", err)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError) as err:
         _refuse("damaged", f"is no zip file or is damaged ({err})", err)
     except OSError as err:
-        if err.errno is not None:  # the disk's; what bz2 says of damage has no number
+        if err.errno is not None:  # a disk error; bz2's errors for damaged data have no number
             raise
         _refuse("damaged", f"is no zip file or is damaged ({err})", err)
     except (NotImplementedError, RuntimeError, EOFError, ValueError) as err:
@@ -173,7 +173,7 @@ def extract(source: BinaryIO, into: Path, *, limits: ZipLimits) -> None:
 def _check(
     archive: zipfile.ZipFile, limits: ZipLimits
 ) -> list[tuple[zipfile.ZipInfo, tuple[str, ...]]]:
-    """Refuse what the directory of the zip already shows; return files with clean names."""
+    """Check the zip's directory against the limits; return files with cleaned names."""
     infos = archive.infolist()
     if len(infos) > limits.n_files:
         _refuse("too_many", f"holds {len(infos)} entries; at most {limits.n_files} are taken")
@@ -208,10 +208,10 @@ def _check(
 
 
 def _check_name(info: zipfile.ZipInfo) -> tuple[str, ...]:
-    """Clean parts of a name; empty for what is ignored.
+    """The cleaned parts of a name; empty if the file is to be ignored.
 
     Raises:
-        DataError: it points out of the folder.
+        DataError: the name points outside the folder.
     """
     name = _decode_name(info).replace("\\", "/")
     parts = PurePosixPath(name).parts
@@ -225,7 +225,7 @@ def _check_name(info: zipfile.ZipInfo) -> tuple[str, ...]:
 
 
 def _decode_name(info: zipfile.ZipInfo) -> str:
-    """Names without the UTF-8 mark are often UTF-8 or, from Chinese Windows, GB 18030."""
+    """Decode a name; without the UTF-8 flag it is often UTF-8 or (Chinese Windows) GB 18030."""
     if info.flag_bits & _UTF8_FLAG:
         return info.filename
     raw = info.filename.encode("cp437", errors="replace")
@@ -238,7 +238,7 @@ def _decode_name(info: zipfile.ZipInfo) -> str:
 
 
 def _clean(part: str) -> str:
-    """One part of a path: composed characters, nothing unprintable, of a length disks take."""
+    """Clean one part of a path: NFC, printable, and short enough for file systems."""
     text = unicodedata.normalize("NFC", part)
     text = "".join(c if c.isprintable() and c not in '<>:"|?*' else "_" for c in text)
     text = text.strip(" ").rstrip(".") or "_"
@@ -249,7 +249,7 @@ def _clean(part: str) -> str:
 
 
 def _make_unique(parts: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
-    """Two names that a disk may hold for the same get a number."""
+    """Number names that a file system might treat as the same."""
     stem, suffix = os.path.splitext(parts[-1])
     found, number = parts, 1
     while "/".join(found).casefold() in taken:
@@ -260,7 +260,7 @@ def _make_unique(parts: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
 
 
 def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, *, limit: int) -> int:
-    """Unpack one file without trusting its header's size; returns the bytes written."""
+    """Unpack one file without trusting the size in its header; return the bytes written."""
     n_written = 0
     with archive.open(info) as packed, path.open("xb") as handle:
         while chunk := packed.read(_CHUNK):

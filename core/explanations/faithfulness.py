@@ -1,10 +1,9 @@
 """Heatmap faithfulness: deletion and insertion, lesion masks, agreement of two maps.
 
 Owns deletion and insertion against a random order, the pointing game, the energy inside a mask and
-the agreement of two maps. The score followed is the soft vote that Grad-CAM explains
+the agreement of two maps. The score is the soft vote that Grad-CAM explains
 (core.explanations.grad_cam): the share of 1/distance over the k nearest gallery images of every
-class. Models run on one view per masked image: the order of the cells is in question, not the last
-digit.
+class. Models run on one view per masked image, which is enough to judge the order of the cells.
 
 Reference: Petsiuk et al. 2018, arXiv:1806.07421 (deletion, insertion); Zhang et al. 2018,
 arXiv:1608.00507 (pointing game); Wang et al. 2020, arXiv:1910.01279 (energy).
@@ -25,32 +24,32 @@ from core.gallery.search import split_parts
 from core.models.bundle import Member, ModelBundle
 from core.network.embedder import Embedded, Embedder, embed_together
 
-_GRID = 12  # cells per side: about the resolution of the heatmaps
+_GRID = 12  # cells per side: roughly the resolution of the heatmaps
 _N_STEPS = 8
 _N_RANDOM = 3
 _BATCH_SIZE = 8
-_BLUR_SHARE = 1 / 8  # sigma of what replaces a cell, as a share of the side: lesions go, tone stays
+_BLUR_SHARE = 1 / 8  # sigma / side of the blur in a masked cell: removes lesions, keeps the tone
 _MIN_DISTANCE = 1e-6
-_MIN_MARGIN = 0.02  # of an area over chance: less is not seen in the two decimals that are shown
+_MIN_MARGIN = 0.02  # minimum gain in area over chance; smaller ones vanish at two decimals
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Deletion and insertion scores of a heatmap, beside those of random orders.
+    """Deletion and insertion scores of a heatmap, with those of random orders.
 
-    A true map has a low ``deletion`` and a high ``insertion``; a random order has the same area
-    for both in expectation: what it deletes first is what its reverse inserts last.
+    A faithful map has a low ``deletion`` and a high ``insertion``. For a random order both areas
+    have the same expectation, because its reverse inserts last what it deletes first.
     """
 
-    deletion: float  # area under the score while the brightest cells go first, 0..1
-    insertion: float  # area under the score while the brightest cells come first, 0..1
-    deletion_random: float  # the same for cells in random order, mean over the orders
+    deletion: float  # area under the score when the brightest cells are removed first, 0..1
+    insertion: float  # area under the score when the brightest cells are added first, 0..1
+    deletion_random: float  # the same for random orders, mean over the orders
     insertion_random: float
-    shares: tuple[float, ...]  # of the cells deleted or inserted, 0..1: abscissa of the curves
+    shares: tuple[float, ...]  # fraction of cells deleted or inserted, 0..1: x axis of the curves
     deletion_curve: tuple[float, ...]
     insertion_curve: tuple[float, ...]
-    random_curve: tuple[float, ...]  # score with that share of the cells kept, at random
-    random_spread: float = 0.0  # from the lowest to the highest area of the random orders
+    random_curve: tuple[float, ...]  # score with that fraction of the cells kept, at random
+    random_spread: float = 0.0  # range of the areas of the random orders
 
     @property
     def is_better_than_random(self) -> bool:
@@ -73,26 +72,26 @@ def measure(
     n_random: int = _N_RANDOM,
     seed: int = 0,
 ) -> dict[str, Faithfulness]:
-    """Measure heatmaps of one image; the random orders are run once for all of them.
+    """Measure heatmaps of one image; the random orders are shared by all of them.
 
-    Cells of a 12 x 12 grid are replaced by the image strongly blurred. The models run
+    Cells of a 12 x 12 grid are replaced by a strongly blurred image. The models run
     2 + (n_steps - 1) * (2 * maps + n_random) times on one view each.
 
     Args:
-        members: of the model (``model.members``); hold the model's lock.
+        members: of the model (``model.members``); the caller holds its lock.
         pixels: (H, W, 3) uint8 RGB.
-        heatmaps: name -> (h, w) in [0, 1], any resolution of the same picture.
-        class_name: the class that the heatmaps argue for.
-        excluded: per member the gallery rows that may not vote; empty for none.
-        n_steps: points of a curve beside the first.
+        heatmaps: name -> (h, w) in [0, 1], any resolution, of the same image.
+        class_name: the class that the heatmaps explain.
+        excluded: for each member, the gallery rows excluded from the vote; may be empty.
+        n_steps: points of a curve after the first.
         n_random: random orders.
-        seed: of the random orders, and of the order among equal cells.
+        seed: for the random orders and for breaking ties between cells.
 
     Returns:
-        name -> the figures.
+        name -> the scores.
 
     Raises:
-        ShapeError: no map, a picture or map of another shape, or too few steps or orders.
+        ShapeError: there is no map, a shape is wrong, or there are too few steps or orders.
     """
     check_shape("pixels", pixels, (None, None, 3))
     if not heatmaps or n_steps < 2 or n_random < 1:
@@ -103,7 +102,7 @@ def measure(
     rng = np.random.default_rng(seed)
     orders = {name: rank_cells(heatmap, rng=rng) for name, heatmap in heatmaps.items()}
     chance = [rng.permutation(_GRID * _GRID) for _ in range(n_random)]
-    kept = []  # inner points of every curve: boolean masks of the cells that stay
+    kept = []  # inner points of every curve: boolean masks of the cells kept
     for order in orders.values():
         kept += [~mask for mask in _mark_first(order, n_steps)] + _mark_first(order, n_steps)
     for order in chance:
@@ -145,7 +144,7 @@ def _describe(
 
 
 def rank_cells(heatmap: NDArray[np.float32], *, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Cells of the grid, brightest first: (144,) row-major; equal cells in random order."""
+    """Sort the grid's cells, brightest first: (144,) row-major; ties in random order."""
     check_shape("heatmap", heatmap, (None, None))
     fine = resize_heatmap(heatmap, height=_GRID * 8, width=_GRID * 8)
     cells = fine.reshape(_GRID, 8, _GRID, 8).mean(axis=(1, 3)).ravel()
@@ -154,7 +153,7 @@ def rank_cells(heatmap: NDArray[np.float32], *, rng: np.random.Generator) -> NDA
 
 
 def _mark_first(order: NDArray[np.int64], n_steps: int) -> list[NDArray[np.bool_]]:
-    """Masks of the first 1/n, 2/n ... (n-1)/n of the cells of an order."""
+    """Masks of the first 1/n, 2/n ... (n-1)/n of the cells in an order."""
     masks = []
     for step in range(1, n_steps):
         mask = np.zeros(len(order), dtype=bool)
@@ -192,16 +191,16 @@ def compute_soft_votes(
     class_name: str,
     excluded: Sequence[Sequence[int]] = (),
 ) -> NDArray[np.float64]:
-    """The members' weighted soft vote for a class, one view per image.
+    """Compute the members' weighted soft vote for a class, one view per image.
 
     Args:
         members: of the model.
         images: each (H, W, 3) uint8 RGB.
         class_name: the class.
-        excluded: per member the gallery rows that may not vote; empty for none.
+        excluded: for each member, the gallery rows excluded from the vote; may be empty.
 
     Returns:
-        (B,) in 0..1. A classifier's probability stands in where no images vote.
+        (B,) in 0..1. For a classifier, its probability is used instead.
     """
     embedded = embed_together([_use_one_view(m.bundle.embedder) for m in members], images)
     barred = list(excluded) or [()] * len(members)
@@ -247,13 +246,13 @@ def has_hit(
     """Pointing game: whether the brightest point lies on the mask; a flat map has no such point.
 
     Args:
-        heatmap: (h, w) in [0, 1]; brought to the mask's size.
+        heatmap: (h, w) in [0, 1]; resized to the mask's size.
         mask: (H, W), true on the lesion.
-        tolerance_px: a point no farther than this from the mask counts too; the paper allows 15
+        tolerance_px: a point within this distance of the mask also counts; the paper allows 15
             pixels on images of about 500.
 
     Raises:
-        ShapeError: the mask is not two-dimensional or holds no lesion.
+        ShapeError: the mask is not two-dimensional or contains no lesion.
     """
     fine = _fit_to_mask(heatmap, mask)
     if fine.max() <= fine.min():
@@ -264,7 +263,7 @@ def has_hit(
 
 
 def compute_energy(heatmap: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """Share of a heatmap's sum that lies on the mask, 0..1; arguments as ``has_hit``."""
+    """Fraction of a heatmap's sum that lies on the mask, 0..1; arguments as for ``has_hit``."""
     fine = _fit_to_mask(heatmap, mask)
     total = float(fine.sum())
     return float(fine[mask].sum()) / total if total > 0 else 0.0
@@ -278,10 +277,10 @@ def _fit_to_mask(heatmap: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArr
 
 
 def compute_agreement(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Spearman's rank correlation of two heatmaps, -1..1; 0 where one of them is flat.
+    """Spearman's rank correlation of two heatmaps, -1..1; 0 if either is flat.
 
     Args:
-        first: (h, w); ``second`` is brought to its size.
+        first: (h, w); ``second`` is resized to match.
     """
     check_shape("first", first, (None, None))
     other = resize_heatmap(second, height=first.shape[0], width=first.shape[1])

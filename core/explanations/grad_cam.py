@@ -1,9 +1,9 @@
 """Grad-CAM of the neighbour vote itself, from the activations the prediction already computed.
 
 Owns the target (log-odds of the distance-weighted vote, differentiable in the embedding) and the
-overlay. The CAM is the grad-cam package's, given the layer's activation and gradient: neither the
-trunk nor the body of the tail is run again. Hooks are put on the shared net while it works: the
-caller holds the bundle's lock.
+overlay. The CAM is computed by the grad-cam package from the layer's activation and gradient, so
+neither the trunk nor the body of the tail runs again. Hooks are registered on the shared net
+meanwhile, so the caller must hold the bundle's lock.
 
 Reference: Selvaraju et al. 2017, arXiv:1610.02391.
 """
@@ -33,7 +33,7 @@ _MIN_PROBABILITY = 1e-7
 
 
 class _AtLayerSize(BaseCAM):  # type: ignore[misc]
-    """Leaves maps at the layer's resolution; the input may be (V, N, C) tokens."""
+    """Keeps maps at the layer's resolution; the input may be (V, N, C) tokens."""
 
     def get_target_width_height(self, input_tensor: Tensor) -> None:  # noqa: ARG002
         return None
@@ -59,7 +59,7 @@ class _XGradCam(_AtLayerSize, XGradCAM):  # type: ignore[misc]
     pass
 
 
-# Of the grad-cam package.
+# From the grad-cam package.
 CAMS: Mapping[str, type[BaseCAM]] = {
     "grad-cam": _GradCam,
     "grad-cam++": _GradCamPlusPlus,
@@ -72,14 +72,14 @@ CAMS: Mapping[str, type[BaseCAM]] = {
 def compute_vote_log_odds(
     parts: Sequence[Tensor], neighbours: Sequence[Sequence[Tensor]]
 ) -> Tensor:
-    """Log-odds of each class's 1/distance vote, over its own k nearest gallery images.
+    """Compute the log-odds of each class's 1/distance vote, over its own k nearest gallery images.
 
-    Taking the k nearest of every class keeps a gradient when the k nearest overall agree, where
-    the vote itself is flat at 0 or 1.
+    Using the k nearest of each class keeps a gradient even if the k nearest overall agree, when the
+    vote itself is flat at 0 or 1.
 
     Args:
-        parts: per adapter the (1, D) embedding, with gradient.
-        neighbours: per adapter and class the (K, D) embeddings of its nearest gallery images.
+        parts: (1, D) embedding per adapter, with gradient.
+        neighbours: per adapter and class, the (K, D) embeddings of the nearest gallery images.
 
     Returns:
         (1, C): log of the class's share of the vote, mean over the adapters, minus log of the rest.
@@ -95,12 +95,12 @@ def compute_vote_log_odds(
 def compute_feature_log_odds(
     net: EmbeddingNet, features: Tensor, neighbours: Sequence[Sequence[Tensor]]
 ) -> Tensor:
-    """(1, C) log-odds of the answer to one image from the (V, F) features of its views.
+    """Compute the (1, C) log-odds for one image from the (V, F) features of its views.
 
     Args:
-        net: the model's; a classifier's probabilities are used where it has one.
-        features: with gradient where one is wanted.
-        neighbours: as ``compute_vote_log_odds``; empty for a classifier.
+        net: the model's; if it has a classifier, its probabilities are used.
+        features: with gradient if needed.
+        neighbours: as for ``compute_vote_log_odds``; empty for a classifier.
     """
     if net.classifier is not None:
         return _compute_log_odds(net.classifier(features).softmax(dim=1).mean(dim=0))
@@ -109,7 +109,7 @@ def compute_feature_log_odds(
 
 
 def _compute_log_odds(probs: Tensor) -> Tensor:
-    """(C,) probabilities -> (1, C) log-odds, kept finite where one is 0 or 1."""
+    """(C,) probabilities -> (1, C) log-odds, finite even at 0 or 1."""
     inner = probs.clamp(_MIN_PROBABILITY, 1.0 - _MIN_PROBABILITY)
     return (inner.log() - (1.0 - inner).log())[None]
 
@@ -117,10 +117,10 @@ def _compute_log_odds(probs: Tensor) -> Tensor:
 def find_voters(
     gallery: Gallery, embedding: NDArray[np.float32], *, k: int, excluded: Sequence[int] = ()
 ) -> list[list[NDArray[np.float32]]]:
-    """Per adapter and class, the (K, D) embeddings of the k nearest gallery images.
+    """Find the (K, D) embeddings of the k nearest gallery images, per adapter and class.
 
     Raises:
-        ShapeError: a class has no image left.
+        ShapeError: a class has no images left.
     """
     points = split_parts(embedding[None], gallery.n_parts)
     return [
@@ -140,12 +140,12 @@ def find_class_neighbours(
     n_classes: int,
     excluded: Sequence[int] = (),
 ) -> list[NDArray[np.int64]]:
-    """For each class the rows of its k nearest gallery images to one (D,) embedding.
+    """Find, for each class, the rows of the k gallery images nearest to a (D,) embedding.
 
     Raises:
-        ShapeError: a class has no image left.
+        ShapeError: a class has no images left.
     """
-    # By subtraction: in a narrow cone, products of unit rows differ by less than their rounding.
+    # Subtract: in a narrow cone, dot products of unit rows differ by less than rounding.
     distances = np.linalg.norm(gallery.embeddings - embedding, axis=1)
     is_open = np.ones(len(gallery), dtype=bool)
     is_open[[*excluded, *gallery.silent]] = False
@@ -166,14 +166,14 @@ def compute_view_heatmaps(
     neighbours: Sequence[Sequence[NDArray[np.float32]]],
     method: str = "grad-cam",
 ) -> dict[str, NDArray[np.float32]]:
-    """The map of every view; see ``core.explanations.methods.ViewMaps`` for the arguments.
+    """Compute the map of every view; see ``core.explanations.methods.ViewMaps`` for the arguments.
 
     Returns:
-        backbone name -> (V, h, w) float32 at the layer's resolution, non-negative, each view turned
-        upright.
+        backbone name -> (V, h, w) float32 at the layer's resolution, non-negative, each view mapped
+        back to upright.
 
     Raises:
-        ConfigError: an unknown method.
+        ConfigError: the method is unknown.
     """
     late = embedder.run_bodies(activations)
     return compute_class_heatmaps(embedder, late, neighbours=neighbours, method=method)[class_index]
@@ -186,20 +186,20 @@ def compute_class_heatmaps(
     neighbours: Sequence[Sequence[NDArray[np.float32]]],
     method: str = "grad-cam",
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
-    """The maps of both classes from one pass: their log-odds are each other's negative.
+    """Compute both classes' maps in one pass, since their log-odds differ only in sign.
 
     Args:
-        embedder: the model; a hook is added where the layer lies inside a block, and removed.
-        late: per backbone the (V, ...) activations that ``Embedder.run_bodies`` returns, which the
-            prediction has computed.
-        neighbours: what ``find_voters`` found; empty for a classifier.
+        embedder: the model; if the layer is inside a block, a hook is added and removed again.
+        late: per backbone, the (V, ...) activations returned by ``Embedder.run_bodies`` during the
+            prediction.
+        neighbours: as found by ``find_voters``; empty for a classifier.
         method: one of CAMS.
 
     Returns:
-        Per class: backbone name -> (V, h, w) float32, non-negative, each view turned upright.
+        Per class: backbone name -> (V, h, w) float32, non-negative, all views upright.
 
     Raises:
-        ConfigError: an unknown method.
+        ConfigError: the method is unknown.
     """
     if method not in CAMS:
         raise ConfigError(f"unknown method {method!r}; choose one of {', '.join(CAMS)}.")
@@ -217,10 +217,10 @@ def compute_class_heatmaps(
 def _follow_vote(
     embedder: Embedder, late: Sequence[Tensor], neighbours: Sequence[Sequence[NDArray[np.float32]]]
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """Per backbone the layer's activation, and the gradient of class 0's log-odds in it."""
+    """Per backbone, the layer's activation and the gradient of class 0's log-odds."""
     net = embedder.net.eval()
     tails = [f.tail for f in embedder.frozen_tails] or [b.tail for b in embedder.backbones]
-    # Outside inference mode a copy is an ordinary tensor that autograd may use.
+    # A copy made outside inference mode is an ordinary tensor that autograd can use.
     starts = [x.to(embedder.device).clone().requires_grad_(True) for x in late]
     layers = list(starts)
 
@@ -245,8 +245,8 @@ def _follow_vote(
 def _draw_views(
     tail: Tail, activation: Tensor, gradient: Tensor, *, method: str
 ) -> NDArray[np.float32]:
-    """Let the package weigh a layer (V, C, h, w) by its gradient: (V, h, w), upright."""
-    cam = CAMS[method](tail, [])  # no layer to hook: both are known already
+    """Weight a layer (V, C, h, w) by its gradient with the package: (V, h, w), upright."""
+    cam = CAMS[method](tail, [])  # no layer to hook: activation and gradient are known
     cam.target_layers = [tail.cam_layer]
     cam.activations_and_grads.activations = [activation]
     cam.activations_and_grads.gradients = [gradient]
@@ -262,17 +262,17 @@ def keep_positive(heatmap: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def normalise(heatmap: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Bring the peak of a non-negative map to 1; a map of zeros stays."""
+    """Scale a non-negative map to a peak of 1; a map of zeros is unchanged."""
     peak = float(heatmap.max())
     return (heatmap / peak if peak > 0 else heatmap).astype(np.float32)
 
 
 def randomise_net(embedder: Embedder, *, seed: int = 0) -> Embedder:
-    """The model with every trained layer re-initialised: its heatmaps should look different.
+    """Re-initialise every trained layer; the heatmaps should then look different.
 
     Args:
         embedder: not modified.
-        seed: of the new parameters.
+        seed: for the new parameters.
 
     Reference: Adebayo et al. 2018, arXiv:1810.03292 (sanity checks for saliency maps).
     """
@@ -292,14 +292,14 @@ def randomise_net(embedder: Embedder, *, seed: int = 0) -> Embedder:
 
 
 def merge_heatmaps(maps: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:
-    """Weighted mean of the (h, w) heatmaps of several members, its peak back at 1."""
+    """Weighted mean of several members' (h, w) heatmaps, rescaled to a peak of 1."""
     height, width = maps[0][1].shape
     resized = [resize_heatmap(heatmap, height=height, width=width) for _, heatmap in maps]
     return normalise(np.average(resized, axis=0, weights=[weight for weight, _ in maps]))
 
 
 def resize_heatmap(heatmap: NDArray[np.float32], *, height: int, width: int) -> NDArray[np.float32]:
-    """Bring a (h, w) heatmap to the geometry of the displayed image, still in [0, 1]."""
+    """Resize a (h, w) heatmap to the displayed image, still in [0, 1]."""
     check_shape("heatmap", heatmap, (None, None))
     resized = cv2.resize(heatmap, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.clip(resized, 0.0, 1.0).astype(np.float32)
@@ -313,7 +313,7 @@ def overlay(
     Args:
         pixels: (H, W, 3) uint8 RGB; not modified.
         heatmap: (H, W) in [0, 1].
-        opacity: 0 (image alone) to 1 (colour alone at the peak).
+        opacity: 0 (image only) to 1 (colour only at the peak).
 
     Raises:
         ShapeError: geometries differ, or opacity is out of range.
@@ -332,7 +332,7 @@ def overlay(
 def outline(
     pixels: NDArray[np.uint8], heatmap: NDArray[np.float32], *, level: float = 0.5
 ) -> NDArray[np.uint8]:
-    """Draw the line where a heatmap passes a level, white on black so that it shows anywhere.
+    """Draw a heatmap's contour line at a level, white on black so that it is visible anywhere.
 
     Args:
         pixels: (H, W, 3) uint8 RGB; not modified.

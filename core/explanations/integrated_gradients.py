@@ -1,11 +1,11 @@
 """Integrated gradients of the neighbour vote, on the activations where trunk and tail meet.
 
-Grad-CAM weighs the last layer, whose cells each see most of the image and may point beside a
-lesion (benchmarks/bench_explanations.py measures it). Here the vote's log-odds are followed
-from an image without places (every activation at its mean over the image) to the image itself;
-what each place adds on the way is its share, and the shares of all backbones sum to the change of
-the log-odds. Captum's implementation is not used: it repeats a batch along the steps, and the
-views of one image are voted on together.
+Grad-CAM weights the last layer, whose cells each see most of the image and may point beside a
+lesion (measured by benchmarks/bench_explanations.py). Here the vote's log-odds are integrated along
+the path from a baseline without spatial structure (every activation at its mean over the image) to
+the image itself. What each position contributes along the path is its attribution; the attributions
+over all backbones sum to the change in log-odds. Captum's implementation is not used because it
+repeats a batch along the steps, whereas the views of one image vote together.
 
 Reference: Sundararajan et al. 2017, arXiv:1703.01365.
 """
@@ -30,13 +30,13 @@ _N_STEPS = 6
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the attributions of the positions become one heatmap."""
+    """How attributions are converted into one heatmap."""
 
-    sigma: float = 0.0  # of a Gaussian that smooths the shares, as a share of the side
-    rectifies_views: bool = False  # what speaks against the class is dropped view by view
+    sigma: float = 0.0  # of a Gaussian that smooths the attributions, as a fraction of the side
+    rectifies_views: bool = False  # negative attributions are dropped in each view
 
 
-# Of 12 recipes the one that hit most of 80 busi lesions, none of them test images (benchmarks/
+# Of 12 recipes, the one with most hits on 80 busi lesions, none of them test images (benchmarks/
 # results/heatmap_variants.json): 0.70 against 0.66 without smoothing, well within chance.
 SHOWN = Recipe(sigma=0.08)
 
@@ -48,18 +48,18 @@ def integrate_views(
     class_index: int,
     neighbours: Sequence[Sequence[NDArray[np.float32]]],
 ) -> dict[str, NDArray[np.float32]]:
-    """The (V, h, w) signed map of every view; see ``core.explanations.methods.ViewMaps``."""
+    """Compute a (V, h, w) signed map of every view; see ``core.explanations.methods.ViewMaps``."""
     shares = integrate_vote(embedder, activations, class_index=class_index, neighbours=neighbours)
     return {name: prepare_views(maps) for name, maps in shares.items()}
 
 
 def draw_shares(shares: NDArray[np.float32], recipe: Recipe = SHOWN) -> NDArray[np.float32]:
-    """One (h, w) heatmap in [0, 1] of the signed (V, h, w) shares of the views."""
+    """Draw one (h, w) heatmap in [0, 1] from the views' signed (V, h, w) attributions."""
     return keep_positive(prepare_views(shares, recipe).mean(axis=0))
 
 
 def prepare_views(shares: NDArray[np.float32], recipe: Recipe = SHOWN) -> NDArray[np.float32]:
-    """The (V, h, w) shares of the views as the recipe wants them before their mean is taken."""
+    """Apply the recipe to the views' (V, h, w) attributions, before taking their mean."""
     if recipe.rectifies_views:
         shares = np.maximum(shares, 0.0)
     if recipe.sigma <= 0:
@@ -77,15 +77,15 @@ def integrate_vote(
     neighbours: Sequence[Sequence[NDArray[np.float32]]],
     n_steps: int = _N_STEPS,
 ) -> dict[str, NDArray[np.float32]]:
-    """What every place of every view adds to the log-odds of a class; arguments as above.
+    """Compute every position's attribution to a class's log-odds; arguments as above.
 
     Args:
-        n_steps: points of the path, in the middle of equal parts.
+        n_steps: points along the path (midpoint rule).
 
     Returns:
-        backbone name -> (V, h, w) float32, signed, each view turned upright. Without exposure
-        views, of which there is no map, the sum over all of them is the log-odds of the image less
-        those of the image without places, but for the error of the sum over ``n_steps``.
+        backbone name -> (V, h, w) float32, signed, each view mapped back to upright. If there are
+        no exposure views, which get no map, the sum over all of them is the log-odds of the image
+        minus those of the baseline, up to the error of the sum over ``n_steps``.
     """
     wholes = [a.to(embedder.device).float().clone() for a in activations]
     rows = [[torch.from_numpy(n).to(embedder.device) for n in part] for part in neighbours]
@@ -113,12 +113,12 @@ def integrate_vote(
 def compute_log_odds(
     net: EmbeddingNet, activations: Sequence[Tensor], neighbours: Sequence[Sequence[Tensor]]
 ) -> Tensor:
-    """(1, C) log-odds of the vote on one image from its (V, ...) activations; differentiable."""
+    """Compute the vote's (1, C) log-odds from (V, ...) activations; differentiable."""
     return compute_feature_log_odds(net, net.pool(activations), neighbours)
 
 
 def _flatten_places(tail: Tail, activation: Tensor) -> Tensor:
-    """Every channel at its mean over the image; class tokens stay."""
+    """Set every channel to its mean over the image; keep class tokens."""
     if tail.is_tokens:
         flat = activation.clone()
         patches = activation[:, tail.n_prefix :]

@@ -1,7 +1,7 @@
-"""The table of heatmap methods, read by the answer, the study, the pages and the exports.
+"""The table of heatmap methods, used by the diagnosis, the study, the pages and the exports.
 
-A method gives every test-time view of one image a map for one class. To add one, write its
-``ViewMaps`` in a module of this package and enter it in ``METHODS``.
+A method computes a map for one class from every test-time view of an image. To add one, write its
+``ViewMaps`` in a module of this package and add it to ``METHODS``.
 """
 
 import functools
@@ -20,7 +20,7 @@ from core.network.embedder import Embedder
 
 
 class ViewMaps(Protocol):
-    """One model's maps of every view of one image, argued for one class."""
+    """Computes one model's maps of every view of one image, for one class."""
 
     def __call__(
         self,
@@ -31,17 +31,17 @@ class ViewMaps(Protocol):
         class_index: int,
         neighbours: Sequence[Sequence[NDArray[np.float32]]],
     ) -> dict[str, NDArray[np.float32]]:
-        """Draw the maps.
+        """Compute the maps.
 
         Args:
             embedder: the model.
-            activations: per backbone the (V, ...) trunk activations of the image's views.
-            class_index: the class argued for.
-            neighbours: what ``grad_cam.find_voters`` found; empty for a classifier.
+            activations: per backbone, the (V, ...) trunk activations of the image's views.
+            class_index: the class to explain.
+            neighbours: as found by ``grad_cam.find_voters``; empty for a classifier.
 
         Returns:
-            backbone name -> (V, h, w) float32, each view upright; negative where a place speaks
-            against the class.
+            backbone name -> (V, h, w) float32, each view upright; negative where a position is
+            evidence against the class.
         """
 
 
@@ -49,7 +49,7 @@ class ViewMaps(Protocol):
 class Method:
     """One way to draw a heatmap."""
 
-    name: str  # in exports, and on the page where no translation is known
+    name: str  # in exports, and on the page if there is no translation
     draw_views: ViewMaps
     is_offered: bool = False  # to the reader of a case
     is_studied: bool = False  # on the Evaluate page
@@ -59,8 +59,8 @@ def _cam(method: str) -> ViewMaps:
     return functools.partial(compute_view_heatmaps, method=method)
 
 
-SHOWN = "grad-cam"  # comes with the answer: it needs nothing but what the prediction computed
-# The first of the studied ones is the one whose randomisation and agreement a study reports.
+SHOWN = "grad-cam"  # shown with the answer, because it needs only what the prediction computed
+# A study reports randomisation and agreement for the first of the studied methods.
 METHODS: Mapping[str, Method] = {
     "integrated": Method("integrated gradients of the vote", integrate_views, True, True),
     "grad-cam": Method("Grad-CAM", _cam("grad-cam"), True, True),
@@ -73,18 +73,18 @@ assert set(CAMS) <= set(METHODS)
 
 
 def list_offered() -> list[str]:
-    """The methods that a reader may choose from, the one shown first at the front."""
+    """List the methods that a reader can choose from, the default first."""
     offered = [key for key, method in METHODS.items() if method.is_offered]
     return sorted(offered, key=lambda key: key != SHOWN)
 
 
 def list_studied() -> list[str]:
-    """The methods that the study of a split compares."""
+    """List the methods that the study of a split compares."""
     return [key for key, method in METHODS.items() if method.is_studied]
 
 
 def find_method(key: str) -> Method:
-    """The method of that key.
+    """Find a method by its key.
 
     Raises:
         ConfigError: there is none.
@@ -105,11 +105,11 @@ def explain_vote(
     """Explain the vote for one class on one image; arguments as ``ViewMaps``, and a key of METHODS.
 
     Returns:
-        backbone name -> (h, w) float32 in [0, 1]: the mean over the views, its peak at 1; all zero
-        where nothing supports the class.
+        backbone name -> (h, w) float32 in [0, 1]: the mean over the views, scaled to a peak of 1;
+        all zero if nothing supports the class.
 
     Raises:
-        ConfigError: an unknown method.
+        ConfigError: the method is unknown.
     """
     by_view = find_method(method).draw_views(
         embedder, activations, class_index=class_index, neighbours=neighbours

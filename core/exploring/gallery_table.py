@@ -1,8 +1,8 @@
 """The gallery as a table: each image, its leave-one-out answer, the effect of a correction.
 
 Owns the table behind the Explore page: one row per image of the lead's gallery, every column an
-array. A notebook gets the same from ``explore``. Answers on training images are left-one-out, yet
-the network has seen those images: they look better than on new ones.
+array. In a notebook, call ``explore``. Answers on training images are leave-one-out, but the
+network was trained on these images, so they look better than on new ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,24 +23,24 @@ from core.models.corrected import curate
 from core.models.ensemble import Model
 
 Progress = Callable[[float, str], None]
-_MAX_VALUES = 12  # a numeric column with more different values is shown as a scale
+_MAX_VALUES = 12  # a numeric column with more distinct values is shown as a scale
 ManifestStatus = Literal["read", "absent", "moved"]
 
 
 @dataclass(frozen=True, eq=False)
 class Exploration:
-    """Every training image with what is known of it. Row i is the lead's gallery row i."""
+    """All training images with labels, votes and columns. Row i is row i of the lead's gallery."""
 
     class_names: tuple[str, ...]
     disease_index: int
     keys: tuple[str, ...]
-    labels: NDArray[np.int64]  # (N,) as they are now
-    given_labels: NDArray[np.int64]  # (N,) as trained
+    labels: NDArray[np.int64]  # (N,) current labels
+    given_labels: NDArray[np.int64]  # (N,) labels at training
     may_vote: NDArray[np.bool_]  # (N,)
-    p_disease: NDArray[np.float64]  # (N,) leave-one-out, calibrated; nan where no image could vote
-    predicted: NDArray[np.int64]  # (N,) class index; -1 where no image could vote
-    is_wrong: NDArray[np.bool_]  # (N,) left out, the answer differs from the label
-    lead: LeaveOneOut  # of the lead alone: shares, purity, distances
+    p_disease: NDArray[np.float64]  # (N,) leave-one-out, calibrated; nan if no image could vote
+    predicted: NDArray[np.int64]  # (N,) class index; -1 if no image could vote
+    is_wrong: NDArray[np.bool_]  # (N,) the leave-one-out answer differs from the label
+    lead: LeaveOneOut  # of the lead only: shares, purity, distances
     columns: Mapping[str, NDArray[Any]]  # name -> (N,) text or numbers, for colour and filters
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class Exploration:
 def prepare(
     model: Model, checkpoints: Path, *, progress: Progress | None = None
 ) -> tuple[NeighbourTable, ...]:
-    """The neighbour table of every member, read or made; long for a large gallery."""
+    """Load or compute every member's neighbour table; slow for a large gallery."""
     tables = []
     for number, member in enumerate(model.members):
 
@@ -74,12 +74,12 @@ def explore(
     *,
     extra: Mapping[str, NDArray[Any]] | None = None,
 ) -> Exploration:
-    """Put the table together; quick, since the neighbours are known.
+    """Build the table; fast, because the neighbours are already known.
 
     Args:
         model: with its corrections applied.
-        tables: of ``prepare``, in the order of the members.
-        extra: further columns, of ``read_manifest``.
+        tables: as returned by ``prepare``, in the order of the members.
+        extra: additional columns, from ``read_manifest``.
     """
     lead = model.lead
     gallery, given = lead.gallery, lead.contents.gallery
@@ -123,7 +123,7 @@ def explore(
 def list_neighbours(
     model: Model, tables: Sequence[NeighbourTable], row: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The lead's nearest images to a row that may vote on it: rows and distances, ascending."""
+    """Find the lead's nearest voting images to a row: rows and distances, ascending."""
     lead = next(i for i, member in enumerate(model.members) if member.bundle is model.lead)
     rows, distances = tables[lead].rows[0][row], tables[lead].distances[0][row]
     votes = (rows >= 0) & np.isin(rows, model.gallery.voters)
@@ -143,7 +143,7 @@ def _leave_one_out(member: Member, table: NeighbourTable) -> LeaveOneOut:
 
 
 def _mix(members: Sequence[Member], votes: Sequence[LeaveOneOut], *, n: int) -> NDArray[np.float64]:
-    """The soft vote on the lead's rows, over the members that vote and know the image."""
+    """The soft vote on the lead's rows, over the members that vote and have the image."""
     voting = [pair for pair in zip(members, votes, strict=True) if pair[0].bundle.has_vote]
     total, weight = np.zeros(n), np.zeros(n)
     for member, loo in voting or list(zip(members, votes, strict=True)):
@@ -160,19 +160,19 @@ def _mix(members: Sequence[Member], votes: Sequence[LeaveOneOut], *, n: int) -> 
 
 @dataclass(frozen=True)
 class Effect:
-    """The effect of corrections before they are made; accuracies are leave-one-out."""
+    """The predicted effect of corrections; accuracies are leave-one-out."""
 
     accuracy_before: float
     accuracy_after: float
-    n_mended: int  # other images wrong before and right after
-    n_broken: int  # other images right before and wrong after
+    n_mended: int  # other images that change from wrong to right
+    n_broken: int  # other images that change from right to wrong
 
 
 def preview(model: Model, tables: Sequence[NeighbourTable], changes: Sequence[Change]) -> Effect:
-    """Recompute the votes with corrections that are not saved.
+    """Recompute the votes with unsaved corrections.
 
     Raises:
-        DataError: the changes would leave a class without an image to vote.
+        DataError: the changes would leave a class without voting images.
     """
     scope = model.lead.config.data_id
     before = explore(model, tables)
@@ -192,15 +192,15 @@ def preview(model: Model, tables: Sequence[NeighbourTable], changes: Sequence[Ch
 def read_manifest(
     root: Path, keys: Sequence[str]
 ) -> tuple[dict[str, NDArray[Any]], ManifestStatus]:
-    """Extra columns of the training images, from the data folder's manifest.csv.
+    """Read extra columns of the training images from the data folder's manifest.csv.
 
     Args:
-        root: where the training images lay.
-        keys: of the gallery.
+        root: the training data folder.
+        keys: keys of the gallery's images.
 
     Returns:
-        name -> (N,) values, numbers where all that are given are numbers, and whether the manifest
-        was read, is absent (the folder has none), or the folder has moved.
+        name -> (N,) values (numeric if all given values are numbers), and whether the manifest was
+        read, is absent (the folder has none), or the folder has moved.
     """
     if not root.exists():
         return {}, "moved"

@@ -1,8 +1,8 @@
 """2-D maps stored with a model, fitted in a background process.
 
-Owns the folder ``maps`` inside a bundle: derived files, each written whole under a temporary name,
-that can be deleted at any time. The bundle's own files are never touched. A fit is one process
-per map; it holds a lock that dies with it, so a killed fit is never taken for a running one.
+Owns the folder ``maps`` inside a bundle: derived files, each written atomically, that can be
+deleted at any time. The bundle's own files are never touched. Each fit is one process holding a
+lock that is released when it dies, so a killed fit is never mistaken for a running one.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ from core.gallery.projection_quality import MapQuality, measure_map
 from core.models.bundle import ModelBundle
 
 FOLDER = "maps"
-N_SPARE = 30  # neighbours kept beyond K, so that images can be set aside without a new search
-_TABLE_RULE = 2  # of who may be whose neighbour; a table kept under another one is made anew
+N_SPARE = 30  # neighbours stored beyond K, so that images can be excluded without a new search
+_TABLE_RULE = 2  # version of the neighbour rules; tables of another version are rebuilt
 _QUALITY_SHARE = 0.9
 Progress = Callable[[float, str], None]
 
@@ -55,7 +55,7 @@ class FitState:
 
 
 def load_map(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) -> FittedMap | None:
-    """A stored map, or one that is quick to compute (PCA, the bundle's own); else None."""
+    """Load a stored map, or one that is fast to obtain (PCA, the bundle's own); else None."""
     embeddings = bundle.contents.gallery.embeddings
     path = _map_path(checkpoints, bundle, settings)
     with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -68,8 +68,8 @@ def load_map(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) -> F
     if own or settings.method == "pca":
         coordinates = bundle.contents.gallery_xy if own else fit_map(embeddings, settings)
         fitted = FittedMap(settings, coordinates, measure_map(embeddings, coordinates))
-        with suppress(OSError):  # measuring takes seconds on a large gallery; a folder that cannot
-            path.parent.mkdir(exist_ok=True)  # be written costs them again
+        with suppress(OSError):  # the quality takes seconds on a large gallery, so save
+            path.parent.mkdir(exist_ok=True)  # it if the folder is writable
             _save_map(path, fitted)
         return fitted
     return None
@@ -82,10 +82,10 @@ def fit_and_save(
     *,
     progress: Progress | None = None,
 ) -> FittedMap:
-    """Fit a map now, and keep it with the bundle.
+    """Fit a map now and save it with the bundle.
 
     Raises:
-        JobError: another process is fitting this very map.
+        JobError: another process is fitting the same map.
     """
     path = _map_path(checkpoints, bundle, settings)
     path.parent.mkdir(exist_ok=True)
@@ -124,7 +124,7 @@ def _fit(
 
 
 def start_fit(checkpoints: Path, model_id: str, settings: MapSettings) -> None:
-    """Fit a map of a model in a process of its own; ``read_state`` follows it."""
+    """Fit a map of a model in a background process; poll ``read_state``."""
     options = [
         *("--method", settings.method),
         *("--dimensions", str(settings.n_dimensions)),
@@ -136,7 +136,7 @@ def start_fit(checkpoints: Path, model_id: str, settings: MapSettings) -> None:
 
 
 def run_command(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start ``python -m core ...`` beside the app; it outlives a page, not the machine."""
+    """Start ``python -m core ...`` in the background; it outlives the page."""
     process = subprocess.Popen(
         [sys.executable, "-m", "core", *arguments],
         cwd=Path(__file__).resolve().parents[2],
@@ -146,13 +146,13 @@ def run_command(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    # Reaps it when it ends, so that it does not stay behind as a zombie.
+    # Reap it when it ends, so that it does not become a zombie.
     threading.Thread(target=process.wait, daemon=True).start()
     return process
 
 
 def read_state(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) -> FitState:
-    """Where the fit of a map stands; a fit whose process died has failed."""
+    """Read the progress of a fit; if its process died, it has failed."""
     path = _map_path(checkpoints, bundle, settings)
     if path.is_file():
         return FitState("done", 1.0)
@@ -173,8 +173,8 @@ def read_state(checkpoints: Path, bundle: ModelBundle, settings: MapSettings) ->
 def load_neighbours(
     checkpoints: Path, bundle: ModelBundle, *, progress: Progress | None = None
 ) -> NeighbourTable:
-    """The neighbour table of a bundle's gallery: read where it is kept, else made and, if the
-    folder can be written, kept."""
+    """Load the neighbour table of a bundle's gallery, or compute it and save it if the folder is
+    writable."""
     gallery = bundle.contents.gallery
     path = neighbours_path(checkpoints, bundle)
     with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -183,14 +183,14 @@ def load_neighbours(
         if table.rows.shape[:2] == (gallery.n_parts, len(gallery)):
             return table
     table = find_neighbours(gallery, bundle.n_shown + N_SPARE, progress=progress)
-    with suppress(OSError):  # a folder that cannot be written costs the search again
+    with suppress(OSError):  # read-only folder: search again next time
         path.parent.mkdir(exist_ok=True)
         _save_arrays(path, rows=table.rows.astype(np.int32), distances=table.distances)
     return table
 
 
 def neighbours_path(checkpoints: Path, bundle: ModelBundle) -> Path:
-    """Where the neighbour table is kept."""
+    """The path of the neighbour table."""
     key = compute_cache_key(bundle.contents.gallery.embeddings, seed=bundle.n_shown)
     return _folder(checkpoints, bundle) / f"neighbours-{_TABLE_RULE}-{key}.npz"
 

@@ -1,8 +1,8 @@
 """Show images of other splits beside the gallery without letting them vote.
 
-Owns guests: the images of kept evaluations of the model on the validation or test split of its
-own data. They come after the gallery's rows and may not vote, so every answer stays what it was.
-Nothing is embedded here and no image is read: the evaluation kept all that is needed.
+Owns guests: images from the model's saved evaluations on the validation or test split of its own
+data. They are appended to the gallery as non-voting rows, so no answer changes. Nothing is embedded
+and no image is read here, because the evaluation stores everything needed.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from core.models.ensemble import Ensemble, Model
 
 
 def list_guests(checkpoints: Path, model: Model) -> list[Summary]:
-    """Kept evaluations whose images can be shown: other splits, same data, same parameters."""
+    """List saved evaluations that can be shown: other splits, same data, same parameters."""
     return [
         summary
         for summary in list_evaluations(checkpoints, model.model_id)
@@ -36,20 +36,20 @@ def load_guests(checkpoints: Path, model: Model, names: Sequence[str]) -> list[E
     """Read some of the listed evaluations.
 
     Raises:
-        CheckpointError: one is gone or damaged.
+        CheckpointError: one is missing or damaged.
     """
     return [load_evaluation(checkpoints, model.model_id, name) for name in names]
 
 
 def widen(model: Model, evaluations: Sequence[Evaluation]) -> Model:
-    """The same model with guests behind its gallery; networks are shared, answers unchanged.
+    """Append guests to the model's gallery; networks are shared, answers unchanged.
 
     Args:
         model: with its corrections applied.
-        evaluations: of this model, of splits without an image in common.
+        evaluations: of this model, on splits that share no image.
 
     Returns:
-        Lead's row N + i is guest i; a guest's ``may_vote`` is False.
+        The new model. Row N + i of the lead is guest i, with ``may_vote`` False.
     """
     if not evaluations:
         return model
@@ -68,7 +68,7 @@ def widen(model: Model, evaluations: Sequence[Evaluation]) -> Model:
 
 
 def _shift(album_rows: NDArray[np.int64], n: int, n_guests: int) -> NDArray[np.int64]:
-    """Make room for the guests between the lead's images and those that the lead does not know."""
+    """Make room for the guests between the lead's images and those the lead does not have."""
     guests = np.arange(n, n + n_guests, dtype=np.int64)
     return np.concatenate([np.where(album_rows < n, album_rows, album_rows + n_guests), guests])
 
@@ -87,7 +87,7 @@ def _widen_bundle(
         keys=(*given.keys, *keys),
         splits=(*given.splits, *(str(e.result["split"]) for e in evaluations for _ in e.keys)),
         groups=(*given.groups, *(group for e in evaluations for group in e.groups)),
-        sha256=(*given.sha256, *keys),  # not known: nobody's copy
+        sha256=(*given.sha256, *keys),  # unknown, so not a copy of any image
         n_parts=given.n_parts,
         may_vote=np.arange(len(given) + len(keys)) < len(given),
     )
@@ -104,11 +104,11 @@ def _widen_bundle(
 def widen_tables(
     model: Model, wide: Model, tables: Sequence[NeighbourTable]
 ) -> tuple[NeighbourTable, ...]:
-    """The neighbour tables with a row for each guest: its nearest training images.
+    """Extend the neighbour tables by a row for each guest: its nearest training images.
 
     Args:
-        model: as it votes.
-        wide: of ``widen``.
+        model: without guests.
+        wide: as returned by ``widen``.
         tables: of the model, in the order of the members.
     """
     found = []
@@ -131,7 +131,7 @@ def widen_tables(
 
 
 def widen_map(model: Model, wide: Model, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Places for the guests too, each among its nearest training images: (N + G, 2) or (., 3)."""
+    """Extend a map: each guest is placed near its nearest training images: (N + G, 2 or 3)."""
     gallery = model.lead.contents.gallery
     guests = wide.lead.contents.gallery.embeddings[len(gallery) :]
     if not len(guests):

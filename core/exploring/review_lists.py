@@ -1,7 +1,7 @@
 """Lists of gallery images to review: outvoted, suspect labels, duplicates, outliers, mixed.
 
-Owns the lists behind the Explore page, each as rows in the order in which to look at them. Every
-list is a suspicion to be looked at, never a verdict.
+Owns the lists behind the Explore page, each as rows in review order. An entry is a suspicion to
+review, never a verdict.
 """
 
 from collections.abc import Sequence
@@ -19,38 +19,38 @@ from core.images.decode import Image
 from core.models.ensemble import Model
 from core.network.embedder import embed_together
 
-N_OUTLIERS = 100  # there is no line between outliers and others: so many are listed
+N_OUTLIERS = 100  # there is no clear cut-off for outliers, so this many are listed
 _N_NEAREST = 5
-_MAX_WIDE = 20_000  # images; beyond it the narrow embedding stands in for the wide descriptors
+_MAX_WIDE = 20_000  # images; above this, the low-dimensional embedding replaces the descriptors
 _SUSPECT = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """Rows in the order in which to look at them."""
+    """Rows in review order."""
 
     rows: NDArray[np.int64]  # (R,)
-    scores: NDArray[np.float64]  # (R,) what they are ordered by
-    groups: NDArray[np.int64]  # (R,) number of the group or region, from 1; 0 without
+    scores: NDArray[np.float64]  # (R,) the scores that determine the order
+    groups: NDArray[np.int64]  # (R,) number of the group or region, from 1; 0 if none
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
 def find_wrong(seen: Exploration) -> Finding:
-    """Images whose leave-one-out answer differs from their label, most certain first."""
+    """Find images whose leave-one-out answer differs from their label, most confident first."""
     confidence = np.where(seen.is_wrong, seen.columns["confidence"], np.nan)
     return _rank(confidence, largest_first=True)
 
 
 def find_suspects(model: Model, seen: Exploration) -> Finding:
-    """Images whose label two independent opinions doubt, the most doubted first."""
+    """Find images whose label two independent opinions doubt, most suspect first."""
     bundle = model.lead
     opinion = np.full((len(seen), len(seen.class_names)), np.nan)
     opinion[:, seen.disease_index] = seen.p_disease
     opinion[:, 1 - seen.disease_index] = 1.0 - seen.p_disease
     descriptors = bundle.contents.novelty.descriptors
-    n = len(descriptors)  # guests from other splits have none: the vote alone judges them
+    n = len(descriptors)  # guests from other splits have none, so only the vote is used
     held_out = np.full(opinion.shape, np.nan, dtype=np.float32)
     held_out[:n] = judge_held_out(
         descriptors, seen.labels[:n], bundle.gallery.groups[:n], n_classes=len(seen.class_names)
@@ -60,9 +60,9 @@ def find_suspects(model: Model, seen: Exploration) -> Finding:
 
 
 def find_duplicates(model: Model) -> Finding:
-    """Groups of images that show the same, by content or by picture; the score is the group's size.
+    """Find groups of duplicates, by file content or by appearance; the score is the group's size.
 
-    Groups that carry different labels come first, then those across splits, then the larger ones.
+    Groups with conflicting labels come first, then those across splits, then the larger ones.
     """
     bundle = model.lead
     gallery = bundle.gallery
@@ -72,7 +72,7 @@ def find_duplicates(model: Model) -> Finding:
     for rows in find_repeats(pictures):
         near[rows] = rows[0]
     groups = [np.flatnonzero(near == first) for first in np.unique(near)]
-    for number in np.flatnonzero(np.bincount(same_file) > 1):  # tiny pictures may escape
+    for number in np.flatnonzero(np.bincount(same_file) > 1):  # tiny images may be missed above
         rows = np.flatnonzero(same_file == number)
         if len(np.unique(near[rows])) > 1:
             groups.append(rows)
@@ -96,7 +96,7 @@ def _join_groups(groups: Sequence[NDArray[np.int64]], gallery: Gallery) -> Findi
 
 
 def find_outliers(model: Model, *, n: int = N_OUTLIERS) -> Finding:
-    """The images farthest from their 5 nearest in trunk features, farthest first."""
+    """Find the images farthest from their 5 nearest in trunk features, farthest first."""
     bundle = model.lead
     points = bundle.contents.novelty.descriptors
     if len(points) > _MAX_WIDE:
@@ -107,7 +107,7 @@ def find_outliers(model: Model, *, n: int = N_OUTLIERS) -> Finding:
 
 
 def find_mixed(seen: Exploration, tables: Sequence[NeighbourTable], model: Model) -> Finding:
-    """Images in regions where the classes mix; largest region first, most mixed image first."""
+    """Find images in mixed-class regions; largest region first, most mixed image first."""
     lead = next(i for i, member in enumerate(model.members) if member.bundle is model.lead)
     regions = find_mixed_regions(
         tables[lead], seen.labels, seen.lead.purity, n_classes=len(seen.class_names)
@@ -122,13 +122,13 @@ def find_mixed(seen: Exploration, tables: Sequence[NeighbourTable], model: Model
 def find_similar(
     model: Model, embedding: NDArray[np.float32], *, n: int = 48, without: int | None = None
 ) -> Finding:
-    """The images nearest to a point of the lead's embedding space; the score is the distance.
+    """Find the images nearest to a point in the lead's embedding space, scored by distance.
 
     Args:
-        model: whose lead's space is meant.
+        model: its lead's embedding space is used.
         embedding: (D,).
-        n: images wanted.
-        without: a row that is not wanted: the image itself.
+        n: number of images wanted.
+        without: a row to leave out: the image itself.
     """
     gallery = model.gallery
     distances = np.linalg.norm(gallery.embeddings - embedding, axis=1).astype(np.float64)
@@ -140,14 +140,14 @@ def find_similar(
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """An uploaded image's place in the lead's embedding space."""
+    """An uploaded image's position in the lead's embedding space."""
 
     embedding: NDArray[np.float32]  # (D,)
-    is_novel: bool  # nothing in the gallery is of its kind
+    is_novel: bool  # whether it is out of distribution
 
 
 def embed_query(model: Model, image: Image) -> Query:
-    """Embed an image to search with; takes the model's lock."""
+    """Embed an image to search with; holds the model's lock meanwhile."""
     bundle = model.lead
     with model.lock:
         embedded = embed_together([bundle.embedder], [image.pixels])[0]

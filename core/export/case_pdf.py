@@ -1,9 +1,9 @@
 """One case as a PDF: image, answer, vote, heatmaps and provenance.
 
-A novel image has no answer, so the PDF shows no evidence for one: neither vote, nor heatmap, nor
-how well the model's probabilities do on images that it knows.
+A novel image has no answer, so its PDF shows no evidence for one: no vote, no heatmap, and no
+calibration of the model on its own kind of images.
 
-Owns the layout (reportlab). Written in English, as all of core; foreign names go through
+Owns the layout (reportlab). Written in English, like all of core; names in other scripts go through
 core.export.pdf_text.
 """
 
@@ -31,8 +31,8 @@ from core.images.decode import encode_jpeg, thumbnail
 from core.models.ensemble import Model
 
 _WIDTH = A4[0] - 36 * mm
-_FONT = "Helvetica"  # of the sample styles
-_N_CASES = 10  # with their pictures; the rest of the ledger is in the JSON
+_FONT = "Helvetica"  # as in the sample styles
+_N_CASES = 10  # shown with images; the JSON has the whole ledger
 _PICTURE_PX = 700
 _GREY = colors.HexColor("#666666")
 _ORANGE = colors.HexColor("#e07b00")
@@ -45,14 +45,14 @@ def build_pdf(
     """Lay a case out on A4.
 
     Args:
-        model: the one that answered.
+        model: the model that produced the diagnosis.
         diagnosis: with pixels.
-        scrutiny: heatmaps with their test. Without it those of the class that leads are drawn, and
-            the report says that they were not tested.
+        scrutiny: heatmaps with their tests. Without it, the predicted class's heatmaps are drawn
+            and reported as not tested.
         opacity: of the heatmaps, 0..1.
 
     Raises:
-        ImageError: the case was rejected: there is nothing to lay out.
+        ImageError: the case was rejected.
     """
     if diagnosis.status == "rejected" or diagnosis.pixels is None:
         raise ImageError(
@@ -88,7 +88,7 @@ def _is_refused(diagnosis: Diagnosis) -> bool:
 
 
 def _mark_page(canvas: Canvas, document: SimpleDocTemplate) -> None:
-    """The research line on every page."""
+    """Draw the research notice on every page."""
     canvas.saveState()
     canvas.setFont("Helvetica-Bold", 9)
     canvas.setFillColor(_ORANGE)
@@ -104,7 +104,7 @@ def _style(name: str = "BodyText", **changes: object) -> ParagraphStyle:
 
 
 def _say(text: str, *, style: ParagraphStyle | None = None) -> Paragraph:
-    """A paragraph; ``text`` may hold reportlab's own tags, so foreign words go through _spell."""
+    """Build a paragraph; ``text`` may contain reportlab tags, so names must go through _spell."""
     return Paragraph(text, style or _style(spaceBefore=0, spaceAfter=2))
 
 
@@ -149,7 +149,7 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
     if not _is_refused(diagnosis):
         lines += _write_probability(model, diagnosis)
     if diagnosis.novelty is not None:
-        lines.append(_say_novelty(diagnosis.novelty))
+        lines.append(_describe_novelty(diagnosis.novelty))
     if diagnosis.neighbours and not diagnosis.has_close_case:
         lines.append("<b>No close case</b>: even the nearest training image is not alike.")
     if diagnosis.burned_in:
@@ -158,7 +158,7 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
     return [_say(_spell(head), style=title), *(_say(line) for line in lines), Spacer(1, 3 * mm)]
 
 
-def _say_novelty(novelty: Novelty) -> str:
+def _describe_novelty(novelty: Novelty) -> str:
     if not novelty.is_beyond_all:
         share = _percent(novelty.distance_percentile / 100)
         return f"More unusual than {share} of the training images."
@@ -189,7 +189,7 @@ def _write_probability(model: Model, diagnosis: Diagnosis) -> list[str]:
 
 
 def _picture(pixels: NDArray[np.uint8], *, width: float, height: float) -> Image:
-    """A picture that fits a box, in points."""
+    """An image that fits a box, in points."""
     shown = thumbnail(pixels, max_px=_PICTURE_PX)
     factor = min(width / shown.shape[1], height / shown.shape[0])
     data = io.BytesIO(encode_jpeg(shown))
@@ -213,7 +213,7 @@ def _draw_pictures(
         fine = resize_heatmap(heatmap.values, height=pixels.shape[0], width=pixels.shape[1])
         row.append(_picture(overlay(pixels, fine, opacity=opacity), **box))
         text = f"Heatmap for {_spell(heatmap.class_name)}, seen by {_spell(heatmap.backbone)}"
-        text += f" ({METHODS[heatmap.method].name}). {_say_test(scrutiny, heatmap.backbone)}"
+        text += f" ({METHODS[heatmap.method].name}). {_describe_test(scrutiny, heatmap.backbone)}"
         captions.append(_say(text, style=_style(fontSize=8, leading=10)))
     table = Table(
         [row, captions], colWidths=[_WIDTH / n] * n, style=[("VALIGN", (0, 0), (-1, -1), "TOP")]
@@ -224,7 +224,7 @@ def _draw_pictures(
     return [table, *after, Spacer(1, 2 * mm)]
 
 
-def _say_test(scrutiny: Scrutiny | None, backbone: str) -> str:
+def _describe_test(scrutiny: Scrutiny | None, backbone: str) -> str:
     if scrutiny is None or backbone not in scrutiny.by_backbone:
         return "Not tested on this image."
     test = scrutiny.by_backbone[backbone].test
@@ -317,7 +317,7 @@ def _write_provenance(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
         "Training data": diagnosis.data_id,
         "Read": diagnosis.created,
         "Software": f"NeighborDx {diagnosis.software}",
-        "Shown": _say_display(diagnosis),
+        "Shown": _describe_display(diagnosis),
     }
     lines = "<br/>".join(f"{name}: {_spell(value)}" for name, value in facts.items() if value)
     return [
@@ -327,7 +327,7 @@ def _write_provenance(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
     ]
 
 
-def _say_display(diagnosis: Diagnosis) -> str:
+def _describe_display(diagnosis: Diagnosis) -> str:
     parts = []
     if diagnosis.window is not None:
         parts.append(f"window centre {diagnosis.window[0]:g}, width {diagnosis.window[1]:g}")

@@ -1,6 +1,6 @@
-"""The table of export formats, read by the page and the command line.
+"""The table of export formats, used by the page and the command line.
 
-To add one, write its builder in a module of this package and enter it in ``CASE_FORMATS`` (one case
+To add one, write its builder in a module of this package and add it to ``CASE_FORMATS`` (one case
 with its evidence) or ``WORKLIST_FORMATS`` (all answers of a session).
 """
 
@@ -25,18 +25,18 @@ class Case:
 
     model: Model
     diagnosis: Diagnosis  # with pixels
-    scrutiny: Scrutiny | None  # the tested heatmaps to show; None: those of the answer, or none
-    source: Callable[[], bytes | None]  # the file that was read
+    scrutiny: Scrutiny | None  # the tested heatmaps to show; None: the answer's own, or none
+    source: Callable[[], bytes | None]  # the original file
     opacity: float = 0.6  # of the heatmaps, 0..1
-    has_line: bool = False  # a contour around the bright areas
+    has_line: bool = False  # whether to draw a contour around the bright areas
 
 
 @dataclass(frozen=True)
 class CaseFormat:
     """One case as a file."""
 
-    name: str  # where no translation is known
-    suffix: str  # behind the name of the image
+    name: str  # if there is no translation
+    suffix: str  # appended to the name of the image
     mime: str
     build: Callable[[Case], bytes]
 
@@ -103,6 +103,6 @@ WORKLIST_FORMATS: Mapping[str, WorklistFormat] = {
         "All results (CSV)",
         "neighbordx.csv",
         "text/csv",
-        lambda cases: "\ufeff" + to_csv(cases),  # spreadsheets tell UTF-8 by the mark
+        lambda cases: "\ufeff" + to_csv(cases),  # spreadsheets detect UTF-8 by the BOM
     ),
 }

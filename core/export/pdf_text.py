@@ -1,7 +1,7 @@
-"""Text for PDFs: escaped for reportlab, in a font that has its letters.
+"""Text for PDFs: escaped for reportlab, in a font that has the characters.
 
-Letters that the text's own font lacks, and no others, are set in the reader's Chinese font
-(STSong-Light, not embedded): a viewer without it leaves them blank.
+Only characters that the text's own font lacks are set in the reader's Chinese font (STSong-Light,
+not embedded); a viewer without it leaves them blank.
 """
 
 import itertools
@@ -12,14 +12,14 @@ from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 from reportlab.pdfbase.ttfonts import TTFont
 
 _CHINESE = "STSong-Light"
-_BUILT_IN = frozenset(bytes(range(256)).decode("cp1252", "ignore"))  # letters of those fonts
+_BUILT_IN = frozenset(bytes(range(256)).decode("cp1252", "ignore"))  # characters of those fonts
 
 
 def spell(text: str, *, font: str) -> str:
-    """Markup of a paragraph that shows the text as it is.
+    """Convert text to paragraph markup that displays it unchanged.
 
     Args:
-        text: any letters; ``<`` and ``&`` stay themselves.
+        text: in any script; ``<`` and ``&`` are escaped.
         font: registered name of the font that the paragraph is set in.
     """
     if _CHINESE not in pdfmetrics.getRegisteredFontNames():

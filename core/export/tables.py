@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 def export_csv(
     rows: NDArray[np.int64], keys: Sequence[str], columns: Mapping[str, NDArray[Any]]
 ) -> str:
-    """The selected rows as a table; cells that a spreadsheet would run are quoted."""
+    """Export the selected rows as CSV; cells that a spreadsheet would execute are defused."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["file", *columns])
@@ -23,7 +23,7 @@ def export_csv(
 
 
 def export_listing(rows: NDArray[np.int64], keys: Sequence[str], *, root: str) -> str:
-    """The selected files, one full path a line, for ``xargs``, ``rsync --files-from`` and alike."""
+    """List the selected files, one full path per line, e.g. for ``rsync --files-from``."""
     base = root.rstrip("/")
     return "".join(f"{base}/{keys[row]}\n" for row in rows.tolist())
 
@@ -35,7 +35,7 @@ def _write_cell(value: Any) -> str:
 
 
 def defuse(cell: object) -> object:
-    """Prefix text that a spreadsheet would take for a formula (CSV injection); numbers stay."""
+    """Prefix text that a spreadsheet would take for a formula (CSV injection); keep numbers."""
     is_risky = isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") and not _is_number(cell)
     return f"'{cell}" if is_risky else cell
 

@@ -1,4 +1,4 @@
-"""Answers as JSON and CSV, in the form that other programs read."""
+"""Answers as JSON and CSV, in the form read by other programs."""
 
 import csv
 import io
@@ -14,12 +14,12 @@ def to_json(
 ) -> dict[str, object]:
     """Return the agreed plain-JSON form (DESIGN section 4); numbers rounded to 6 places.
 
-    The contract has a class and its probabilities of an image without an answer too: ``answer`` is
-    null there.
+    The format includes the more probable class and the probabilities even if the model abstained;
+    then ``answer`` is null.
 
     Args:
         diagnosis: one answer.
-        heatmap_files: backbone name -> file written, when heatmaps were saved.
+        heatmap_files: backbone name -> file, if heatmaps were saved.
     """
     novelty = diagnosis.novelty
     return {
@@ -88,9 +88,9 @@ def dump_json(diagnoses: Sequence[Diagnosis]) -> str:
 
 
 def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
-    """Return a worklist table, one row per file. Cells that a spreadsheet would run are quoted.
+    """Return a worklist table, one row per file; cells that could run as formulas are defused.
 
-    It says what the screen says: no class without an answer, no probability of a novel image.
+    It matches the screen: no class without an answer, no probability for a novel image.
     """
     classes = sorted({name for d in diagnoses for name in d.probabilities})
     out = io.StringIO()
@@ -101,7 +101,7 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             *(f"p_{c}" for c in classes),
             *("distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"),
             *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
-            *("abstain_reason", "frame_number", "n_frames"),  # the frame as DICOM counts, from 1
+            *("abstain_reason", "frame_number", "n_frames"),  # frame number as in DICOM, from 1
             *("window_centre", "window_width", "is_inverted", "reader_before_answer"),
             "software_version",
         ]

@@ -1,6 +1,6 @@
-"""Detect temporary folders whose writing process has died.
+"""Detect orphaned temporary folders, whose writing process has died.
 
-Only the check is here; each writer's module knows its temporary names and what to do with them.
+Owns only the check; each writer's module knows its temporary names and how to clean them up.
 """
 
 from pathlib import Path
@@ -13,12 +13,12 @@ _CLOCK_SLACK_S = 2.0
 def is_left(path: Path, pid: int) -> bool:
     """Whether the process that wrote a folder has died.
 
-    In a restarted container, process ids repeat: a process that started after the folder was last
-    touched did not write it.
+    Process ids repeat after a container restart, so a process that started after the folder was
+    last modified is not its writer.
 
     Args:
         path: the folder; one that no longer exists counts as abandoned.
-        pid: of its writer.
+        pid: process id of the writer.
     """
     try:
         began = float(psutil.Process(pid).create_time())

@@ -11,11 +11,11 @@ from core.errors import JobError
 
 @contextmanager
 def hold_run(folder: Path, *, called: str) -> Iterator[None]:
-    """Hold the folder for this process alone; the lock dies with the process.
+    """Lock the folder for this process; the lock is released when the process dies.
 
     Args:
-        folder: it exists, and is named after the model.
-        called: how the error names the model.
+        folder: an existing folder, named after the model.
+        called: the model's name in the error.
 
     Raises:
         JobError: another process holds it.

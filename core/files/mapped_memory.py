@@ -1,6 +1,6 @@
 """Release the memory of memory-mapped files that are rarely read again.
 
-Only Linux says which pages a process maps; elsewhere the system takes them back when it is short.
+Only Linux lists a process's mappings; elsewhere the system reclaims the pages when memory is short.
 """
 
 import contextlib
@@ -8,14 +8,14 @@ import ctypes
 from pathlib import Path
 
 _MAPS = Path("/proc/self/maps")
-_DONTNEED = 4  # MADV_DONTNEED: the next read fetches the page from the file again
+_DONTNEED = 4  # MADV_DONTNEED: the next access reads the page from the file again
 
 
 def release_pages(path: Path) -> None:
     """Release a mapped file's pages; a later read loads them again.
 
     Args:
-        path: of the file. What this process wrote into a private mapping of it would be lost.
+        path: of the file. Anything this process wrote to a private mapping of it is lost.
     """
     name = str(path.resolve())
     with contextlib.suppress(OSError, AttributeError):  # not Linux

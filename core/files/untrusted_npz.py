@@ -1,6 +1,6 @@
 """Check an untrusted npz file's headers before reading its arrays.
 
-Owns the limits on size and proportion. What the arrays mean is for their reader to say.
+Owns the limits on size and compression ratio. The caller interprets the arrays.
 """
 
 import math
@@ -12,13 +12,13 @@ from typing import IO
 
 import numpy as np
 
-ERRORS = (  # what reading such a file may raise
+ERRORS = (  # errors that reading such a file may raise
     *(OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
 )
 _MAX_BYTES = 4 << 30  # of all arrays together
-_MAX_RATIO = 200  # unpacked to packed: pictures never shrink that far
-_SMALL_BYTES = 1 << 20  # below, any ratio is harmless
+_MAX_RATIO = 200  # unpacked / packed size; images never compress that much
+_SMALL_BYTES = 1 << 20  # below this, any ratio is harmless
 
 
 def check_claims(path: Path, names: Iterable[str]) -> None:
@@ -26,10 +26,10 @@ def check_claims(path: Path, names: Iterable[str]) -> None:
 
     Args:
         path: of the file.
-        names: of the arrays that will be read; those that are not there do not matter.
+        names: of the arrays that will be read; missing ones are ignored.
 
     Raises:
-        ValueError: they claim too much, or more than is there, or unpack out of proportion.
+        ValueError: the claimed size is too large, does not match the file, or is out of proportion.
         ERRORS: the file, or a header in it, cannot be read.
     """
     n_left = _MAX_BYTES
@@ -51,9 +51,9 @@ def check_claims(path: Path, names: Iterable[str]) -> None:
 
 
 def _read_size(handle: IO[bytes]) -> int:
-    """Bytes of the values of an array, as its header claims."""
+    """Number of bytes of an array's values, according to its header."""
     version = np.lib.format.read_magic(handle)
-    if version not in ((1, 0), (2, 0)):  # 3.0 is for field names that pictures do not have
+    if version not in ((1, 0), (2, 0)):  # 3.0 is for non-ASCII field names, unused here
         raise ValueError(f"an array is in format {version}")
     read = (
         np.lib.format.read_array_header_1_0

@@ -1,7 +1,7 @@
 """Gallery corrections: relabelled and excluded images, notes, versions.
 
-Owns the records and how a history is replayed into a state. Versions are only ever added: undo and
-roll-back add one that restores an older state. The database is in ``store``.
+Owns the records and the replay of a history into a state. The history is append-only: undo and
+roll-back add a version that restores an older state. The database is in ``corrections_db``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ class Version:
 
     @property
     def state_of(self) -> int:
-        """Its place in the chain that undo walks: an undo stands where the restored one stood."""
+        """Number of the version whose state this one has; undo continues from there."""
         if self.action == "undo" and self.restores is not None:
             return self.restores
         return self.number
@@ -68,7 +68,7 @@ class Version:
 
 @dataclass(frozen=True)
 class GalleryState:
-    """Everything that differs from the gallery as trained. Version 0: nothing."""
+    """All differences from the gallery as trained. Version 0 has none."""
 
     version: int = 0
     labels: Mapping[str, str] = field(default_factory=lambda: _EMPTY)  # key -> class name
@@ -76,10 +76,10 @@ class GalleryState:
     notes: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
 
     def apply(self, gallery: Gallery, class_names: Sequence[str]) -> Gallery:
-        """The gallery that votes now; the given one is not changed.
+        """Return the gallery with these corrections applied; the input is not changed.
 
         Raises:
-            DataError: a corrected label is none of the classes, or too few images would vote.
+            DataError: a corrected label is not one of the classes, or too few images would remain.
         """
         if not self.labels and not self.excluded:
             return gallery
@@ -107,7 +107,7 @@ class GalleryState:
         return replace(gallery, labels=labels, may_vote=may_vote)
 
     def change(self, edits: Sequence[Change | Edit]) -> "GalleryState":
-        """The state after some edits, same version number."""
+        """The state after some edits, with the same version number."""
         labels, notes, excluded = dict(self.labels), dict(self.notes), set(self.excluded)
         for edit in edits:
             if edit.field == "label":
@@ -130,7 +130,7 @@ class GalleryState:
 
 
 def replay(history: Sequence[Version], number: int) -> tuple[GalleryState, dict[str, str]]:
-    """The state as of a version, and the label as trained of every image ever relabelled."""
+    """The state at a version, and the original label of every image ever relabelled."""
     given: dict[str, str] = {}
     for entry in history:
         for edit in entry.edits:
@@ -147,7 +147,7 @@ def replay(history: Sequence[Version], number: int) -> tuple[GalleryState, dict[
 def list_edits(
     state: GalleryState, changes: Sequence[Change], given_labels: Mapping[str, str]
 ) -> list[Edit]:
-    """The effective edits, with their old values; the last change to a field counts."""
+    """Return the effective edits with their old values; the last change to a field wins."""
     wanted = {(change.key, change.field): change.new for change in changes}
     edits = []
     for (key, name), new in wanted.items():

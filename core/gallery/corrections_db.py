@@ -1,8 +1,8 @@
 """The database of corrections: SQLite by default, any SQLAlchemy URL by setting.
 
-Owns tables and transactions. A scope is one training data set (its ``data_id``): every model
-trained on it votes with the same corrections. Each change is one transaction that adds one version
-with its edits, so a killed process leaves all of it or none.
+Owns tables and transactions. A scope is one training data set (its ``data_id``): all models trained
+on it share the same corrections. Each change is one transaction that adds one version with its
+edits, so a killed process leaves either all of it or nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,8 +37,8 @@ _VERSIONS = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("scope", sa.String(64), nullable=False, index=True),
     sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("parent", sa.Integer, nullable=False),  # the state it was made from
-    sa.Column("restores", sa.Integer),  # the older state it equals, of an undo or roll-back
+    sa.Column("parent", sa.Integer, nullable=False),  # the version it is based on
+    sa.Column("restores", sa.Integer),  # the version that an undo or roll-back restores
     sa.Column("action", sa.String(16), nullable=False),
     sa.Column("author", sa.String(200), nullable=False),
     sa.Column("created", sa.String(32), nullable=False),
@@ -69,7 +69,7 @@ def default_url(checkpoints_dir: Path) -> str:
 
 
 def open_store(settings: Settings) -> "CurationStore":
-    """The database that the settings name, else the file beside the models."""
+    """Open the database named in the settings, or else the file beside the models."""
     return CurationStore(settings.database_url or default_url(settings.checkpoints_dir))
 
 
@@ -95,7 +95,7 @@ class CurationStore:
         self._engine.dispose()
 
     def read_state(self, scope: str, *, version: int | None = None) -> GalleryState:
-        """The gallery's corrections now, or as of an older version.
+        """Read the gallery's current corrections, or those of an older version.
 
         Raises:
             CurationError: the database cannot be read, or there is no such version.
@@ -107,7 +107,7 @@ class CurationStore:
         return replay(history, wanted)[0]
 
     def read_history(self, scope: str) -> list[Version]:
-        """All versions with their edits, oldest first.
+        """Read all versions with their edits, oldest first.
 
         Raises:
             CurationError: the database cannot be read.
@@ -142,7 +142,7 @@ class CurationStore:
         ]
 
     def read_version(self, scope: str) -> int:
-        """The number of the newest version; 0 where nothing was ever changed."""
+        """The number of the newest version; 0 if nothing was ever changed."""
         with self._connect() as connection:
             if connection is None:
                 return 0
@@ -158,21 +158,21 @@ class CurationStore:
         expected_version: int,
         author: str = "",
     ) -> int:
-        """Write changes as the next version, all or none.
+        """Write changes as the next version, atomically.
 
         Args:
-            scope: the training data.
-            changes: wanted values; those that an image has already are dropped.
-            given_labels: key -> class name as trained, of every image that is changed.
-            expected_version: the version the person looked at.
-            author: who says so.
+            scope: the training data id.
+            changes: requested values; those an image already has are dropped.
+            given_labels: key -> class name as trained, for every image that is changed.
+            expected_version: the version that the user was looking at.
+            author: who made the change.
 
         Returns:
             The number of the new version.
 
         Raises:
-            CurationError: nothing would change, a text is too long, or somebody else changed the
-                gallery since.
+            CurationError: nothing would change, a text is too long, or somebody else has changed
+                the gallery meanwhile.
         """
         history = self.read_history(scope)
         state, _ = replay(history, _newest(history))
@@ -188,7 +188,8 @@ class CurationStore:
         """Undo the last change; repeated calls undo earlier ones.
 
         Raises:
-            CurationError: nothing is left to undo, or somebody else changed the gallery since.
+            CurationError: nothing is left to undo, or somebody else has changed the gallery
+                meanwhile.
         """
         history = self.read_history(scope)
         if not history or history[-1].state_of == 0:
@@ -198,11 +199,11 @@ class CurationStore:
         return self._restore(scope, history, target, expected_version, "undo", author)
 
     def roll_back(self, scope: str, number: int, *, expected_version: int, author: str = "") -> int:
-        """Make an older version the current one again, as a new version.
+        """Restore an older version by adding a new one with its state.
 
         Raises:
-            CurationError: no such version, it is the current one, or somebody else changed the
-                gallery since.
+            CurationError: there is no such version, it is the current one, or somebody else has
+                changed the gallery meanwhile.
         """
         history = self.read_history(scope)
         if not 0 <= number <= _newest(history):
@@ -244,7 +245,7 @@ class CurationStore:
         author: str,
         restores: int | None = None,
     ) -> int:
-        """One transaction: the version and all of its edits."""
+        """Add a version and all of its edits in one transaction."""
         current = _newest(history)
         if current != expected_version:
             raise _moved_on(expected_version, current)
@@ -275,12 +276,12 @@ class CurationStore:
                         for edit in edits
                     ],
                 )
-        except sa.exc.IntegrityError as err:  # another process took the number first
+        except sa.exc.IntegrityError as err:  # race: another process took this number first
             raise _moved_on(expected_version, current + 1) from err
         return current + 1
 
     def save_filter(self, scope: str, name: str, wanted: Filter) -> None:
-        """Keep a filter under a name; one of the same name is replaced."""
+        """Save a filter under a name, replacing any existing one."""
         name = name.strip()
         if not 1 <= len(name) <= 100:
             raise CurationError(
@@ -308,7 +309,7 @@ class CurationStore:
 
     @contextmanager
     def _connect(self) -> Iterator[sa.Connection | None]:
-        """A connection to read with; None where there is no database yet."""
+        """A connection for reading; None if there is no database yet."""
         file = self.url.database if self.url.get_backend_name() == "sqlite" else None
         if file and file != ":memory:" and not Path(file).is_file():
             yield None
@@ -329,7 +330,7 @@ class CurationStore:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    """Durable and patient: a full sync at commit, ten seconds' wait for another writer."""
+    """Sync fully at each commit, and wait up to ten seconds for another writer."""
     for pragma in ("synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
         connection.execute(f"PRAGMA {pragma}")
 

@@ -1,4 +1,4 @@
-"""The choice of K on validation, in one neighbour search."""
+"""Choose K on the validation images with a single neighbour search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from core.gallery.voting import vote
 
 @dataclass(frozen=True)
 class KScore:
-    """What one K scored on validation."""
+    """Validation metrics of one K."""
 
     k: int
     accuracy: float
@@ -23,7 +23,7 @@ class KScore:
 
 @dataclass(frozen=True)
 class KSearch:
-    """The chosen K and the whole curve behind the choice."""
+    """The chosen K and the scores of all candidates."""
 
     k: int
     scores: tuple[KScore, ...]
@@ -39,10 +39,10 @@ def search_k(
     excluded: Sequence[NDArray[np.int64]] | None = None,
     rule: str = "best",
 ) -> KSearch:
-    """Choose K on validation in one neighbour search.
+    """Choose K on the validation images with a single neighbour search.
 
-    The best accuracy wins; ties go to the larger K: the calmer vote leans on fewer single images.
-    By the rule "one-standard-error" so does what validation cannot tell from a tie.
+    The best accuracy wins. Ties go to the larger K, whose vote depends less on single images. The
+    rule "one-standard-error" extends this to every K that validation cannot tell from the best.
 
     Args:
         gallery: the training rows.
@@ -50,12 +50,13 @@ def search_k(
         labels: (Q,) their true classes, both classes present.
         candidates: the values to try; those above the gallery's size are dropped.
         disease_index: the positive class.
-        excluded: for each query the rows that may not vote; where fewer than K are left, those do.
+        excluded: for each query, the rows excluded from the vote; if fewer than K remain, all of
+            them vote.
         rule: "best", or "one-standard-error": the largest K whose accuracy is within one standard
             error of the best.
 
     Raises:
-        DataError: no candidate fits, or validation holds one class only.
+        DataError: no candidate fits, or validation has only one class.
 
     Reference: Breiman et al. 1984, Classification and Regression Trees, section 3.4.3 (the rule).
     """

@@ -1,9 +1,9 @@
 """Find probable label errors from two opinions that did not see the label.
 
-Owns the ranking. The first opinion is the leave-one-out vote in the trained embedding; but a
-network may have learnt a wrong label by heart, and then its embedding agrees with it. The second
-is a linear classifier on the frozen trunks' descriptors, cross-validated, patients kept whole: it
-was never shown the label of the image it judges.
+Owns the ranking. The first opinion is the leave-one-out vote in the trained embedding. But the
+network may have memorised a wrong label, and then its embedding agrees with it. So the second
+opinion is a linear classifier on the frozen trunks' descriptors, cross-validated by patient: it was
+never trained on the label of the image it judges.
 
 Reference: Northcutt, Jiang, Chuang 2021, JAIR 70 (self-confidence of held-out probabilities).
 """
@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from core.errors import check_shape
 
 _N_FOLDS = 5
-_STRENGTH = 0.01  # inverse regularisation on standardised descriptors, of which there are many
-_MAX_FITTED = 20_000  # rows; beyond it a fit takes minutes and the vote judges alone
+_STRENGTH = 0.01  # inverse regularisation on standardised descriptors, which are high-dimensional
+_MAX_FITTED = 20_000  # rows; above this a fit takes minutes, so only the vote is used
 
 
 def judge_held_out(
@@ -31,18 +31,18 @@ def judge_held_out(
     n_classes: int,
     seed: int = 0,
 ) -> NDArray[np.float32]:
-    """Class probabilities of each row from a classifier that was fitted without it.
+    """Compute each row's class probabilities from a classifier fitted without it.
 
     Args:
         descriptors: (N, P) pooled activations of the frozen trunks.
-        labels: (N,) as given.
-        groups: patient of each row, empty where unknown; a patient is never in two folds.
+        labels: (N,) labels as given.
+        groups: patient of each row, empty if unknown; a patient is never split across folds.
         n_classes: C.
         seed: of the folds.
 
     Returns:
-        (N, C) rows sum to 1; nan where there is too little to fit (fewer than 5 patients in a
-        class) or too much (over 20,000 rows).
+        (N, C), rows sum to 1; nan if there is too little to fit (fewer than 5 patients in a class)
+        or too much (over 20,000 rows).
     """
     n = len(labels)
     check_shape("descriptors", descriptors, (n, None))
@@ -54,7 +54,7 @@ def judge_held_out(
     folds = StratifiedGroupKFold(_N_FOLDS, shuffle=True, random_state=seed)
     for known, held_out in folds.split(descriptors, labels, names):
         if len(np.unique(labels[known])) < n_classes:
-            continue  # one patient holds nearly all of a class
+            continue  # nearly all images of a class are one patient's
         scaler = StandardScaler().fit(descriptors[known])
         classifier = LogisticRegression(C=_STRENGTH, max_iter=500)
         classifier.fit(scaler.transform(descriptors[known]), labels[known])
@@ -67,16 +67,15 @@ def score_labels(
     held_out_probs: NDArray[np.floating],
     labels: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    """Suspicion of each label: one minus what both opinions give it, on average.
+    """Score how suspect each label is: one minus its mean probability in both opinions.
 
     Args:
         vote_probs: (N, C) leave-one-out vote.
-        held_out_probs: (N, C) of ``judge_held_out``.
-        labels: (N,) as given.
+        held_out_probs: (N, C) as returned by ``judge_held_out``.
+        labels: (N,) labels as given.
 
     Returns:
-        (N,) in 0..1, larger is more suspect; an opinion that is nan is left out, nan where both
-        are.
+        (N,) in 0..1, larger is more suspect. An opinion that is nan is ignored; nan if both are.
     """
     check_shape("held_out_probs", held_out_probs, vote_probs.shape)
     check_shape("labels", labels, vote_probs.shape[:1])

@@ -1,8 +1,8 @@
 """Neighbours of every gallery image: leave-one-out votes, purity, mixed regions.
 
-Owns questions about a gallery's own rows. The neighbour table does not depend on labels, so a
-relabelled gallery is voted on again without a search. An image's copies and its patient's other
-images are never its neighbours, as in the vote on an upload.
+Owns the analysis of a gallery's own rows. The neighbour table does not depend on labels, so a
+relabelled gallery can be voted on again without a new search. As in the vote on an upload, an
+image's copies and its patient's other images are never among its neighbours.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,16 +18,16 @@ from core.gallery.search import Gallery, split_parts
 from core.gallery.voting import vote
 
 Progress = Callable[[float, str], None]
-_BLOCK = 2000  # rows searched at once: progress, and bounded memory
-_MIN_REGION = 4  # images; fewer are no region
-_SAME = 1e-3  # distance of the same picture embedded twice, at most; different ones lie farther ...
-_SAME_SHARE = 0.01  # ... unless all lie in a narrow cone: at most this share of the median distance
-_LINKS = 5  # nearest images that tie a region together
+_BLOCK = 2000  # rows per search, for progress reports and bounded memory
+_MIN_REGION = 4  # images; smaller groups are ignored
+_SAME = 1e-3  # maximum distance between two embeddings of one picture; others lie farther ...
+_SAME_SHARE = 0.01  # ... except in a narrow cone: at most this share of the median distance
+_LINKS = 5  # nearest neighbours that link the images of a region
 
 
 @dataclass(frozen=True, eq=False)
 class NeighbourTable:
-    """The nearest other rows of every row, per part of the gallery. Missing ones are -1, inf."""
+    """The nearest other rows of every row, per part of the gallery; -1 and inf if missing."""
 
     rows: NDArray[np.int64]  # (P, N, M) ascending by distance
     distances: NDArray[np.float32]  # (P, N, M)
@@ -40,7 +40,7 @@ class NeighbourTable:
 class LeaveOneOut:
     """The leave-one-out vote on each row."""
 
-    probs: NDArray[np.float32]  # (N, C) shares of the vote; nan where no image was left to vote
+    probs: NDArray[np.float32]  # (N, C) shares of the vote; nan if no image was left to vote
     purity: NDArray[np.float32]  # (N,) share of the k nearest with the row's own label
     distances: NDArray[np.float32]  # (N,) mean distance to the k nearest
 
@@ -48,15 +48,15 @@ class LeaveOneOut:
 def find_neighbours(
     gallery: Gallery, n_neighbours: int, *, progress: Progress | None = None
 ) -> NeighbourTable:
-    """Search the nearest other rows of every row.
+    """Find the nearest other rows of every row.
 
     Args:
-        gallery: all of it is searched, whoever may vote now.
-        n_neighbours: M; take more than K, so that rows can be set aside later.
+        gallery: searched as a whole, including excluded images.
+        n_neighbours: M; choose more than K, so that rows can be excluded later.
         progress: called with the fraction done.
 
     Returns:
-        Per part (P, N, M); fewer than M are padded where a row has fewer relatives left.
+        Per part (P, N, M); padded if a row has fewer than M neighbours.
     """
     barred = [
         np.array(sorted({row, *gallery.find_related(sha256=sha, group=group)}), dtype=np.int64)
@@ -69,17 +69,17 @@ def find_neighbours(
 def find_neighbours_of(
     gallery: Gallery, embeddings: NDArray[np.float32], n_neighbours: int, *, groups: Sequence[str]
 ) -> NeighbourTable:
-    """Search the nearest gallery rows of images that are not in the gallery.
+    """Find the nearest gallery rows of images that are not in the gallery.
 
     Args:
-        gallery: all of it is searched, whoever may vote now.
+        gallery: searched as a whole, including excluded images.
         embeddings: (Q, D) of these images.
         n_neighbours: M.
-        groups: (Q,) patient of each, empty where unknown.
+        groups: (Q,) patient of each, empty if unknown.
 
     Returns:
-        Per part (P, Q, M). Copies of an image (nearer than 0.001 and 1 % of the median distance),
-        with their patients, and its own patient's images are not among its neighbours.
+        Per part (P, Q, M). Copies of an image (closer than 0.001 and 1 % of the median distance),
+        other images of those copies' patients, and images of its own patient are left out.
     """
     barred = []
     for embedding, group in zip(embeddings, groups, strict=True):
@@ -104,7 +104,7 @@ def _search(
     rows = np.full((gallery.n_parts, n, m), -1, dtype=np.int64)
     distances = np.full((gallery.n_parts, n, m), np.inf, dtype=np.float32)
     n_barred = np.array([len(b) for b in barred], dtype=np.int64)
-    # One patient with very many images must not widen the search of all the others.
+    # One patient with very many images must not widen the search for all the others.
     order = np.argsort(n_barred, kind="stable")
     blocks = [order[start : start + _BLOCK] for start in range(0, n, _BLOCK)]
     for number, block in enumerate(blocks):
@@ -128,15 +128,15 @@ def compute_leave_one_out(
     n_classes: int,
     may_vote: NDArray[np.bool_] | None = None,
 ) -> LeaveOneOut:
-    """Let every row be voted on by the others.
+    """Compute the leave-one-out vote on every row.
 
     Args:
         table: of the gallery.
-        labels: (N,) as they are now.
+        labels: (N,) current labels.
         k: voters per part.
         n_classes: C.
-        may_vote: (N,) rows not set aside; a row set aside is still voted on. Where more of a
-            row's neighbours were set aside than the table has spare, fewer than k vote.
+        may_vote: (N,) False for excluded rows, which are still voted on. If more of a row's
+            neighbours are excluded than the table has to spare, fewer than k vote.
 
     Raises:
         ShapeError: lengths differ.
@@ -163,7 +163,7 @@ def _vote_part(
     allowed: NDArray[np.bool_],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     takes_part = (rows >= 0) & allowed[rows]
-    if not takes_part.all():  # move the voters to the front, in order
+    if not takes_part.all():  # move the voters to the front, keeping their order
         order = np.argsort(~takes_part, axis=1, kind="stable")
         rows = np.take_along_axis(rows, order, 1)
         distances = np.take_along_axis(distances, order, 1)
@@ -185,7 +185,7 @@ def _vote_part(
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Images close together whose classes mix."""
+    """A group of neighbouring images with mixed classes."""
 
     rows: NDArray[np.int64]  # most mixed first
     counts: tuple[int, ...]  # images per class
@@ -199,22 +199,22 @@ def find_mixed_regions(
     n_classes: int,
     limit: float = 0.75,
 ) -> list[Region]:
-    """Regions where the classes mix, the largest first.
+    """Find the regions where the classes mix, largest first.
 
     Args:
-        table: of the gallery; its first part ties the images of a region together.
+        table: of the gallery; its first part links the images of a region.
         labels: (N,).
         purity: (N,) share of the neighbours with the row's own label.
         n_classes: C.
-        limit: an image belongs to a mixed region where the larger class holds at most this share
-            of its neighbourhood.
+        limit: an image belongs to a mixed region if the majority class makes up at most this
+            fraction of its neighbourhood.
     """
     check_shape("purity", purity, (len(labels),))
     majority = np.maximum(purity, 1.0 - purity)
     mixed = np.flatnonzero(majority <= limit)
     if not len(mixed):
         return []
-    position = np.full(len(labels) + 1, -1, dtype=np.int64)  # the last cell answers for row -1
+    position = np.full(len(labels) + 1, -1, dtype=np.int64)  # the last entry stands for row -1
     position[mixed] = np.arange(len(mixed))
     near = position[table.rows[0][mixed, :_LINKS]]
     source = np.repeat(np.arange(len(mixed)), near.shape[1])
@@ -238,7 +238,7 @@ def find_mixed_regions(
 def rank_rows(
     scores: NDArray[np.floating], *, largest_first: bool = True, only: Sequence[int] | None = None
 ) -> NDArray[np.int64]:
-    """Rows by score, ties in row order; rows without a score (nan) are left out."""
+    """Sort rows by score, ties in row order; rows without a score (nan) are left out."""
     values = -scores if largest_first else scores
     rows = np.flatnonzero(~np.isnan(scores))
     if only is not None:

@@ -1,8 +1,8 @@
 """Out-of-distribution detection: distance to the gallery in the frozen trunks' features.
 
-The trained embedding cannot tell: it was taught to spread two classes over the sphere, and a cat
-lands on one of them. The trunks never saw the labels, so their pooled activations still tell a
-chest film from a fundus. Owns the reference distances and the limit.
+Owns the reference distances and the limit. The trained embedding cannot detect novelty: it was
+trained to spread two classes over the sphere, so even a photo of a cat lands near one of them. The
+trunks never saw the labels, so their pooled activations still separate a chest film from a fundus.
 
 Reference: Sun et al. 2022, arXiv:2204.06507 (deep nearest neighbours for out-of-distribution).
 """
@@ -31,22 +31,22 @@ class NoveltyReference:
         return measure_mean_distance(self.descriptors, descriptors, _N_NEAREST, n_skipped=0)
 
     def compute_percentiles(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Place scores among the gallery's own: (Q,) in 0..100."""
+        """Percentile of (Q,) scores among the gallery's own distances: (Q,) in 0..100."""
         placed = np.searchsorted(self.distances, scores, side="right") / len(self.distances)
         return placed * 100.0
 
     def compute_limit(self, *, percentile: float, slack: float) -> float:
-        """The distance beyond which an image is refused.
+        """The distance beyond which an image counts as out of distribution.
 
         Args:
             percentile: of the gallery's own distances, 50..100.
-            slack: factor on it, at least 1; allows for another camera or hospital.
+            slack: factor on that distance, at least 1, to allow for other cameras and hospitals.
         """
         return float(np.percentile(self.distances, percentile)) * slack
 
 
 def fit(descriptors: NDArray[np.float32]) -> NoveltyReference:
-    """Measure each row's distance to the rest.
+    """Measure each row's leave-one-out distance to the rest.
 
     Args:
         descriptors: (N, P) unit length, N of at least 2.

@@ -1,8 +1,8 @@
-"""The 2-D map: UMAP fitted once with the gallery, and a stable place for each new image.
+"""The 2-D map: UMAP fitted once with the gallery, and a stable position for each new image.
 
 Owns map coordinates only; neighbours are never taken from the map. A new image is placed at the
 weighted mean of the map positions of its nearest gallery images in the embedding space, so its
-place does not depend on what else was uploaded (UMAP's own transform does: umap#566).
+position does not depend on what else was uploaded (with UMAP's own transform it does: umap#566).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from core.errors import ConfigError, check_shape
 from core.gallery.search import Gallery
 from core.gallery.voting import compute_shares
 
-_N_ANCHORS = 5  # nearest gallery images that fix a new image's place
+_N_ANCHORS = 5  # nearest gallery images that determine a new image's position
 _MIN_FOR_UMAP = 10
 
 
@@ -33,7 +33,7 @@ class Projection:
     cache_key: str  # of the embeddings and settings it was fitted with
 
     def place(self, gallery: Gallery, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the (Q, 2) map positions of (Q, D) embeddings; (Q, 3) on a map in space."""
+        """Return the (Q, 2) map positions of (Q, D) embeddings; (Q, 3) on a 3-D map."""
         check_shape("gallery_xy", self.gallery_xy, (len(gallery), None))
         distances, rows = gallery.search(queries, _N_ANCHORS)
         shares = compute_shares(distances)
@@ -43,12 +43,12 @@ class Projection:
 
 @dataclass(frozen=True)
 class MapSettings:
-    """How a map is drawn; its parameters are remembered with it."""
+    """Settings of a map; they are stored with it."""
 
     method: Literal["umap", "pca"] = "umap"
     n_dimensions: Literal[2, 3] = 2
-    n_neighbors: int = 15  # UMAP: more of them keep the large picture, fewer the detail
-    min_dist: float = 0.1  # UMAP: how close points may lie
+    n_neighbors: int = 15  # UMAP: higher preserves global structure, lower preserves detail
+    min_dist: float = 0.1  # UMAP: minimum distance between points
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class MapSettings:
 def compute_cache_key(
     embeddings: NDArray[np.float32], *, seed: int, settings: MapSettings | None = None
 ) -> str:
-    """Identify a fit: same embeddings, seed and settings, same map."""
+    """Compute the key of a fit: the same embeddings, seed and settings give the same key."""
     digest = hashlib.sha256(np.ascontiguousarray(embeddings).tobytes())
     plain = settings is None or settings == MapSettings(seed=seed)
     text = (
@@ -89,8 +89,8 @@ def fit(embeddings: NDArray[np.float32], *, seed: int) -> Projection:
         seed: fixes UMAP's random state; the same input gives the same map.
 
     Returns:
-        The fitted map. Below 10 images, where UMAP has no neighbourhood to learn, the map is the
-        two principal components.
+        The fitted map. Below 10 images, too few for UMAP, the map is the first two principal
+        components.
 
     Reference: McInnes, Healy, Melville 2018, arXiv:1802.03426.
     """
@@ -104,7 +104,7 @@ def fit_map(
     *,
     progress: Callable[[float, str], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Place every image: (N, 2) or (N, 3). Below 10 images the principal components are taken.
+    """Place every image: (N, 2) or (N, 3). Below 10 images, use the principal components.
 
     Args:
         embeddings: (N, D) unit embeddings.
@@ -125,7 +125,7 @@ def fit_map(
         verbose=progress is not None,
         tqdm_kwds={"file": _EpochReader(progress), "bar_format": "{n_fmt}/{total_fmt}"},
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # its verbose sentences are not ours
+    with contextlib.redirect_stdout(io.StringIO()):  # discard UMAP's verbose output
         xy = reducer.fit_transform(embeddings)
     return np.asarray(xy, dtype=np.float32)
 
@@ -133,19 +133,19 @@ def fit_map(
 def _load_umap() -> Any:
     """Import UMAP, which takes seconds: only when fitting, never on a page.
 
-    Three of its functions would be compiled anew in every process; Numba keeps them where it keeps
-    UMAP's others.
+    Three of its functions are not cached and would be compiled again in every process; this enables
+    Numba's cache for them, as for UMAP's other functions.
     """
     umap = importlib.import_module("umap")
     inner = importlib.import_module("umap.umap_")
     for name in ("fast_knn_indices", "smooth_knn_dist", "compute_membership_strengths"):
-        with contextlib.suppress(AttributeError, RuntimeError):  # renamed; no folder to write in
+        with contextlib.suppress(AttributeError, RuntimeError):  # renamed, or cache not writable
             getattr(inner, name).enable_caching()
     return umap
 
 
 class _EpochReader(io.StringIO):
-    """Takes UMAP's progress bar, "12/500", and tells it on as a share."""
+    """Parses UMAP's progress bar ("12/500") and reports it as a fraction."""
 
     def __init__(self, progress: Callable[[float, str], None] | None) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class _EpochReader(io.StringIO):
 def _principal_components(
     embeddings: NDArray[np.float32], *, n_dimensions: int
 ) -> NDArray[np.float32]:
-    """The first principal components, from the (D, D) covariance: fast for many images."""
+    """The first principal components, from the (D, D) covariance, which is fast for many images."""
     centred = embeddings - embeddings.mean(0)
     if len(embeddings) > embeddings.shape[1]:
         _, vectors = np.linalg.eigh(centred.T @ centred)
@@ -169,7 +169,7 @@ def _principal_components(
     else:
         axes = np.linalg.svd(centred, full_matrices=False)[2]
     n = min(n_dimensions, len(axes))
-    # The sign of an axis is arbitrary: fixed, so that a map does not flip between machines.
+    # The sign of an axis is arbitrary; fix it so that a map does not flip between machines.
     signs = np.sign(axes[np.arange(n), np.abs(axes[:n]).argmax(axis=1)])
     xy = np.zeros((len(embeddings), n_dimensions), dtype=np.float32)
     xy[:, :n] = centred @ (axes[:n] * signs[:, None]).T
@@ -177,12 +177,12 @@ def _principal_components(
 
 
 def turn(xyz: NDArray[np.float32], *, turn_deg: float, tilt_deg: float) -> NDArray[np.float32]:
-    """Look at a (N, 3) map from a side: the (N, 2) places as seen, without perspective.
+    """Rotate a (N, 3) map and project it to (N, 2) without perspective.
 
     Args:
-        xyz: places in three dimensions.
-        turn_deg: about the upright axis, degrees.
-        tilt_deg: of the upright axis towards the viewer, degrees.
+        xyz: positions in three dimensions.
+        turn_deg: rotation about the vertical axis, degrees.
+        tilt_deg: tilt of the vertical axis towards the viewer, degrees.
     """
     check_shape("xyz", xyz, (None, 3))
     a, b = np.deg2rad(turn_deg), np.deg2rad(tilt_deg)

@@ -1,8 +1,8 @@
 """How faithful a map is: trustworthiness, and the share of true neighbours preserved.
 
-Owns figures about a map; draws none. Both compare neighbours in the embedding space with those on
-the map. Exact per image; on large galleries the mean is over a seeded sample of images, each
-still compared with the whole gallery.
+Owns the quality measures; draws nothing. Both measures compare neighbours in the embedding space
+with neighbours on the map. They are exact per image; for a large gallery the mean is over a seeded
+sample of images, each still compared with the whole gallery.
 """
 
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ _BLOCK = 100  # images ranked at once, to bound memory
 
 @dataclass(frozen=True)
 class MapQuality:
-    """Figures of one map. Both are 1 for a perfect map; ``preserved`` is k / N for a random one."""
+    """Quality measures of one map: 1 for a perfect map; ``preserved`` is k / N for a random one."""
 
-    trustworthiness: float  # are neighbours on the map neighbours in truth?
+    trustworthiness: float  # whether neighbours on the map are true neighbours
     preserved: float  # share of the k true neighbours that are among the k nearest on the map
     k: int
-    n_sampled: int  # images the means are over
+    n_sampled: int  # images that the means are taken over
 
 
 def measure_map(
     embeddings: NDArray[np.float32], coordinates: NDArray[np.float32], *, k: int = 15, seed: int = 0
 ) -> MapQuality:
-    """Compare a map with the space it was drawn from.
+    """Measure how well a map preserves neighbourhoods of the embedding space.
 
     Args:
         embeddings: (N, D) rows in the embedding space, Euclidean.
-        coordinates: (N, 2) or (N, 3) places on the map.
+        coordinates: (N, 2) or (N, 3) positions on the map.
         k: size of a neighbourhood; at most (N - 1) / 2 is used.
-        seed: of the sample of at most 1000 images.
+        seed: for sampling at most 1000 images.
 
     Raises:
         ShapeError: lengths differ, or fewer than 4 images.
@@ -65,11 +65,11 @@ def measure_map(
 def _find_others(
     coordinates: NDArray[np.float32], rows: NDArray[np.int64], k: int
 ) -> NDArray[np.int64]:
-    """The k nearest other points of some rows: (R, k)."""
+    """Find the k nearest other points of some rows: (R, k)."""
     points = np.ascontiguousarray(coordinates, dtype=np.float32)
     _, found = faiss.knn(points[rows], points, k + 1)
     others = np.empty((len(rows), k), dtype=np.int64)
-    for i, row in enumerate(rows):  # a point at the same place may come before the row itself
+    for i, row in enumerate(rows):  # a point at the same position may come before the row itself
         others[i] = found[i][found[i] != row][:k]
     return others
 
@@ -79,7 +79,7 @@ def _rank_others(
 ) -> NDArray[np.int64]:
     """Rank (1 is the nearest) of each of the (R, k) others among all neighbours of its row."""
     squared = faiss.pairwise_distances(np.ascontiguousarray(embeddings[rows]), embeddings)
-    squared[np.arange(len(rows)), rows] = -np.inf  # rank 0: itself
+    squared[np.arange(len(rows)), rows] = -np.inf  # rank 0 is the row itself
     order = np.argsort(squared, axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(squared.shape[1])[None], axis=1)

@@ -1,7 +1,7 @@
 """Gallery and exact neighbour search.
 
-The index is behind ``Gallery.search`` alone, so that an approximate or served one can take its
-place. Distances are Euclidean; between unit embeddings they lie between 0 (same) and 2 (opposite).
+Only ``Gallery.search`` uses the index, so that an approximate or remote index can replace it.
+Distances are Euclidean; between unit embeddings they range from 0 (same) to 2 (opposite).
 """
 
 from collections.abc import Sequence
@@ -14,30 +14,30 @@ from numpy.typing import NDArray
 
 from core.errors import DataError, ShapeError, check_shape
 
-_MATRIX_QUERIES = 8  # from so many on, one matrix product beats query by query
-_N_SPARE = 8  # more than asked for: FAISS's rounding may swap two rows at the last place
-_MANY_ROWS = 100_000  # from so many on, few queries are bound by reading the rows from memory
-_N_TIMES = 4  # as many candidates in half precision as rows wanted
-_ROUNDING = 1e-5  # of a distance: more than FAISS's sums in float32 are off
-_BLOCK = 65_536  # rows turned to half precision at a time
+_MATRIX_QUERIES = 8  # from this many on, one matrix product is faster than one query at a time
+_N_SPARE = 8  # extra candidates: FAISS's rounding may swap two rows at the last place
+_MANY_ROWS = 100_000  # from this many on, small searches are limited by memory bandwidth
+_N_TIMES = 4  # half-precision candidates per row wanted
+_ROUNDING = 1e-5  # relative; exceeds the error of FAISS's float32 sums
+_BLOCK = 65_536  # rows converted to half precision at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
     """The training images that may vote, one row each. Rows are never changed.
 
-    A model of several adapters keeps their embeddings side by side in a row, all together of unit
-    length; each part votes by itself and the mean of the votes counts.
+    A model with several adapters stores their embeddings side by side in a row of unit length. Each
+    part votes separately, and the votes are averaged.
     """
 
     embeddings: NDArray[np.float32]  # (N, D) unit length
     labels: NDArray[np.int64]  # (N,)
     keys: tuple[str, ...]
     splits: tuple[str, ...]
-    groups: tuple[str, ...]  # patient; empty text where unknown
+    groups: tuple[str, ...]  # patient; empty string if unknown
     sha256: tuple[str, ...]
     n_parts: int = 1
-    may_vote: NDArray[np.bool_] | None = None  # (N,); rows that curation set aside are never found
+    may_vote: NDArray[np.bool_] | None = None  # (N,); rows excluded by corrections are never found
 
     def __post_init__(self) -> None:
         check_shape("embeddings", self.embeddings, (None, None))
@@ -73,22 +73,22 @@ class Gallery:
 
     @property
     def _voting_rows(self) -> NDArray[np.float32]:
-        """The embeddings of the voters; not a copy where all of them vote."""
+        """The embeddings of the voters; not a copy if all rows vote."""
         return self.embeddings if self.may_vote is None else self.embeddings[self.voters]
 
     @cached_property
     def _centre(self) -> NDArray[np.float32]:
-        """The mean of the voters; distances from it are small where an embedding is a narrow cone.
+        """The mean of the voters, subtracted before the search.
 
-        FAISS multiplies out |a - b|^2, which loses what is small beside |a|: without the shift it
-        would find other rows than subtraction does.
+        FAISS expands |a - b|^2, which loses precision if the distances are small compared with |a|,
+        as in a narrow cone. Without the shift it would find other rows than subtraction does.
         """
         mean: NDArray[np.float32] = self._voting_rows.mean(axis=0, dtype=np.float64)
         return mean.astype(np.float32)
 
     @cached_property
     def _index(self) -> faiss.IndexFlatL2:
-        """Over the voters alone: position i in it is row ``voters[i]``."""
+        """Index over the voters only: position i is row ``voters[i]``."""
         index = faiss.IndexFlatL2(self.embeddings.shape[1])
         index.add(self._voting_rows - self._centre)
         return index
@@ -100,20 +100,20 @@ class Gallery:
     def _find_candidates(
         self, queries: NDArray[np.float32], n_wanted: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Distances and rows, (Q, at least n_wanted): the nearest of each query are among them."""
+        """Distances and rows (Q, at least n_wanted) that include each query's nearest."""
         if len(queries) < _MATRIX_QUERIES and len(self.voters) >= _MANY_ROWS:
             places, reach = self._halves.search(queries, n_wanted)
             distances, rows = self._measure(queries, places)
             if (np.sort(distances, axis=1)[:, n_wanted - 1] < reach).all():
                 return distances, rows
-        # FAISS compares queries times width with it; its own, 128000, is far too high.
+        # FAISS compares n_queries * width with this; its default of 128000 is far too high.
         faiss.cvar.distance_compute_blas_threshold = _MATRIX_QUERIES * queries.shape[1]
         return self._measure(queries, self._index.search(queries - self._centre, n_wanted)[1])
 
     def _measure(
         self, queries: NDArray[np.float32], places: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Distances (Q, C) by subtraction, and rows, of positions among the voters.
+        """Compute distances (Q, C) by subtraction, and rows, from positions among the voters.
 
         FAISS's expanded form is not exactly zero for equal vectors.
         """
@@ -130,17 +130,17 @@ class Gallery:
         *,
         excluded: Sequence[NDArray[np.int64]] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Find the k nearest rows of each query, independently of the other queries.
+        """Find the k nearest rows of each query, independently of other queries.
 
         Args:
             queries: (Q, D) float32.
-            k: neighbours wanted; fewer come back when the gallery has fewer left.
-            excluded: for each query the rows that may not be found.
+            k: neighbours wanted; fewer are returned if the gallery has fewer left.
+            excluded: for each query, the rows that must not be found.
 
         Returns:
-            distances (Q, K) float32 ascending and rows (Q, K) int64; equal distances in row order
-            (of more than eight at the last place, any may come). A query with fewer rows left than
-            another has distance inf and row -1 at its end.
+            distances (Q, K) float32, ascending, and rows (Q, K) int64. Equal distances are in row
+            order (if more than eight tie for the last place, any of them may be returned). A query
+            with fewer rows left than another ends with distance inf and row -1.
 
         Raises:
             ShapeError: wrong width, or k below 1.
@@ -185,12 +185,12 @@ class Gallery:
     def find_related(
         self, *, sha256: str, group: str = "", copies: Sequence[int] = ()
     ) -> dict[int, str]:
-        """Return the rows that may not vote on an image: "duplicate" or "group" (its copies' too).
+        """Return the rows to exclude for an image: "duplicate" or "group" (also its copies').
 
         Args:
-            sha256: of the image's file; empty where unknown.
-            group: its patient; empty where unknown.
-            copies: rows known to be of the same picture, whatever their files.
+            sha256: of the image's file; empty if unknown.
+            group: its patient; empty if unknown.
+            copies: rows known to show the same picture, whatever their files.
         """
         copies = [*self._rows_by_sha256.get(sha256, []), *copies]
         related = {
@@ -212,7 +212,7 @@ class Gallery:
 class _HalfRows:
     """A half-precision copy of the rows: half the memory traffic, with a known error bound.
 
-    Candidates alone come from here; whether the nearest are among them is the caller's to check.
+    It only supplies candidates; the caller checks whether the nearest rows are among them.
     """
 
     def __init__(self, rows: NDArray[np.float32], centre: NDArray[np.float32]) -> None:
@@ -220,13 +220,13 @@ class _HalfRows:
         largest = max(
             np.abs(rows.max(axis=0) - centre).max(), np.abs(rows.min(axis=0) - centre).max()
         )
-        # A power of two, which rounds nothing, for the full range of half precision.
+        # A power of two scales without rounding and uses the full range of half precision.
         self._scale = np.float32(2.0 ** -np.ceil(np.log2(max(float(largest), 1e-30))))
         self._centre = centre
         self._index = faiss.IndexScalarQuantizer(
             width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2
         )
-        self._moved = 0.0  # the largest distance that a row is off by
+        self._moved = 0.0  # largest rounding error of a row, as a distance
         for start in range(0, len(rows), _BLOCK):
             block = (rows[start : start + _BLOCK] - centre) * self._scale
             self._index.add(block)
@@ -236,7 +236,7 @@ class _HalfRows:
     def search(
         self, queries: NDArray[np.float32], n_wanted: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Candidates (Q, C) of each query, and the distance (Q,) within which none is missing."""
+        """Candidates (Q, C), and the distance (Q,) within which they are complete."""
         n_found = min(_N_TIMES * n_wanted, self._index.ntotal)
         squares, places = self._index.search((queries - self._centre) * self._scale, n_found)
         if n_found == self._index.ntotal:
@@ -246,7 +246,7 @@ class _HalfRows:
 
 
 def _index_rows(names: Sequence[str]) -> dict[str, list[int]]:
-    """The rows of each name; empty text names nothing."""
+    """The rows of each name; empty names are ignored."""
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         if name:
@@ -263,13 +263,13 @@ def split_parts(embeddings: NDArray[np.float32], n_parts: int) -> list[NDArray[n
 def measure_mean_distance(
     rows: NDArray[np.float32], queries: NDArray[np.float32], n: int, *, n_skipped: int = 0
 ) -> NDArray[np.float32]:
-    """The mean distance of each query to its n nearest rows.
+    """Compute the mean distance of each query to its n nearest rows.
 
     Args:
         rows: (N, D).
         queries: (Q, D).
-        n: of the nearest rows; fewer where there are not as many.
-        n_skipped: how many of the very nearest are left out: 1 where the queries are the rows.
+        n: number of nearest rows; fewer if there are not as many.
+        n_skipped: how many of the nearest to leave out; 1 if the queries are the rows themselves.
 
     Returns:
         (Q,) Euclidean distances.

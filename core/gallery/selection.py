@@ -1,7 +1,7 @@
 """Select images by an outline on the map, by filters or by name.
 
-Owns masks over the rows of a table. Knows nothing of models or maps: coordinates and columns come
-in as arrays. A filter is a record with its JSON, so that it can be saved.
+Owns masks over the rows of a table. Knows nothing of models or maps: coordinates and columns are
+passed in as arrays. A filter is a record that converts to JSON, so that it can be saved.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Range = tuple[float, float]
 def find_in_polygon(
     xy: NDArray[np.floating], polygon: Sequence[tuple[float, float]]
 ) -> NDArray[np.int64]:
-    """Rows of points inside a closed outline, by the even-odd rule.
+    """Find the points inside a closed outline, by the even-odd rule.
 
     Args:
         xy: (N, 2) points.
@@ -53,7 +53,7 @@ def find_in_polygon(
 def find_in_box(
     xy: NDArray[np.floating], *, corner: tuple[float, float], opposite: tuple[float, float]
 ) -> NDArray[np.int64]:
-    """Rows of (N, 2) points within a box, its edges included."""
+    """Find the (N, 2) points within a box, edges included."""
     check_shape("xy", xy, (None, 2))
     low, high = np.minimum(corner, opposite), np.maximum(corner, opposite)
     return np.flatnonzero(((xy >= low) & (xy <= high)).all(axis=1))
@@ -61,14 +61,14 @@ def find_in_box(
 
 @dataclass(frozen=True)
 class Filter:
-    """What an image must meet to be drawn; an empty condition lets everything through."""
+    """Conditions for an image to be shown; an empty condition matches everything."""
 
-    name_part: str = ""  # of the file name, any case
+    name_part: str = ""  # part of the file name, case-insensitive
     allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column -> values
-    ranges: Mapping[str, Range] = field(default_factory=dict)  # column -> least and most
+    ranges: Mapping[str, Range] = field(default_factory=dict)  # column -> minimum and maximum
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Convert to one line of JSON."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True)
 
     @staticmethod
@@ -76,7 +76,7 @@ class Filter:
         """Read what ``to_json`` wrote.
 
         Raises:
-            ConfigError: not one of ours.
+            ConfigError: the text is not a saved filter.
         """
         try:
             raw = json.loads(text)
@@ -95,13 +95,13 @@ class Filter:
 def apply_filter(
     wanted: Filter, keys: Sequence[str], columns: Mapping[str, NDArray[Any]]
 ) -> NDArray[np.bool_]:
-    """Which rows pass.
+    """Find which rows match the filter.
 
     Args:
-        wanted: conditions; those on a column that is not there let everything through.
+        wanted: conditions; those on a missing column match everything.
         keys: (N,) file names.
-        columns: name -> (N,) values; text for ``allowed``, numbers for ``ranges``. A number that
-            is missing (nan) lies in no range, however wide.
+        columns: name -> (N,) values; text for ``allowed``, numbers for ``ranges``. A missing number
+            (nan) is in no range, however wide.
 
     Returns:
         (N,) bool.
@@ -120,7 +120,7 @@ def apply_filter(
 
 
 def count_values(values: NDArray[Any]) -> dict[str, int]:
-    """How often each value occurs, most frequent first, then by name."""
+    """Count each value, most frequent first, then by name."""
     names, counts = np.unique(values.astype(str), return_counts=True)
     pairs = zip(names.tolist(), counts.tolist(), strict=True)
     return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))

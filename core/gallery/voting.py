@@ -14,13 +14,13 @@ _Float = TypeVar("_Float", np.float32, np.float64)
 
 
 def compute_shares(distances: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turn distances into the share of the vote of each neighbour.
+    """Turn distances into each neighbour's share of the vote.
 
     Each neighbour weighs 1/distance. If any lies at distance zero, only those at zero count,
     equally.
 
     Args:
-        distances: (Q, K) Euclidean, non-negative; inf where a query has fewer neighbours.
+        distances: (Q, K) Euclidean, non-negative; inf for missing neighbours.
 
     Returns:
         (Q, K) float32; every row sums to 1, a missing neighbour's share is 0.
@@ -52,8 +52,8 @@ def vote(
     """Turn neighbour distances into class scores: the sum of the shares of each class.
 
     Args:
-        distances: (Q, K) Euclidean, non-negative; inf where a query has fewer neighbours.
-        labels: (Q, K) class index of each neighbour, in [0, n_classes); any where it is missing.
+        distances: (Q, K) Euclidean, non-negative; inf for missing neighbours.
+        labels: (Q, K) class index of each neighbour, in [0, n_classes); any value if missing.
 
     Returns:
         (Q, n_classes) float32; every row sums to 1.
@@ -72,7 +72,7 @@ def vote(
 def _make_whole(sums: NDArray[_Float]) -> NDArray[_Float]:
     """Divide (..., n_classes) sums by their total, so that a unanimous vote is exactly 1.
 
-    The last digits of many shares would rank unanimous votes among themselves, by chance.
+    Otherwise rounding errors would rank unanimous votes in a random order.
     """
     whole: NDArray[_Float] = sums / sums.sum(axis=-1, keepdims=True)
     return whole
@@ -80,15 +80,15 @@ def _make_whole(sums: NDArray[_Float]) -> NDArray[_Float]:
 
 @dataclass(frozen=True, eq=False)
 class Ballot:
-    """The vote on one query: every gallery row that took part, nearest first."""
+    """The vote on one query: every gallery row that voted, nearest first."""
 
     rows: NDArray[np.int64]  # (M,)
     distances: NDArray[np.float32]  # (M,) between the whole embeddings
     weights: NDArray[np.float64]  # (M,) 1 / distance, summed over the parts that found the row
-    shares: NDArray[np.float64]  # (M,) of the vote; they sum to 1
+    shares: NDArray[np.float64]  # (M,) shares of the vote; sum to 1
 
     def sum_by_class(self, labels: NDArray[np.int64], *, n_classes: int) -> NDArray[np.float64]:
-        """Add the shares up by class: (n_classes,)."""
+        """Sum the shares by class: (n_classes,)."""
         sums: NDArray[np.float64] = np.zeros(n_classes)
         np.add.at(sums, labels[self.rows], self.shares)
         return _make_whole(sums)
@@ -97,7 +97,7 @@ class Ballot:
 def read_shares(
     ballots: Sequence[Ballot], labels: NDArray[np.int64], *, class_index: int
 ) -> NDArray[np.float64]:
-    """What a class of the two got of the vote on each query: (Q,) in [0, 1]."""
+    """Return the vote share of one of the two classes for each query: (Q,) in [0, 1]."""
     return np.array([b.sum_by_class(labels, n_classes=2)[class_index] for b in ballots])
 
 
@@ -108,13 +108,13 @@ def cast_votes(
     *,
     excluded: Sequence[NDArray[np.int64]] | None = None,
 ) -> list[Ballot]:
-    """Let the k nearest rows vote on each query; with several parts, k rows in each of them.
+    """Let the k nearest rows vote on each query; with several parts, k rows in each.
 
     Args:
         gallery: the rows that may vote.
         queries: (Q, P * D) float32.
         k: voters per part.
-        excluded: for each query the rows that may not vote.
+        excluded: for each query the rows excluded from the vote.
 
     Raises:
         ShapeError, DataError: as ``Gallery.search``.

@@ -1,8 +1,8 @@
-"""Detect burned-in text in a picture, as a warning only.
+"""Detect burned-in text in an image, as a warning only.
 
-Owns a detector of drawn lettering: strokes much brighter or darker than what lies around them
-(top-hat and black-hat), whose parts have the sizes of letters, a flat tone, and stand four or more
-in a row. Reads no text and knows no names. benchmarks/bench_burned_in.py measures it.
+Owns a detector of drawn text: strokes much brighter or darker than their surroundings (top-hat and
+black-hat), whose components have the size of letters and a flat tone, and form rows of four or
+more. Does not read the text and knows no names. Evaluated by benchmarks/bench_burned_in.py.
 """
 
 import cv2
@@ -13,19 +13,19 @@ from core.errors import check_shape
 from core.images.decode import thumbnail
 from core.images.text_region import TextRegion
 
-_SIDE_PX = 1024  # longer side looked at
-_STROKE_PX = 9  # strokes up to this width stand out
-_CONTRAST = 40  # grey levels between a stroke and its surroundings
+_SIDE_PX = 1024  # longer side of the image searched
+_STROKE_PX = 9  # maximum stroke width
+_CONTRAST = 40  # minimum grey levels between a stroke and its surroundings
 _HEIGHTS = (9, 80)  # of a letter, pixels
-_MIN_LETTERS = 4  # in a row: single markers ("R", "L") are no text
-_TONE_SPREAD = 0.30  # of a letter's contrast: drawn lettering is flat
+_MIN_LETTERS = 4  # in a row; single markers ("R", "L") do not count
+_TONE_SPREAD = 0.30  # of a letter's contrast; drawn text is flat
 
 
 def find_text(pixels: NDArray[np.uint8]) -> tuple[TextRegion, ...]:
-    """Find lines of burned-in lettering.
+    """Find lines of burned-in text.
 
     Args:
-        pixels: (H, W, 3) uint8 RGB, any size; looked at with at most 1024 px.
+        pixels: (H, W, 3) uint8 RGB, any size; searched at no more than 1024 px.
 
     Returns:
         One region per line, the longest first.
@@ -33,7 +33,7 @@ def find_text(pixels: NDArray[np.uint8]) -> tuple[TextRegion, ...]:
     check_shape("pixels", pixels, (None, None, 3))
     grey = cv2.cvtColor(thumbnail(pixels, max_px=_SIDE_PX), cv2.COLOR_RGB2GRAY)
     factor = _SIDE_PX / max(grey.shape)
-    if factor > 1.0:  # small lettering of a small picture touches: enlarged, it comes apart
+    if factor > 1.0:  # in a small image letters touch; enlarging separates them
         grey = cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * _STROKE_PX + 1,) * 2)
     height, width = grey.shape
@@ -56,7 +56,7 @@ def find_text(pixels: NDArray[np.uint8]) -> tuple[TextRegion, ...]:
 
 
 def _find_letters(strokes: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Boxes (N, 4) left, top, width, height of parts that could be letters, from left to right."""
+    """Find possible letters: boxes (N, 4) left, top, width, height, ordered left to right."""
     is_stroke = (strokes >= _CONTRAST).astype(np.uint8)
     _, places, stats, _ = cv2.connectedComponentsWithStats(is_stroke, connectivity=8)
     widths, heights, areas = (stats[1:, column] for column in (2, 3, 4))
@@ -74,14 +74,14 @@ def _find_letters(strokes: NDArray[np.uint8]) -> NDArray[np.int64]:
         left, top, width, height = (int(v) for v in stats[index + 1, :4])
         box = slice(top, top + height), slice(left, left + width)
         tones = strokes[box][places[box] == index + 1].astype(np.float64)
-        core = tones[tones >= np.median(tones)]  # the rims are blended with the picture
+        core = tones[tones >= np.median(tones)]  # the edges are blended with the image
         if core.std() <= _TONE_SPREAD * core.mean():
             kept.append((left, top, width, height, int(core.mean())))
     return np.array(sorted(kept), dtype=np.int64).reshape(-1, 5)
 
 
 def _group_lines(letters: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows of four or more letters of like height and tone, close to each other."""
+    """Group letters of similar height and tone into rows of four or more."""
     lines: list[list[int]] = []
     for index, (left, top, _, height, tone) in enumerate(letters.tolist()):
         for line in lines:

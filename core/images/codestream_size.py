@@ -1,7 +1,7 @@
-"""Read a compressed frame's size from its code stream without decoding it.
+"""Read a compressed frame's size from its codestream without decoding it.
 
-A DICOM header may promise 4 x 4 pixels around a JPEG of 65535 x 65535; the decoders believe the
-JPEG. Owns finding that number; the limit is in core.images.intensity.
+A DICOM header may claim 4 x 4 pixels around a JPEG of 65535 x 65535, and the decoders trust the
+JPEG. Owns finding the true size; the limit is in core.images.intensity.
 """
 
 import struct
@@ -17,10 +17,10 @@ _FRAME_MARKERS = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 def find_codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG, JPEG-LS or JPEG 2000 codestream; None if it states none.
+    """Width and height of a JPEG, JPEG-LS or JPEG 2000 codestream; None if not stated.
 
     Raises:
-        ImageError: a JPEG 2000 file with a box shorter than its own header.
+        ImageError: a JPEG 2000 file has a box shorter than its own header.
     """
     if frame.startswith(_JPEG_START):
         return _find_jpeg_size(frame)
@@ -34,7 +34,7 @@ def find_codestream_size(frame: bytes) -> tuple[int, int] | None:
 
 
 def _skip_boxes(frame: bytes) -> int:
-    """Where the codestream of a JP2 file starts, or -1. pydicom 3.0.2 never leaves an empty box."""
+    """Offset of the codestream in a JP2 file, or -1 (pydicom 3.0.2 leaves no empty box)."""
     position = 12
     while position < len(frame):
         length = int.from_bytes(frame[position : position + 4], "big")

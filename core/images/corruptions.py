@@ -1,6 +1,6 @@
 """Graded image corruptions: blur, noise, brightness, JPEG, rotation, three levels each.
 
-Owns what a level means. Pure functions on pixels; the same seed damages in the same way.
+Owns the strength of each level. Pure functions on pixels, deterministic for a given seed.
 
 Reference: Hendrycks & Dietterich 2019, arXiv:1903.12261 (the idea of graded corruptions; the
 levels are ours, for images of a few hundred pixels).
@@ -33,11 +33,11 @@ def corrupt(
     Args:
         pixels: (H, W, 3) uint8 RGB; not modified.
         kind: one of STRENGTHS.
-        level: 0 (as it is) to N_LEVELS.
+        level: 0 (unchanged) to N_LEVELS.
         seed: of the noise.
 
     Raises:
-        ShapeError: an unknown kind or level, or another shape.
+        ShapeError: the kind or level is unknown, or the shape is wrong.
     """
     check_shape("pixels", pixels, (None, None, 3))
     if kind not in STRENGTHS or not 0 <= level <= N_LEVELS:

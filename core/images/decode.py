@@ -1,8 +1,8 @@
 """Decode a file's bytes (picture or DICOM) into one Image record, or refuse it with a reason.
 
-Owns decoding to 8-bit RGB. Files are recognised by their bytes, never by their name. Nothing of
-a DICOM file but its pixels and what is needed to show them is looked at: no patient tag is read.
-DICOM lives in core.images.dicom.
+Owns decoding to 8-bit RGB. Files are recognised by their bytes, never by name. From a DICOM file
+only the pixels and the tags needed to display them are read, never a patient tag. DICOM decoding is
+in core.images.dicom.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One decoded picture."""
+    """One decoded image."""
 
     pixels: NDArray[np.uint8]  # (H, W, 3) RGB, read-only
     name: str
@@ -73,12 +73,12 @@ class Image:
     bit_depth: int  # per sample, in the file
     n_frames: int = 1
     frame: int = 0
-    window: tuple[float, float] | None = None  # centre and width, where one was applied
-    presets: tuple[WindowPreset, ...] = ()  # windows that a DICOM file proposes
+    window: tuple[float, float] | None = None  # centre and width, if one was applied
+    presets: tuple[WindowPreset, ...] = ()  # windows suggested by a DICOM file
     value_range: tuple[float, float] | None = None  # of a grey DICOM frame, modality units
-    file_display: FileDisplay | None = None  # what shows a grey DICOM frame without ``window``
-    is_grey: bool = False  # equal channels: only then may bright and dark be swapped
-    is_inverted: bool = False  # they were, on request
+    file_display: FileDisplay | None = None  # display of a grey DICOM frame without ``window``
+    is_grey: bool = False  # equal channels; only then can the image be inverted
+    is_inverted: bool = False  # whether it was inverted on request
 
 
 def decode(
@@ -91,21 +91,21 @@ def decode(
 ) -> Image:
     """Decode a file's bytes.
 
-    Grey images of more than 8 bits are stretched from their own range, without the outermost
+    Grey images of more than 8 bits are stretched from their own range, excluding the outermost
     0.1 % of the values, to 0..255; colour of more than 8 bits is scaled by the bits in use. DICOM
-    goes through its rescale and window. Transparent pixels become black. EXIF orientation is
+    is displayed with its rescale and window. Transparent pixels become black. EXIF orientation is
     applied; colour profiles are not.
 
     Args:
         data: the whole file; not modified.
-        name: only carried along.
+        name: stored in the record, not interpreted.
         frame: of a multi-frame DICOM, TIFF or GIF, from 0.
-        window: centre and width in DICOM's modality units, instead of the file's own; pictures
-            have none and ignore it.
-        invert: swap bright and dark of a grey image; colour ignores it.
+        window: centre and width in DICOM's modality units, instead of the file's own; ignored for
+            other formats.
+        invert: invert a grey image; ignored for colour.
 
     Raises:
-        ImageError: empty, truncated, no image, too large, constant, an unsupported DICOM, or a
+        ImageError: empty, truncated, not an image, too large, constant, an unsupported DICOM, or a
             window without width; the code says which.
     """
     if window is not None and not (np.isfinite(window).all() and window[1] > 0):
@@ -133,7 +133,7 @@ def decode(
             code="image.constant",
         )
     is_grey = bool((pixels == pixels[:, :, :1]).all())
-    is_done = shown is not None and shown.value_range is not None  # padding stayed black there
+    is_done = shown is not None and shown.value_range is not None  # DICOM: already inverted
     if invert and is_grey and not is_done:
         pixels = 255 - pixels
     pixels = np.ascontiguousarray(pixels)
@@ -159,7 +159,7 @@ def load(path: Path, *, frame: int = 0) -> Image:
     """Read and decode a file; see ``decode``.
 
     Raises:
-        ImageError: also when the file is missing, a folder, or may not be read.
+        ImageError: also if the file is missing, a folder, or unreadable.
     """
     try:
         if Path(path).exists() and not Path(path).is_file():
@@ -186,7 +186,7 @@ def load(path: Path, *, frame: int = 0) -> Image:
 
 
 def thumbnail(pixels: NDArray[np.uint8], *, max_px: int = 256) -> NDArray[np.uint8]:
-    """Shrink (H, W, 3) so that the longer side is at most ``max_px``; never enlarges."""
+    """Shrink (H, W, 3) to at most ``max_px`` on the longer side; never enlarge."""
     check_shape("pixels", pixels, (None, None, 3))
     height, width = pixels.shape[:2]
     factor = max_px / max(height, width)
@@ -198,7 +198,7 @@ def thumbnail(pixels: NDArray[np.uint8], *, max_px: int = 256) -> NDArray[np.uin
 
 
 def fit_square(pixels: NDArray[np.uint8], *, side: int) -> NDArray[np.uint8]:
-    """Scale (H, W, 3) to fit a black square of ``side`` pixels, centred; pixels stay square."""
+    """Scale (H, W, 3) to fit, centred, in a black square of ``side`` pixels, keeping its aspect."""
     check_shape("pixels", pixels, (None, None, 3))
     height, width = pixels.shape[:2]
     factor = side / max(height, width)
@@ -210,7 +210,7 @@ def fit_square(pixels: NDArray[np.uint8], *, side: int) -> NDArray[np.uint8]:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode (H, W, 3) uint8 without loss."""
+    """Encode (H, W, 3) uint8 losslessly as PNG."""
     check_shape("pixels", pixels, (None, None, 3))
     buffer = io.BytesIO()
     PILImage.fromarray(pixels).save(buffer, format="PNG")
@@ -218,7 +218,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode (H, W, 3) uint8 at quality 90, for thumbnails."""
+    """Encode (H, W, 3) uint8 as JPEG at quality 90, for thumbnails."""
     check_shape("pixels", pixels, (None, None, 3))
     buffer = io.BytesIO()
     PILImage.fromarray(pixels).save(buffer, format="JPEG", quality=90)
@@ -226,7 +226,7 @@ def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str, int, int]:
-    """Pixels, format, bits per sample, number of frames."""
+    """Return pixels, format, bits per sample, number of frames."""
     known = _recognise(data)
     if known is None:
         raise ImageError(
@@ -235,7 +235,7 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
             code="image.not_an_image",
             params={"found": _describe(data)},
         )
-    PILImage.init()  # with formats given, open() does not load the plug-ins it needs
+    PILImage.init()  # if formats are given, open() does not load the plug-ins it needs
     try:
         with _open(data) as picture:
             kind, n_frames = _turn_to_frame(picture, frame)
@@ -266,7 +266,7 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
 
 
 def _recognise(data: bytes) -> str | None:
-    """The format that the first bytes announce; the short signatures are looked at twice."""
+    """Recognise the format by its first bytes; short signatures are checked further."""
     known = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), None)
     if known == "BMP" and int.from_bytes(data[14:18], "little") not in _BMP_HEADER_SIZES:
         return None
@@ -285,7 +285,7 @@ def _open(data: bytes, frame: int = 0) -> ImageFile:
 
 @hush()
 def _turn_to_frame(picture: ImageFile, frame: int) -> tuple[str, int]:
-    """Choose a frame of an opened file, not yet decoded; the format and the number of frames."""
+    """Seek a frame of an opened file before decoding; return format and number of frames."""
     check_size(*picture.size)
     kind = "JPEG" if picture.format == "MPO" else str(picture.format)
     n_frames = 1 if kind == "JPEG" else int(getattr(picture, "n_frames", 1))
@@ -303,7 +303,7 @@ def _read_upright(picture: ImageFile) -> PILImage.Image:
 
 
 def _turn_upright(picture: PILImage.Image) -> PILImage.Image:
-    """Apply the EXIF orientation; a damaged EXIF block says nothing about the pixels."""
+    """Apply the EXIF orientation; ignore a damaged EXIF block."""
     try:
         return ImageOps.exif_transpose(picture)
     except _PILLOW_ERRORS:
@@ -325,7 +325,7 @@ def _to_rgb(picture: PILImage.Image, samples: Samples | None) -> NDArray[np.uint
 
 @hush()
 def _convert_to_rgb(picture: PILImage.Image) -> NDArray[np.uint8]:
-    """Colours and grey of 8 bits; transparency on black."""
+    """Convert 8-bit colour or grey to RGB, with transparency on black."""
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         black = PILImage.new("RGBA", rgba.size, (0, 0, 0, 255))
@@ -352,7 +352,7 @@ def _describe(data: bytes) -> str:
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as err:
-        # a character cut in two at the end of the sample is still text
+        # a character cut off at the end of the sample is still text
         text = head[: err.start].decode("utf-8") if err.start > len(head) - 4 else "\0"
     is_text = all(c.isprintable() or c in "\r\n\t" for c in text)
     return "text" if is_text else "of no known kind"

@@ -1,7 +1,7 @@
-"""Colour and grey-with-alpha pictures of 16 bits per sample.
+"""Read 16-bit colour and grey-with-alpha images.
 
-Pillow keeps only the high byte of these. The file is opened once more and the other byte asked
-for by naming the opposite byte order, so that 12-bit data in a 16-bit file keep their contrast.
+Pillow keeps only the high byte of these. To get the low byte, the file is opened again with the
+opposite byte order, so that 12-bit data in a 16-bit file keep their contrast.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def find_raw_mode(picture: ImageFile) -> str:
 
 
 def is_deep_colour(raw_mode: str) -> bool:
-    """Whether Pillow would cut this layout to 8 bits and ``read_deep_colour`` need not."""
+    """Whether Pillow would truncate this layout to 8 bits but ``read_deep_colour`` would not."""
     layout, _, depth = raw_mode.partition(";")
     return (layout in ("RGB", "RGBA") and depth in _OTHER_BYTE) or raw_mode == "LA;16B"
 
@@ -46,7 +46,7 @@ def read_deep_colour(
     """
     raw_mode = find_raw_mode(open_picture())
     if raw_mode == "LA;16B":
-        # Four bytes a pixel, like RGBA of 8 bits: grey high, grey low, alpha high, alpha low.
+        # Four bytes per pixel, like RGBA of 8 bits: grey high, grey low, alpha high, alpha low.
         quads = _read_as(open_picture(), "RGBA", turn).astype(np.uint16)
         grey = quads[:, :, 0] * 256 + quads[:, :, 1]
         opacity = quads[:, :, 2] * 256 + quads[:, :, 3]
@@ -61,7 +61,7 @@ def read_deep_colour(
 
 
 def _fade(shown: NDArray[np.uint8], opacity: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Lay shades of (H, W) or (H, W, 3) on black; row by row, as shares take eight bytes each."""
+    """Blend (H, W) or (H, W, 3) with black, row by row because opacities take eight bytes."""
     faded = np.empty_like(shown)
     for row, (shades, shares) in enumerate(zip(shown, opacity, strict=True)):
         faded[row] = np.round(shades * (shares / 65535))

@@ -1,9 +1,9 @@
-"""DICOM pixels as a display would show them: rescale, window, polarity, colour, chosen frame.
+"""Decode DICOM pixels for display: rescale, window, polarity, colour, chosen frame.
 
-pydicom and its plug-ins decode; this module chooses the frame, applies what the standard says
-about colour (PS3.3 C.7.6.3) and turns every failure into an ImageError. It reads image-related
-tags only, and no message quotes a tag's value that could name a patient. Grey values become shades
-in core.images.dicom_grey.
+pydicom and its plug-ins decode; this module chooses the frame, applies the standard's colour rules
+(PS3.3 C.7.6.3) and turns every failure into an ImageError. It reads image-related tags only, and no
+message quotes a tag value that could identify a patient. Grey values are converted to display
+levels in core.images.dicom_grey.
 """
 
 import io
@@ -58,15 +58,15 @@ _ERRORS = (
     MemoryError,
 )
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_PIXEL_DATA_TAG = 0x7FE00010  # the last element that matters
+_PIXEL_DATA_TAG = 0x7FE00010  # the last element needed
 _MAX_ELEMENTS = 50_000  # far above any real file; zeros would parse as millions of elements
 _INFLATE_STEP = 2**22
-_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # that become RGB
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # converted to RGB
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedDicom:
-    """One frame, ready to show."""
+    """One frame, ready for display."""
 
     pixels: NDArray[np.uint8]  # (H, W, 3)
     bit_depth: int
@@ -78,7 +78,7 @@ class DecodedDicom:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Recognise DICOM by its preamble, or without one by a first element of group 2 or 8."""
+    """Recognise DICOM by its preamble, or without one, by a first element of group 2 or 8."""
     if data[128:132] == b"DICM":
         return True
     if len(data) < 12:
@@ -174,16 +174,16 @@ def _decode(
 
 @hush()
 def _decode_stored(dataset: Dataset, frame: int) -> tuple[NDArray[np.generic], int, int]:
-    """Stored values of one frame, bits per value, number of frames."""
+    """Return the stored values of one frame, bits per value, number of frames."""
     width, height = int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)
     check_size(width, height)
     samples = int(dataset.get("SamplesPerPixel") or 1)
     bits_allocated = int(dataset.get("BitsAllocated") or 8)
     check_frame_bytes(width * height * samples * max(8, bits_allocated) // 8)
-    n_frames = max(1, int(dataset.get("NumberOfFrames") or 1))  # text here hides frames: refused
+    n_frames = max(1, int(dataset.get("NumberOfFrames") or 1))  # text here hides frames: refuse it
     refuse_frame(frame, n_frames)
     if "NumberOfFrames" in dataset:
-        dataset.NumberOfFrames = n_frames  # pydicom reads it too, and refuses 0
+        dataset.NumberOfFrames = n_frames  # pydicom reads it too and refuses 0
     if not dataset.get("PhotometricInterpretation"):
         dataset.PhotometricInterpretation = "RGB" if samples == 3 else "MONOCHROME2"
     _check_transfer_syntax(dataset)
@@ -192,11 +192,11 @@ def _decode_stored(dataset: Dataset, frame: int) -> tuple[NDArray[np.generic], i
     else:
         _check_length(dataset, n_frames)
     bits = int(dataset.get("BitsStored") or bits_allocated)
-    # pylibjpeg-rle panics on damaged data with a BaseException, which nothing here may catch
+    # pylibjpeg-rle panics on damaged data with a BaseException, which must not be caught here
     is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
     n_below = _find_bits_below(dataset, bits, bits_allocated)
     if n_below:
-        dataset.BitsStored = bits + n_below  # pydicom keeps the lowest bits alone
+        dataset.BitsStored = bits + n_below  # pydicom would keep only the lowest bits
     stored = pixel_array(dataset, index=frame, decoding_plugin="pydicom" if is_rle else "")
     if n_below:
         stored = stored >> n_below
@@ -204,9 +204,9 @@ def _decode_stored(dataset: Dataset, frame: int) -> tuple[NDArray[np.generic], i
 
 
 def _find_bits_below(dataset: Dataset, bits: int, bits_allocated: int) -> int:
-    """How many bits of a cell lie below the value (PS3.5 section 8.1.1), by HighBit.
+    """Number of bits below the value in a pixel cell (PS3.5 section 8.1.1), from HighBit.
 
-    A HighBit that cannot be counts as absent; a JPEG frame says by itself where its bits are.
+    An impossible HighBit is treated as absent; a JPEG frame defines its own bit positions.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     high = dataset.get("HighBit")
@@ -232,7 +232,7 @@ def _check_transfer_syntax(dataset: Dataset) -> None:
 
 
 def _check_length(dataset: Dataset, n_frames: int) -> None:
-    """An uncompressed file whose pixels are fewer than its header promises is cut off."""
+    """Refuse an uncompressed file with fewer pixels than its header states as truncated."""
     keyword = next(keyword for keyword in _PIXELS if keyword in dataset)
     bits = int(dataset.get("BitsAllocated") or 8)
     samples = int(dataset.get("SamplesPerPixel") or 1)
@@ -250,7 +250,7 @@ def _check_length(dataset: Dataset, n_frames: int) -> None:
 
 
 def _check_codestream(dataset: Dataset, *, frame: int, n_frames: int) -> None:
-    """Refuse missing frames, and a frame of another size inside than the header says."""
+    """Refuse missing frames, and a frame whose codestream size differs from the header."""
     stream = io.BytesIO(dataset.PixelData)
     parse_basic_offsets(stream)
     n_fragments, _ = parse_fragments(stream)
@@ -291,16 +291,16 @@ def _check_colour(dataset: Dataset) -> None:
 @hush()
 def _apply_palette(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.uint8]:
     n_entries, first, _ = (int(v) for v in dataset.RedPaletteColorLookupTableDescriptor)
-    # pydicom counts entries in the type of the table and would wrap beyond its end
+    # pydicom counts entries in the table's data type, which would overflow
     within = np.clip(stored.astype(np.int32), first, first + (n_entries or 2**16) - 1)
     colour = apply_color_lut(within, dataset)[:, :, :3]
     if colour.max() > 255:
         return _colour_to_uint8(colour, 16)
-    return scale_colour_to_uint8(colour)  # 8-bit entries, some kept in 16 bits
+    return scale_colour_to_uint8(colour)  # 8-bit entries, sometimes stored in 16 bits
 
 
 def _colour_to_uint8(colour: NDArray[np.generic], bits: int | None = None) -> NDArray[np.uint8]:
-    """RGB of any depth -> 8 bits by the nominal range, never stretched."""
+    """Scale RGB of any depth to 8 bits by its nominal range, without stretching."""
     if colour.dtype == np.uint8 and (bits is None or bits == 8):
         return np.array(colour[:, :, :3], dtype=np.uint8)
     return divide_to_uint8(colour[:, :, :3], top=2 ** (bits or 8 * colour.dtype.itemsize) - 1)

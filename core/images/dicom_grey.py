@@ -1,7 +1,7 @@
-"""Stored values of a grey DICOM frame -> shades 0..255, as a display would show them.
+"""Convert stored values of a grey DICOM frame to display levels 0..255.
 
 Owns the modality table or rescale, the window or VOI table, polarity and padding (PS3.3 C.7.6.3,
-C.11.1, C.11.2). An optional tag that cannot be understood counts as absent.
+C.11.1, C.11.2). An optional tag that cannot be interpreted is treated as absent.
 """
 
 import dataclasses
@@ -41,28 +41,28 @@ _DISPLAY_TAGS = (
 )
 
 
-# What shows a frame when no window is asked for: the file's VOI table, its first window, or, where
+# How a frame is displayed if no window is requested: the file's VOI table, its first window or, if
 # neither shows anything, the range of the frame's values.
 FileDisplay = Literal["table", "window", "range"]
 
 
 @dataclass(frozen=True)
 class WindowPreset:
-    """A window that the file itself proposes."""
+    """A window suggested by the file."""
 
-    name: str  # the file's explanation; empty where it gives none
+    name: str  # the file's explanation; empty if there is none
     centre: float
     width: float
 
 
 @dataclass(frozen=True, eq=False)
 class Shades:
-    """A frame ready to show, and what can be set about it."""
+    """A frame ready for display, with its display settings."""
 
     grey: NDArray[np.uint8]  # (H, W)
-    window: tuple[float, float] | None  # centre and width, where one was applied
+    window: tuple[float, float] | None  # centre and width, if one was applied
     presets: tuple[WindowPreset, ...]
-    value_range: tuple[float, float]  # of the pixels that are not padding, modality units
+    value_range: tuple[float, float]  # excluding padding, modality units
     file_display: FileDisplay
 
 
@@ -74,19 +74,19 @@ def show_grey(
     window: tuple[float, float] | None,
     invert: bool = False,
 ) -> Shades:
-    """Shade a frame.
+    """Convert a frame to display levels.
 
-    A window of the file that shows nothing of this frame is passed over. MONOCHROME1 and the
-    presentation shape INVERSE both mean that low is bright; a file with both (the two go together
-    in digital X-ray, PS3.3 C.8.11.3.1.2) is inverted once. Padding is black either way.
+    A window in the file that shows nothing of this frame is skipped. MONOCHROME1 and the
+    presentation LUT shape INVERSE both mean that low values are bright; a file with both (as is
+    usual in digital X-ray, PS3.3 C.8.11.3.1.2) is inverted once. Padding is always black.
 
     Args:
         dataset: the image; not modified.
         stored: (H, W) stored values.
         frame: index, for tags kept per frame.
-        window: centre and width that replace the file's. One of the file's presets is applied by
-            the file's VOI LUT function, any other linearly (LINEAR_EXACT).
-        invert: swap bright and dark at the end; padding stays black.
+        window: centre and width that replace the file's. One of the file's presets is applied with
+            the file's VOI LUT function, any other window linearly (LINEAR_EXACT).
+        invert: invert the result; padding stays black.
     """
     found = tally(stored)
     if found is None:
@@ -107,7 +107,7 @@ def _shade(
     window: tuple[float, float] | None,
     invert: bool,
 ) -> Shades:
-    """``show_grey`` of pixels or, with ``counts`` of each, of the values that occur: any shape."""
+    """``show_grey`` for pixels, or for distinct values with ``counts`` of each; any shape."""
     display = _collect_display_tags(dataset, frame)
     is_little = bool(dataset.file_meta.TransferSyntaxUID.is_little_endian)
     is_padding = _find_padding(dataset, stored)
@@ -143,9 +143,9 @@ def _show_by_file(
     is_little: bool,
     is_padding: NDArray[np.bool_],
 ) -> tuple[NDArray[np.uint8] | None, tuple[float, float] | None, FileDisplay]:
-    """Shades by the file's VOI table or else its first window; the window; which of the two.
+    """Display by the file's VOI table or else its first window; return levels, window and which.
 
-    No shades where it has neither, or they show nothing of this frame: the whole range is shown.
+    No levels if it has neither, or if they show nothing of this frame; then the range is shown.
     """
     kind: FileDisplay = "table"
     used = None
@@ -167,7 +167,7 @@ def _to_grey(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _choose_function(display: Dataset, values: NDArray[np.float64]) -> str:
-    """The file's VOI LUT function; LINEAR reckons in whole numbers and would cut fractions up."""
+    """The file's VOI LUT function; LINEAR assumes integers and would distort fractions."""
     function = str(display.get("VOILUTFunction") or "LINEAR").upper()
     if function in ("SIGMOID", "LINEAR_EXACT"):
         return function
@@ -183,7 +183,7 @@ def _is_low_bright(dataset: Dataset) -> bool:
 
 @hush()
 def _list_presets(display: Dataset) -> tuple[WindowPreset, ...]:
-    """Every usable window of the file with its explanation; names hold nothing of a patient."""
+    """List every usable window in the file with its explanation (no patient information)."""
     try:
         centres, widths = (_as_list(display.get(k)) for k in ("WindowCenter", "WindowWidth"))
         names = [str(v) for v in _as_list(display.get("WindowCenterWidthExplanation"))]
@@ -219,7 +219,7 @@ def find_number(tags: Dataset, keyword: str) -> float | None:
 def _apply_modality(
     display: Dataset, stored: NDArray[np.generic], *, is_little: bool
 ) -> NDArray[np.float64]:
-    """Stored values -> modality units; without table or rescale they are the same."""
+    """Stored values -> modality units; unchanged without table or rescale."""
     values: NDArray[np.float64] = stored.astype(np.float64)
     table = _find_table(display, "ModalityLUTSequence")
     if table is not None:
@@ -230,7 +230,7 @@ def _apply_modality(
 
 @hush()
 def _find_table(display: Dataset, keyword: str) -> Dataset | None:
-    """The first lookup table of a sequence, if it can be used."""
+    """The first lookup table of a sequence, if usable."""
     try:
         table = display.get(keyword)[0]
         is_usable = len(table.LUTDescriptor) == 3 and len(table.LUTData) > 1
@@ -242,15 +242,15 @@ def _find_table(display: Dataset, keyword: str) -> Dataset | None:
 def _look_up(
     values: NDArray[np.float64], table: Dataset, *, is_little: bool, in_shares: bool
 ) -> NDArray[np.float64]:
-    """Map values through a table of PS3.3 C.11.1.1 or C.11.2.1.1, to its entries or to 0..1.
+    """Map values through a table of PS3.3 C.11.1.1 or C.11.2.1.1, either to its entries or to 0..1.
 
-    Not left to pydicom 3.0.2: its apply_voi counts entries in the type of the entries, so a table
+    pydicom 3.0.2 is not used: its apply_voi counts entries in their own data type, so a table
     of 4096 entries of 8 bits overflows.
     """
     n_entries, first, n_bits = (int(v) for v in table.LUTDescriptor)
     n_entries = n_entries or 2**16
     if first >= 2**15 and values.min() < 0:
-        first -= 2**16  # a signed number read as unsigned
+        first -= 2**16  # a signed number that was read as unsigned
     data = table.LUTData
     if isinstance(data, bytes):
         wide = "<u2" if is_little else ">u2"
@@ -284,14 +284,14 @@ def _apply_window(
 
 
 def _find_window(display: Dataset) -> tuple[float, float] | None:
-    """The first window of the file, if it can be used."""
+    """The first window of the file, if usable."""
     centre, width = find_number(display, "WindowCenter"), find_number(display, "WindowWidth")
     return (centre, width) if centre is not None and width is not None and width > 0 else None
 
 
 @hush()
 def _collect_display_tags(dataset: Dataset, frame: int) -> Dataset:
-    """Rescale and window of a frame: enhanced objects keep them in functional groups."""
+    """Collect a frame's rescale and window, which enhanced objects keep in functional groups."""
     display = Dataset()
     sources = [dataset]
     for keyword, chosen in (
@@ -314,7 +314,7 @@ def _collect_display_tags(dataset: Dataset, frame: int) -> Dataset:
 
 
 def _find_padding(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Pixels outside the image, by PixelPaddingValue and its range limit."""
+    """Find padding pixels by PixelPaddingValue and its range limit."""
     kind = "Pixel" if stored.dtype.kind in "iu" else "FloatPixel"
     if stored.dtype == np.float64:
         kind = "DoubleFloatPixel"
@@ -323,7 +323,7 @@ def _find_padding(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.b
         return np.zeros(stored.shape, dtype=bool)
     last = find_number(dataset, f"{kind}PaddingRangeLimit")
     limits = [first, first if last is None else last]
-    if stored.dtype.kind == "i":  # signed values written as unsigned
+    if stored.dtype.kind == "i":  # signed values stored as unsigned
         top = 2 ** (8 * stored.dtype.itemsize)
         limits = [limit - top if limit >= top / 2 else limit for limit in limits]
     numbers = stored.astype(np.float64)

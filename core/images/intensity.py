@@ -5,17 +5,17 @@ from numpy.typing import NDArray
 
 from core.errors import ImageError
 
-MAX_PIXELS = 80_000_000  # of one frame; below Pillow's own limit, so that ours speaks first
+MAX_PIXELS = 80_000_000  # of one frame; below Pillow's own limit, so that ours applies first
 MAX_FRAME_BYTES = 512 * 2**20  # of one decoded frame, or of a deflated file once inflated
-OUTLIER_PERCENT = 0.1  # of the values at either end may saturate
-_PIECE = 2**20  # pixels that are counted or shaded at once
+OUTLIER_PERCENT = 0.1  # percentage of values allowed to saturate at either end
+_PIECE = 2**20  # pixels processed at once
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse a frame by its header, before anything is decoded.
+    """Check the frame size from the header, before decoding anything.
 
     Raises:
-        ImageError: no pixels, or more than MAX_PIXELS.
+        ImageError: there are no pixels, or more than MAX_PIXELS.
     """
     if width < 1 or height < 1:
         raise ImageError(
@@ -55,17 +55,17 @@ def refuse_frame(frame: int, n_frames: int) -> None:
 def tally(
     values: NDArray[np.generic], *, is_valid: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.generic], NDArray[np.int64]] | None:
-    """Integers of at most 16 bits that occur, ascending, and how often each does.
+    """Count the distinct values of integers of at most 16 bits.
 
-    An image is then shaded by its few values instead of its many pixels, and ``place_shades`` puts
-    the shades in their places.
+    An image can then be converted by its few distinct values instead of its many pixels, and
+    ``place_shades`` maps the results back to the pixels.
 
     Args:
         values: any shape.
-        is_valid: of the same shape; what is not valid is not counted.
+        is_valid: of the same shape; invalid values are not counted.
 
     Returns:
-        (V,) values in the type of ``values`` and (V,) counts; None for other types of numbers.
+        (V,) values, ascending, in the dtype of ``values``, and (V,) counts; None for other dtypes.
     """
     if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
         return None
@@ -83,12 +83,12 @@ def tally(
 def place_shades(
     values: NDArray[np.generic], *, known: NDArray[np.generic], shades: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """Put shades in the places of their values.
+    """Map values to shades.
 
     Args:
         values: integers of at most 16 bits, any shape.
-        known: (V,) values; all others become 0.
-        shades: (V,) what each becomes.
+        known: (V,) values; any other value becomes 0.
+        shades: (V,) the shade of each.
     """
     lowest, n_codes = _find_limits(values)
     table = np.zeros(n_codes, dtype=np.uint8)
@@ -106,7 +106,7 @@ def _find_limits(values: NDArray[np.generic]) -> tuple[int, int]:
 
 
 def _cut(n: int) -> list[slice]:
-    """Pieces of an image, so that no index of the whole is in memory."""
+    """Split an image into pieces, to avoid a full-size index in memory."""
     return [slice(at, at + _PIECE) for at in range(0, n, _PIECE)]
 
 
@@ -114,7 +114,7 @@ def _cut(n: int) -> list[slice]:
 def stretch(
     values: NDArray[np.generic], *, is_valid: NDArray[np.bool_] | None = None
 ) -> NDArray[np.uint8]:
-    """``scale_to_uint8`` for numbers of any type; of at most 16 bits in little memory."""
+    """``scale_to_uint8`` for any dtype; memory-efficient for integers of at most 16 bits."""
     found = tally(values, is_valid=is_valid)
     if found is None:
         return scale_to_uint8(values.astype(np.float64), is_valid=is_valid)
@@ -135,14 +135,14 @@ def scale_to_uint8(
 ) -> NDArray[np.uint8]:
     """Stretch the range of the valid, finite values to 0..255; all others become 0.
 
-    The range leaves out OUTLIER_PERCENT at either end, which saturate: one hot pixel does not
-    darken the rest. Under 1000 values, and where that range is empty, it is minimum to maximum.
-    A constant array becomes all zero.
+    OUTLIER_PERCENT at either end saturates, so that one hot pixel does not darken the rest. With
+    fewer than 1000 values, or if that range is empty, the range is minimum to maximum. A constant
+    array becomes all zero.
 
     Args:
         values: any shape.
         is_valid: of the same shape.
-        counts: of the same shape: how many pixels have each value; None: one.
+        counts: of the same shape: number of pixels with each value; None: one.
     """
     usable = np.isfinite(values) if is_valid is None else np.isfinite(values) & is_valid
     if not usable.any():
@@ -158,20 +158,20 @@ def scale_to_uint8(
 
 
 def _find_range(kept: NDArray[np.float64], counts: NDArray[np.int64] | None) -> tuple[float, float]:
-    """The values that OUTLIER_PERCENT of the pixels lie beyond, below and above."""
+    """The lower and upper values beyond which OUTLIER_PERCENT of the pixels lie."""
     if counts is None:
         low = float(np.percentile(kept, OUTLIER_PERCENT, method="lower"))
         return low, float(np.percentile(kept, 100 - OUTLIER_PERCENT, method="higher"))
     order = np.argsort(kept, kind="stable")
     ends = np.cumsum(counts[order])
     places = (ends[-1] - 1) * (np.array([OUTLIER_PERCENT, 100 - OUTLIER_PERCENT]) / 100)
-    wanted = [np.floor(places[0]), np.ceil(places[1])]  # as NumPy's "lower" and "higher"
+    wanted = [np.floor(places[0]), np.ceil(places[1])]  # like NumPy's "lower" and "higher"
     low, high = kept[order][np.searchsorted(ends, wanted, side="right")]
     return float(low), float(high)
 
 
 def scale_colour_to_uint8(colour: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Scale colour by the bits in use, at least 8: black and hue stay, unlike in a stretch.
+    """Scale colour by the bits in use, at least 8: black and hue are kept, unlike in a stretch.
 
     Data of 12 bits in a 16-bit file are divided by 4095, a full 16-bit file by 65535.
     """
@@ -180,7 +180,7 @@ def scale_colour_to_uint8(colour: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def divide_to_uint8(colour: NDArray[np.generic], *, top: int) -> NDArray[np.uint8]:
-    """0..top -> 0..255; what lies beyond saturates."""
+    """Scale 0..top to 0..255; larger values saturate."""
     found = tally(colour)
     known = colour if found is None else found[0]
     shares = np.clip(known.astype(np.float64) / top, 0.0, 1.0)

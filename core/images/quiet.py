@@ -1,6 +1,6 @@
 """Silence the image libraries' warnings while they decode.
 
-They warn of every odd tag, and quote its value: a patient's name would be in the server's log.
+They warn about unusual tags and quote the values, which could put a patient's name into the log.
 """
 
 import threading
@@ -14,7 +14,7 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def hush() -> Iterator[None]:
-    """Let one thread at a time work without warnings; also a decorator."""
+    """Run one thread at a time without warnings; can also be used as a decorator."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,11 +1,11 @@
-"""TextRegion: where burned-in text lies in a picture."""
+"""TextRegion: the position of burned-in text in an image."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class TextRegion:
-    """Where a line of lettering seems to be, in shares of the picture's width and height."""
+    """Position of a line of suspected text, as fractions of the image's width and height."""
 
     left: float
     top: float
@@ -14,7 +14,7 @@ class TextRegion:
     n_letters: int
 
     def lies_in(self, other: "TextRegion", *, slack: float = 0.02) -> bool:
-        """Whether no edge of this region is farther than ``slack`` outside the other."""
+        """Whether this region lies within the other, allowing ``slack`` at each edge."""
         return (
             self.left >= other.left - slack
             and self.top >= other.top - slack

@@ -1,7 +1,7 @@
 """TIFF variants that Pillow decodes wrongly or not at all.
 
-Owns what the tags say of the samples: Pillow takes signed bytes for unsigned ones, unsigned 32-bit
-values for signed ones, and cuts uncompressed planes of 16 bits in the wrong places.
+Owns the interpretation of the sample tags: Pillow reads signed bytes as unsigned, unsigned 32-bit
+values as signed, and splits uncompressed 16-bit planes in the wrong places.
 """
 
 import io
@@ -18,26 +18,26 @@ from core.errors import ImageError
 from core.images.quiet import hush
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _FORMAT = 258, 259, 262, 284, 339
-_PIECES = ((273, 279), (324, 325))  # where strips or tiles begin, and their bytes
+_PIECES = ((273, 279), (324, 325))  # offsets and byte counts of strips or tiles
 _PLAIN, _SEPARATE, _WHITE_IS_ZERO, _SIGNED = 1, 2, 0, 2  # values of those tags
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """How a TIFF frame keeps its samples."""
+    """How a TIFF frame stores its samples."""
 
-    n_bits: int  # the most of any channel
+    n_bits: int  # maximum of any channel
     is_signed: bool
     is_white_zero: bool
 
 
 @hush()
 def read_samples(picture: ImageFile) -> Samples | None:
-    """What the tags of the frame say; None if the picture is no TIFF.
+    """Read the sample format from the frame's tags; None if the image is not a TIFF.
 
     Raises:
-        ImageError: a layout that Pillow would decode into noise.
+        ImageError: Pillow would decode this layout into noise.
     """
     if picture.format != "TIFF":
         return None
@@ -57,10 +57,10 @@ def read_samples(picture: ImageFile) -> Samples | None:
 
 
 def mend_samples(picture: PILImage.Image, samples: Samples | None) -> NDArray[np.generic] | None:
-    """Grey samples that Pillow took for others, as they are; None where Pillow is right.
+    """Correct grey samples that Pillow misread; None if Pillow is right.
 
     Returns:
-        (H, W) uint32, int16, or uint8 with signed bytes moved up by 128.
+        (H, W) uint32, int16, or uint8 with signed bytes shifted up by 128.
     """
     if samples is None:
         return None
@@ -75,7 +75,7 @@ def mend_samples(picture: PILImage.Image, samples: Samples | None) -> NDArray[np
 
 @hush()
 def is_whole(data: bytes) -> bool:
-    """Whether a TIFF's first directory can be read and all that it points to is in the file."""
+    """Whether a TIFF's first directory is readable and everything it points to is in the file."""
     try:
         directory = ImageFileDirectory_v2(data[:8])
         stream = io.BytesIO(data)
@@ -93,7 +93,7 @@ def is_whole(data: bytes) -> bool:
 
 
 def refuse_kind(kind: str) -> ImageError:
-    """The error for a valid TIFF that cannot be read here."""
+    """Build the error for a valid TIFF that is not supported."""
     return ImageError(
         f"this is a kind of TIFF that cannot be read here ({kind}). Export it with 8 or 16 bits "
         "per sample, little-endian, black as zero, or as PNG or DICOM.",

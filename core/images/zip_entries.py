@@ -1,8 +1,8 @@
 """List and read the images in an uploaded zip, one at a time, without unpacking to disk.
 
-Owns the limits: encrypted entries, archives in archives, entries that unpack to more than a file
-may have, or out of proportion to their size. Says nothing about what an entry holds: that is
-``core.images.decode``'s to find out.
+Owns the limits: encrypted entries, nested archives, entries that exceed the maximum file size when
+unpacked or have a suspicious compression ratio. ``core.images.decode`` decides what an entry
+contains.
 """
 
 import io
@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 
 from core.errors import ImageError
 
-_MAX_ENTRIES = 10_000  # looked at; a directory of millions of entries is no upload
-_MAX_RATIO = 200  # unpacked to packed: pictures never shrink that far
-_SMALL_BYTES = 2**20  # below, any ratio is harmless
+_MAX_ENTRIES = 10_000  # maximum read; no real upload has millions of entries
+_MAX_RATIO = 200  # unpacked / packed size; images never compress that much
+_SMALL_BYTES = 2**20  # below this, any ratio is harmless
 _IGNORED = {"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"}
 _ERRORS = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
@@ -28,9 +28,9 @@ _ERRORS = (
 class Entry:
     """One file of an archive."""
 
-    name: str  # last part of its path, for people
-    place: int  # in the archive's directory: names may be there twice
-    n_bytes: int  # unpacked, as the directory says
+    name: str  # last part of its path, for display
+    place: int  # index in the archive's directory, because names may be repeated
+    n_bytes: int  # unpacked size according to the directory
 
 
 def is_zip(data: bytes) -> bool:
@@ -39,10 +39,10 @@ def is_zip(data: bytes) -> bool:
 
 
 def list_entries(data: bytes) -> list[Entry]:
-    """List the files of an archive in its order; folders and system files are left out.
+    """List the files of an archive in order, without folders and system files.
 
     Raises:
-        ImageError: damaged, empty, or of more than 10,000 entries.
+        ImageError: the archive is damaged, empty, or has more than 10,000 entries.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -76,11 +76,11 @@ def read_entry(data: bytes, place: int, *, max_bytes: int) -> bytes:
 
     Args:
         data: the archive.
-        place: in its directory, as ``list_entries`` gave it.
-        max_bytes: refused beyond, whatever the directory says.
+        place: index in its directory, as returned by ``list_entries``.
+        max_bytes: maximum unpacked size, whatever the directory says.
 
     Raises:
-        ImageError: encrypted, too large, out of proportion, an archive itself, or damaged.
+        ImageError: the entry is encrypted, too large, too compressed, an archive, or damaged.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -1,5 +1,5 @@
 """Work that outlives the page: queue, state, resume.
 
-Nothing depends on the process that asked: page, server or terminal may end, the job goes on
-and is found again.
+A job does not depend on the process that started it: the page, server or terminal may exit, and the
+job continues and can be found again.
 """

@@ -1,8 +1,7 @@
 """``python -m core.jobs JOB_DIR``: supervise one job from its turn in the queue to its end.
 
-This process is small and outlives whatever happens to the worker, so that memory running out, a
-full disk or a crash in native code still end in a state that says so. With ``--work`` it is the
-worker itself.
+This process is small and independent of the worker, so that an out-of-memory kill, a full disk or a
+crash in native code still ends in a recorded state. With ``--work`` it is the worker itself.
 """
 
 import os
@@ -15,7 +14,7 @@ from core.jobs import ending, queue, state
 from core.jobs.kinds import lane_of
 
 _POLL_S = 0.25
-_GRACE_S = 2.0  # between asking a worker to end and ending it
+_GRACE_S = 2.0  # between terminating and killing a worker
 
 
 def supervise(folder: Path) -> None:
@@ -43,7 +42,7 @@ def supervise(folder: Path) -> None:
 
 
 def _wait_for_turn(folder: Path) -> bool:
-    """Wait until no job of the lane runs and none waits before this one; False if called off."""
+    """Wait until this job is first in its lane and nothing runs; False if it was cancelled."""
     me = state.identify(os.getpid())
     while True:
         queue.settle(folder.parents[1])
@@ -77,7 +76,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def main() -> None:
-    """Supervisor or worker, as the arguments say."""
+    """Run as supervisor or worker, depending on the arguments."""
     if sys.argv[1] == "--work":
         from core.jobs.work import work
 

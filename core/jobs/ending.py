@@ -1,6 +1,6 @@
 """How a job ended: what a failure means and what to do next, as a sentence and a code.
 
-Owns the reading of exceptions and of exit statuses; writes the last state of a job.
+Owns the interpretation of exceptions and exit statuses; writes a job's final state.
 """
 
 import errno
@@ -16,7 +16,7 @@ from core.errors import CoreError, JobError
 from core.jobs import state
 from core.jobs.state import Job
 
-_FULL_BYTES = 1 << 20  # less than this is free: whatever failed, the disk is the reason
+_FULL_BYTES = 1 << 20  # if less than this is free, any failure is blamed on the disk
 _DISK = "the disk is full{free}. Free some space, then resume: training goes on where it was."
 _MEMORY = (
     "memory ran out. Choose a smaller preset or fewer images per class and step "
@@ -25,7 +25,7 @@ _MEMORY = (
 
 
 def describe(err: BaseException, folder: Path) -> dict[str, Any]:
-    """The error, error_code and error_params of a failure in the work."""
+    """Return the error, error_code and error_params of a failure in the worker."""
     for one in _chain(err):
         if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
             return _disk(folder)
@@ -33,7 +33,7 @@ def describe(err: BaseException, folder: Path) -> dict[str, Any]:
             return _disk(folder)
         if isinstance(one, MemoryError) or _is_memory(one):
             return {"error": _MEMORY, "error_code": "job.memory"}
-    if shutil.disk_usage(folder).free < _FULL_BYTES:  # e.g. torch's writer does not say why
+    if shutil.disk_usage(folder).free < _FULL_BYTES:  # e.g. torch's writer gives no reason
         return _disk(folder)
     if isinstance(err, CoreError):
         params = {key: _plain(value) for key, value in err.params.items()}
@@ -57,8 +57,8 @@ def _is_memory(err: BaseException) -> bool:
     text = str(err).lower()
     wording = (
         "out of memory", "can't allocate memory", "cannot allocate memory",
-        "can't start new thread",  # no room for its stack
-        "could not create a primitive",  # oneDNN's words for it
+        "can't start new thread",  # no memory for its stack
+        "could not create a primitive",  # oneDNN's wording
     )  # fmt: skip
     return isinstance(err, RuntimeError | OSError) and any(words in text for words in wording)
 
@@ -68,31 +68,31 @@ def _plain(value: object) -> object:
 
 
 def explain_os_error(err: OSError) -> str:
-    """An error of the file system in a sentence, for a command that cannot go on."""
+    """Explain a file-system error in a sentence, for a command that has to stop."""
     path = Path(os.fsdecode(err.filename)) if isinstance(err.filename, str | bytes) else None
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = next((p for p in path.absolute().parents if p.is_dir()), None) if path else None
-        return _say_full(folder, place=str(folder))
-    if err.strerror is None:  # not the system's: a library's own words
+        return _describe_full_disk(folder, place=str(folder))
+    if err.strerror is None:  # not from the system but from a library
         return str(err) or type(err).__name__
     return f"{err.strerror}: {path}" if path else err.strerror
 
 
-def _say_full(folder: Path | None, *, place: str) -> str:
+def _describe_full_disk(folder: Path | None, *, place: str) -> str:
     free = f": {shutil.disk_usage(folder).free / 1e6:.0f} MB are free in {place}" if folder else ""
     return _DISK.format(free=free)
 
 
 def _disk(folder: Path) -> dict[str, Any]:
     return {
-        "error": _say_full(folder, place="the folder of models"),
+        "error": _describe_full_disk(folder, place="the folder of models"),
         "error_code": "job.disk",
         "error_params": {"free_mb": round(shutil.disk_usage(folder).free / 1e6)},
     }
 
 
 def to_job_error(err: OSError, folder: Path) -> JobError:
-    """An error of the file system while a job was queued, as one a page can show."""
+    """Convert a file-system error while queueing a job into one that a page can show."""
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
         told = _disk(folder)
         return JobError(told["error"], code=told["error_code"], params=told["error_params"])
@@ -103,13 +103,13 @@ def to_job_error(err: OSError, folder: Path) -> JobError:
 
 
 def finish(folder: Path, *, returncode: int | None) -> Job:
-    """Write a running job's last state from its outcome, or from how its process ended.
+    """Write a running job's final state from its outcome, or from how its process ended.
 
-    Call it with the queue held.
+    The caller must hold the queue lock.
 
     Args:
         folder: of the job.
-        returncode: of the worker, negative for a signal; None when its end was not observed.
+        returncode: of the worker, negative for a signal; None if its end was not observed.
     """
     (folder / "reserve").unlink(missing_ok=True)
     try:
@@ -124,7 +124,7 @@ def finish(folder: Path, *, returncode: int | None) -> Job:
 def _explain(folder: Path, returncode: int | None) -> dict[str, Any]:
     """Describe a worker that left no outcome: killed, or unable to write one."""
     is_full = shutil.disk_usage(folder).free < _FULL_BYTES
-    if returncode == -signal.SIGBUS or is_full:  # a page of a mapped file found no room
+    if returncode == -signal.SIGBUS or is_full:  # no disk space for a page of a mapped file
         return _disk(folder)
     if returncode is None:
         return {

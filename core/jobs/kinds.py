@@ -1,7 +1,7 @@
 """The table of job kinds: what each does and which lane it queues in.
 
-Owns the step from a job's parameters (plain JSON; each function says which it takes) to a call into
-the rest of core. Importing it is cheap: what a kind needs is imported when it runs.
+Owns the step from a job's parameters (plain JSON; each function lists its own) to a call into the
+rest of core. Importing this module is cheap: what a kind needs is imported when it runs.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class Work:
         self._last = 0.0
 
     def report(self, done: float, text: str) -> None:
-        """Write the progress and a message, a few times a second at most."""
+        """Write the progress and a message, at most a few times per second."""
         if time.monotonic() - self._last < _REPORT_EVERY_S and done < 1.0:
             return
         self._last = time.monotonic()
@@ -42,7 +42,7 @@ class Work:
         state.write_json(self.folder / "progress.json", value)
 
     def read_data(self, config: RunConfig, *, model_disease: str | None = None) -> Any:
-        """The data set of ``data``, with the run's validation split; see ``read_dataset``."""
+        """Read the data set ``data`` with the run's validation split; see ``read_dataset``."""
         from core.data.datasets import read_dataset
 
         return read_dataset(
@@ -55,19 +55,19 @@ class Work:
 
 
 def _train(work: Work) -> dict[str, Any]:
-    """Fine-tune. Takes data, name, preset, recipe, objective, seed, overrides, disease_class,
-    cache_trunk, is_synthetic; with is_ensemble two models and their vote."""
+    """Fine-tune. Parameters: data, name, preset, recipe, objective, seed, overrides, disease_class,
+    cache_trunk, is_synthetic; is_ensemble trains two models and their ensemble."""
     config = build_config(work.params)
     name = str(work.params["name"])
-    if _is_made(work, config):
+    if _is_complete(work, config):
         return {"model_id": name}
-    dataset = work.read_data(config)  # before the slow imports: it may not be there
+    dataset = work.read_data(config)  # before the slow imports, because it may be missing
     from core.jobs.metrics import MetricsWriter
     from core.training.ensemble import train_ensemble
     from core.training.live_metrics import build_watcher
     from core.training.run import train
 
-    for logger_name in ("lightning.pytorch", "lightning.fabric"):  # import sets its own level
+    for logger_name in ("lightning.pytorch", "lightning.fabric"):  # the import sets its own level
         logging.getLogger(logger_name).setLevel(logging.WARNING)
     with contextlib.ExitStack() as stack:
 
@@ -90,11 +90,11 @@ def _train(work: Work) -> dict[str, Any]:
     return {"model_id": name}
 
 
-def _is_made(work: Work, config: RunConfig) -> bool:
-    """Whether this job's model is already complete and only its result was lost.
+def _is_complete(work: Work, config: RunConfig) -> bool:
+    """Whether this job's model is complete and only the job's result was lost.
 
     Raises:
-        JobError: another model took the name, or that of a member, while the job did not run.
+        JobError: another model took its name, or a member's, while the job was not running.
     """
     directory, name = work.settings.checkpoints_dir, str(work.params["name"])
     recipes = config.for_members(name) if work.params.get("is_ensemble") else {name: config}
@@ -111,7 +111,7 @@ def _is_made(work: Work, config: RunConfig) -> bool:
 
 
 def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
-    """Whether a model is of this job's recipe and data folder; of members training asks more."""
+    """Whether a model has this job's recipe and data; training checks members more strictly."""
     from core.models.ensemble import read_record
     from core.training.ensemble import read_if_of_recipe
 
@@ -131,7 +131,7 @@ def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
 
 
 def _evaluate(work: Work) -> dict[str, Any]:
-    """Measure a model and keep it with its bundle. Takes model, data, split, parts,
+    """Evaluate a model and save the result with its bundle. Parameters: model, data, split, parts,
     disease_class."""
     from core.assessment.assess import assess
     from core.assessment.record import to_json
@@ -149,8 +149,8 @@ def _evaluate(work: Work) -> dict[str, Any]:
 
 
 def _audit(work: Work) -> dict[str, Any]:
-    """Audit data before training. Takes data, disease_class, val_fraction, seeds (of the
-    validation split: each is judged, the images are read once)."""
+    """Audit data before training. Parameters: data, disease_class, val_fraction, seeds (of the
+    validation split; each is judged, the images are read once)."""
     from core.data.audit import audit, restate
     from core.data.datasets import read_splits
     from core.data.readiness import combine, judge
@@ -182,7 +182,7 @@ def _audit(work: Work) -> dict[str, Any]:
 
 
 def _trial(work: Work) -> dict[str, Any]:
-    """Estimate the cost of a run. Takes what train takes, without the name."""
+    """Estimate the cost of a run. Parameters: as for train, without the name."""
     config = build_config(work.params)
     dataset = work.read_data(config)
     from core.training.cost_estimate import run_trial
@@ -208,7 +208,7 @@ def _trial(work: Work) -> dict[str, Any]:
 
 
 def _compare(work: Work) -> dict[str, Any]:
-    """Compare two models. Takes first, second, data, split, disease_class."""
+    """Compare two models. Parameters: first, second, data, split, disease_class."""
     from core.assessment.model_comparison import compare_models, save_comparison
     from core.models.registry import find_model, load_bundle
 
@@ -233,9 +233,9 @@ def _compare(work: Work) -> dict[str, Any]:
 class Kind:
     """One kind of job."""
 
-    run: Callable[[Work], dict[str, Any]]  # the result, plain JSON
-    lane: str  # work of one lane runs one at a time; looking at data must not wait for training
-    makes_model: bool = False  # it trains the model that its parameter ``name`` names
+    run: Callable[[Work], dict[str, Any]]  # returns the result, plain JSON
+    lane: str  # jobs in a lane run one at a time; an audit must not wait for training
+    makes_model: bool = False  # whether it trains the model given by parameter ``name``
 
 
 KINDS: Mapping[str, Kind] = {
@@ -248,10 +248,10 @@ KINDS: Mapping[str, Kind] = {
 
 
 def lane_of(kind: str) -> str | None:
-    """The queue that jobs of a kind wait in; None for a kind that a later version made."""
+    """The queue that jobs of a kind wait in; None for a kind from a later version."""
     return KINDS[kind].lane if kind in KINDS else None
 
 
 def makes_model(kind: str) -> bool:
-    """Whether jobs of a kind train the model that their parameter ``name`` names."""
+    """Whether jobs of a kind train the model given by their parameter ``name``."""
     return kind in KINDS and KINDS[kind].makes_model

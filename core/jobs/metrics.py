@@ -1,7 +1,7 @@
 """Training metrics while a run is going: JSON lines for the page, event files for TensorBoard.
 
-Owns both files in the job's folder. A line cut off by a kill is skipped when read; a step that was
-done again after a resume counts once.
+Owns both files in the job's folder. A line truncated by a kill is skipped when read; a step that
+was repeated after a resume counts once.
 """
 
 import json
@@ -16,14 +16,14 @@ _FOLDER = "tensorboard"
 
 
 class MetricsWriter:
-    """Takes the records of ``core.training.live_metrics``."""
+    """Writes the records of ``core.training.live_metrics``."""
 
     def __init__(self, folder: Path, *, member: str = "") -> None:
         """Open the files.
 
         Args:
             folder: of the job.
-            member: the model that is trained, where a job trains several.
+            member: the model being trained, if the job trains several.
         """
         self._member = member
         self._path = folder / _FILE
@@ -58,9 +58,9 @@ class MetricsWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of the model trained last in a job's folder, in order of their steps.
+    """Read the records of the most recently trained model, in order of steps.
 
-    None yet gives an empty list.
+    Empty if there are none yet.
     """
     try:
         lines = (folder / _FILE).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -81,7 +81,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_log(folder: Path, *, n_lines: int = 20) -> list[str]:
-    """The last lines of a job's log, from its last 32 KB."""
+    """Read the last lines of a job's log, from its last 32 KB."""
     try:
         with (folder / "log.txt").open("rb") as handle:
             handle.seek(0, 2)

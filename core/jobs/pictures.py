@@ -9,8 +9,8 @@ from core.data.readiness import Finding
 from core.errors import ImageError
 from core.images.decode import encode_jpeg, thumbnail
 
-_N_SAMPLES = 6  # of each class
-_N_GROUPS = 6  # of each finding
+_N_SAMPLES = 6  # per class
+_N_GROUPS = 6  # per finding
 _N_IN_GROUP = 4
 
 
@@ -21,12 +21,12 @@ def save_pictures(
 
     Args:
         dataset: the audited data.
-        findings: with the groups of images they are about.
-        folder: for the pictures.
+        findings: with the groups of images they refer to.
+        folder: for the thumbnails.
 
     Returns:
         ``samples``: class -> keys of a few of its images; ``pictures``: key -> file in the folder;
-        ``labels``: key -> its split and class, of the first seed.
+        ``labels``: key -> its split and class, for the first seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     records = {record.key: record for record in dataset.records}
@@ -42,7 +42,7 @@ def save_pictures(
     for key in dict.fromkeys(wanted):
         try:
             pixels = load_record(records[key]).pixels
-        except ImageError:  # the audit names it among the unreadable
+        except ImageError:  # the audit lists it as unreadable
             continue
         pictures[key] = f"{len(pictures):04d}.jpg"
         (folder / pictures[key]).write_bytes(encode_jpeg(thumbnail(pixels)))

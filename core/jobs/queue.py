@@ -1,7 +1,7 @@
 """The queue of background jobs: start, cancel, resume, find, delete.
 
-The jobs of a lane run one at a time, in the order in which they came; the lanes and what each kind
-of job does are in ``core.jobs.kinds``, the files of a job in ``core.jobs.state``.
+The jobs of a lane run one at a time, in order of arrival. The lanes and kinds of job are in
+``core.jobs.kinds``, the files of a job in ``core.jobs.state``.
 """
 
 import json
@@ -31,7 +31,7 @@ __all__ = [
     "resume", "settle", "start",
 ]  # fmt: skip
 _ROOT = Path(__file__).parents[2]
-_MAX_SPAWNS = 3  # of one waiting job: a supervisor that cannot live is not started for ever
+_MAX_SPAWNS = 3  # per waiting job, so that a failing supervisor is not restarted for ever
 _CANCEL_FLAG = "cancel"
 
 
@@ -40,13 +40,13 @@ def start(kind: str, params: Mapping[str, Any], *, title: str, settings: Setting
 
     Args:
         kind: one of ``kinds.KINDS``.
-        params: plain JSON values, see ``core.jobs.kinds``; paths absolute. A ``name`` is that of
-            the model to be made: no second open job may make the same.
-        title: shown to people.
-        settings: the worker gets the same device and threads, and this checkpoints folder.
+        params: plain JSON values, see ``core.jobs.kinds``; absolute paths. ``name`` is the model to
+            be trained: no other open job may train a model of the same name.
+        title: shown to users.
+        settings: the worker gets the same device, threads and checkpoints folder.
 
     Raises:
-        JobError: unknown kind, the name is taken, or the disk is full.
+        JobError: the kind is unknown, the name is taken, or the disk is full.
     """
     if kind not in KINDS:
         raise JobError(f"unknown kind of job {kind!r}; choose one of {', '.join(KINDS)}.")
@@ -64,7 +64,7 @@ def start(kind: str, params: Mapping[str, Any], *, title: str, settings: Setting
 
 
 def list_jobs(checkpoints_dir: Path) -> list[Job]:
-    """Every job, newest first, after settling those whose process has died."""
+    """List every job, newest first, after settling orphaned ones."""
     directory = state.jobs_dir(checkpoints_dir)
     if directory.is_dir():
         settle(checkpoints_dir)
@@ -72,7 +72,7 @@ def list_jobs(checkpoints_dir: Path) -> list[Job]:
 
 
 def find_latest(checkpoints_dir: Path, kind: str, params: Mapping[str, Any]) -> Job | None:
-    """The newest job of a kind that was given just these parameters."""
+    """Find the newest job of a kind with exactly these parameters."""
     wanted = json.loads(json.dumps(dict(params)))
     for job in list_jobs(checkpoints_dir):
         if job.kind == kind and job.params == wanted:
@@ -81,29 +81,29 @@ def find_latest(checkpoints_dir: Path, kind: str, params: Mapping[str, Any]) -> 
 
 
 def find(checkpoints_dir: Path, job_id: str) -> Job:
-    """One job by its id.
+    """Find a job by its id.
 
     Raises:
-        JobError: no such job.
+        JobError: there is no such job.
     """
     settle(checkpoints_dir)
     return state.read_job(state.find_folder(state.jobs_dir(checkpoints_dir), job_id))
 
 
 def folder_of(checkpoints_dir: Path, job_id: str) -> Path:
-    """Where a job's log, metrics and result lie.
+    """The folder of a job's log, metrics and result.
 
     Raises:
-        JobError: no such job.
+        JobError: there is no such job.
     """
     return state.find_folder(state.jobs_dir(checkpoints_dir), job_id)
 
 
 def read_result(checkpoints_dir: Path, job_id: str) -> dict[str, Any]:
-    """What a finished job found; its content belongs to its kind.
+    """Read a finished job's result; its content depends on the kind.
 
     Raises:
-        JobError: no such job, or it has no result (yet).
+        JobError: there is no such job, or it has no result (yet).
     """
     path = folder_of(checkpoints_dir, job_id) / "result.json"
     try:
@@ -118,9 +118,9 @@ def read_result(checkpoints_dir: Path, job_id: str) -> dict[str, Any]:
 
 
 def settle(checkpoints_dir: Path) -> None:
-    """Find jobs whose process has died: a running one becomes failed, a waiting one waits again.
+    """Settle orphaned jobs: one that was running becomes failed, a waiting one is queued again.
 
-    Called when the app starts and before every listing; cheap when nothing has died.
+    Called when the app starts and before every listing; cheap if there are none.
     """
     directory = state.jobs_dir(checkpoints_dir)
     with state.hold_queue(directory):
@@ -131,7 +131,7 @@ def cancel(checkpoints_dir: Path, job_id: str) -> Job:
     """Ask a job to stop: a waiting one is cancelled at once, a running one within 5 seconds.
 
     Raises:
-        JobError: no such job.
+        JobError: there is no such job.
     """
     directory = state.jobs_dir(checkpoints_dir)
     folder = state.find_folder(directory, job_id)
@@ -144,10 +144,10 @@ def cancel(checkpoints_dir: Path, job_id: str) -> Job:
 
 
 def resume(checkpoints_dir: Path, job_id: str, *, settings: Settings) -> Job:
-    """Queue a failed or cancelled job again; training goes on from its last checkpoint.
+    """Queue a failed or cancelled job again; training continues from its last checkpoint.
 
     Raises:
-        JobError: no such job, it has not failed, or its model's name was taken meanwhile.
+        JobError: there is no such job, it has not failed, or its model's name is taken by now.
     """
     directory = state.jobs_dir(checkpoints_dir)
     folder = state.find_folder(directory, job_id)
@@ -162,10 +162,11 @@ def resume(checkpoints_dir: Path, job_id: str, *, settings: Settings) -> Job:
 
 
 def delete(checkpoints_dir: Path, job_id: str) -> None:
-    """Forget an ended job, with the unfinished run it left unless another job may go on with it.
+    """Delete an ended job, with its unfinished run unless another job may resume that run.
 
     Raises:
-        JobError: no such job, it has not ended, or another process trains in its run's folder.
+        JobError: there is no such job, it has not ended, or another process is training in its
+            run's folder.
     """
     directory = state.jobs_dir(checkpoints_dir)
     folder = state.find_folder(directory, job_id)
@@ -187,20 +188,20 @@ def delete(checkpoints_dir: Path, job_id: str) -> None:
 
 
 def _delete_runs(checkpoints_dir: Path, names: Sequence[str]) -> None:
-    """Delete unfinished runs: all of them, or none where a process (a terminal's) is in one."""
+    """Delete unfinished runs: all of them, or none if another process is using one."""
     with ExitStack() as held:
         folders = [checkpoints_dir / ".runs" / name for name in names]
         folders = [folder for folder in folders if folder.is_dir()]
         for folder in folders:
             held.enter_context(hold_run(folder, called=repr(folder.name)))
-        for folder in folders:  # away at once: whoever begins anew gets a folder of its own
+        for folder in folders:  # rename first, so that a new run starts in a new folder
             doomed = checkpoints_dir / f".deleted-{folder.name}-{os.getpid()}"
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _list_runs(job: Job) -> list[str]:
-    """Folders in ``.runs`` that a train job uses, or left unfinished."""
+    """List the folders in ``.runs`` that a training job uses or left unfinished."""
     if not makes_model(job.kind) or job.status == "done":
         return []
     models = _list_models(job)
@@ -208,7 +209,7 @@ def _list_runs(job: Job) -> list[str]:
 
 
 def _list_models(job: Job) -> list[str]:
-    """The models that a train job makes, itself or on its way."""
+    """List the models that a training job creates, including members."""
     name = job.params.get("name")
     if name is None:
         return []
@@ -230,7 +231,7 @@ def _check_name(checkpoints_dir: Path, directory: Path, job: Job) -> None:
                 code="job.name_taken",
                 params={"name": name},
             )
-    for name in mine:  # of a resumed job its worker finds out: it may have made the model itself
+    for name in mine:  # not for a resumed job, which may have made the model itself
         if (checkpoints_dir / name).exists() and job.n_spawns == 0:
             raise JobError(
                 f"model {name!r} exists; choose another name or delete it first.",
@@ -261,7 +262,7 @@ def _settle_all(directory: Path) -> None:
 
 
 def _spawn(folder: Path, settings: Settings) -> Job:
-    """Launch the supervisor in a session of its own; call it with the queue held."""
+    """Launch the supervisor in its own session; the caller must hold the queue lock."""
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "core.jobs", str(folder)],
@@ -270,9 +271,9 @@ def _spawn(folder: Path, settings: Settings) -> Job:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C on the server is not meant for it
+            start_new_session=True,  # so that Ctrl-C on the server does not stop it
         )
-    # Reaps it when it ends, so that it does not stay behind as a zombie.
+    # Reap it when it ends, so that it does not become a zombie.
     threading.Thread(target=process.wait, daemon=True).start()
     job = state.read_job(folder)
     return state.transition(

@@ -1,7 +1,7 @@
 """The state of a job on disk: its files, its transitions, whether its processes are alive.
 
-Owns the files of ``checkpoints/.jobs/<job_id>/``. Every file is written whole and renamed; the
-supervisor (or whoever finds it dead) writes ``state.json``, the worker alone ``progress.json``.
+Owns the files of ``checkpoints/.jobs/<job_id>/``. Every file is written atomically. The supervisor
+(or whoever finds it dead) writes ``state.json``; only the worker writes ``progress.json``.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from core.files.whole import write_text
 OPEN = ("queued", "running")
 ENDED = ("done", "failed", "cancelled")
 _ALLOWED = {
-    ("queued", "queued"),  # another supervisor waits for it
+    ("queued", "queued"),  # another supervisor is waiting for its turn
     ("queued", "running"),
     ("queued", "cancelled"),
     ("queued", "failed"),
-    ("running", "running"),  # its worker is known
+    ("running", "running"),  # its worker has been recorded
     ("running", "done"),
     ("running", "failed"),
     ("running", "cancelled"),
@@ -36,13 +36,13 @@ _ALLOWED = {
     ("cancelled", "queued"),
 }
 JOB_ID = re.compile(r"\d{8}-\d{6}-\d{6}")
-_RESERVE_BYTES = 64 * 1024  # given up when the disk is full, so that the end can be written
+_RESERVE_BYTES = 64 * 1024  # freed when the disk is full, so that the final state can be written
 _CLOCK_SLACK_S = 2.0
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process that cannot be mistaken for a later one with the same number."""
+    """A process id with its start time, so that a reused pid is not mistaken for it."""
 
     pid: int
     started: float  # seconds since the epoch
@@ -50,7 +50,7 @@ class ProcessId:
 
 @dataclass(frozen=True)
 class Job:
-    """One job as it stands. Times are ISO 8601, UTC."""
+    """The current state of one job. Times are ISO 8601, UTC."""
 
     job_id: str
     kind: str
@@ -72,31 +72,31 @@ class Job:
 
     @property
     def is_open(self) -> bool:
-        """Whether it waits or runs."""
+        """Whether it is waiting or running."""
         return self.status in OPEN
 
     @property
     def can_resume(self) -> bool:
-        """Whether it may be queued again; training goes on where it was."""
+        """Whether it can be queued again; training continues where it stopped."""
         return self.status in ("failed", "cancelled")
 
 
 def jobs_dir(checkpoints_dir: Path) -> Path:
-    """Where the jobs of a checkpoints folder lie."""
+    """The folder of the jobs that belong to a checkpoints folder."""
     return checkpoints_dir.resolve() / ".jobs"
 
 
 def now() -> str:
-    """This moment, ISO 8601, UTC, to the microsecond: it orders the queue."""
+    """The current time, ISO 8601, UTC, in microseconds, which determine the queue's order."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 @contextmanager
 def hold_queue(directory: Path) -> Iterator[None]:
-    """Hold the lock under which states change; it dies with its process.
+    """Hold the lock for changing states; it is released if the process dies.
 
     Raises:
-        JobError: another process holds it for half a minute.
+        JobError: another process held it for half a minute.
     """
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / "lock")
@@ -114,7 +114,7 @@ def hold_queue(directory: Path) -> Iterator[None]:
 
 
 def create(directory: Path, job: Job) -> Path:
-    """Write a new job's folder; call it with the queue held."""
+    """Create a new job's folder; the caller must hold the queue lock."""
     temporary = directory / f".new-{job.job_id}"
     temporary.mkdir()
     spec = {name: getattr(job, name) for name in ("job_id", "kind", "title", "params", "created")}
@@ -130,7 +130,7 @@ def find_folder(directory: Path, job_id: str) -> Path:
     """Match an id against the listing.
 
     Raises:
-        JobError: no such job.
+        JobError: there is no such job.
     """
     for folder in list_folders(directory):
         if folder.name == job_id:
@@ -143,14 +143,14 @@ def find_folder(directory: Path, job_id: str) -> Path:
 
 
 def list_folders(directory: Path) -> list[Path]:
-    """Folders of the jobs, oldest first."""
+    """List the job folders, oldest first."""
     if not directory.is_dir():
         return []
     return sorted(p for p in directory.iterdir() if p.is_dir() and JOB_ID.fullmatch(p.name))
 
 
 def read_job(folder: Path) -> Job:
-    """Read a job; one whose files are damaged is failed and says so."""
+    """Read a job; if its files are damaged, it is returned as failed with the reason."""
     try:
         spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -181,12 +181,12 @@ def _read_progress(folder: Path) -> dict[str, Any]:
 
 
 def transition(folder: Path, status: str, **changes: Any) -> Job:
-    """Move a job to another status: the only place where ``state.json`` is replaced.
+    """Move a job to another status: the only function that replaces ``state.json``.
 
-    Call it with the queue held. Start and end times are set here.
+    The caller must hold the queue lock. Sets the start and end times.
 
     Raises:
-        JobError: the step is not one a job can make.
+        JobError: the transition is not allowed.
     """
     before = read_job(folder)
     if (before.status, status) not in _ALLOWED:
@@ -218,15 +218,15 @@ def transition(folder: Path, status: str, **changes: Any) -> Job:
 
 
 def identify(pid: int) -> ProcessId:
-    """The identity of a process that is alive now."""
+    """Identify a running process."""
     try:
         return ProcessId(pid, psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:  # it ended at once
+    except psutil.NoSuchProcess:  # it has already ended
         return ProcessId(pid, 0.0)
 
 
 def is_alive(process: ProcessId | None) -> bool:
-    """Whether that very process still runs (a zombie does not)."""
+    """Whether this exact process is still running (a zombie is not)."""
     if process is None:
         return False
     try:
@@ -235,10 +235,10 @@ def is_alive(process: ProcessId | None) -> bool:
         return same and bool(found.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-    except psutil.AccessDenied:  # somebody else's process has the number now
+    except psutil.AccessDenied:  # the pid now belongs to another user's process
         return False
 
 
 def write_json(path: Path, value: object, *, durable: bool = False) -> None:
-    """Write a JSON file whole; ``durable``: it must survive a power cut."""
+    """Write a JSON file atomically; ``durable`` makes it survive a power cut."""
     write_text(path, json.dumps(value, ensure_ascii=False), durable=durable)

@@ -1,7 +1,7 @@
-"""Delete uploaded data: check what still needs it, remove what was derived from it.
+"""Delete uploaded data: check whether it is in use, and remove everything derived from it.
 
-Owns the refusal while a job is open, and that the pictures and names which checks, evaluations and
-comparisons kept of the data go too.
+Owns the refusal while a job needs the data, and the removal of the thumbnails and file names that
+audits, evaluations and comparisons saved from it.
 """
 
 import shutil
@@ -20,11 +20,11 @@ from core.models.registry import list_models
 
 
 def list_users(checkpoints_dir: Path, name: str) -> list[Job]:
-    """Every job that was given an uploaded data set, newest first.
+    """List every job that uses an uploaded data set, newest first.
 
     Args:
-        checkpoints_dir: the uploads lie in it.
-        name: as ``data_zip.find_data`` lists it.
+        checkpoints_dir: contains the uploads.
+        name: as listed by ``core.data.uploads.find_data``.
 
     Raises:
         DataError: there is no such upload.
@@ -39,7 +39,7 @@ def list_users(checkpoints_dir: Path, name: str) -> list[Job]:
 
 
 def list_models_of(checkpoints_dir: Path, name: str) -> list[str]:
-    """Models that were trained on an uploaded data set.
+    """List the models that were trained on an uploaded data set.
 
     Raises:
         DataError: there is no such upload.
@@ -55,18 +55,18 @@ def list_models_of(checkpoints_dir: Path, name: str) -> list[str]:
 
 
 def delete_upload(checkpoints_dir: Path, name: str) -> None:
-    """Delete an uploaded data set with the checks, measurements and comparisons made of it.
+    """Delete an uploaded data set with the audits, evaluations and comparisons made from it.
 
-    Models that were trained on it stay, with the small pictures they keep of their own.
+    Models trained on it are kept, including their own thumbnails.
 
     Raises:
         DataError: there is no such upload.
-        JobError: a job that is not finished needs it.
+        JobError: an unfinished job needs it.
     """
     folder = find_upload(checkpoints_dir, name)
     settle(checkpoints_dir)
     directory = state.jobs_dir(checkpoints_dir)
-    with state.hold_queue(directory):  # nothing starts on it meanwhile
+    with state.hold_queue(directory):  # so that no job starts on it meanwhile
         users = list_users(checkpoints_dir, name)
         busy = next((job for job in users if job.is_open), None)
         if busy is not None:
@@ -85,4 +85,4 @@ def delete_upload(checkpoints_dir: Path, name: str) -> None:
     for job in users:
         if job.kind in ("audit", "trial", "compare"):
             delete(checkpoints_dir, job.job_id)
-    shutil.rmtree(doomed, ignore_errors=True)  # what is left goes at the next start
+    shutil.rmtree(doomed, ignore_errors=True)  # leftovers are removed at the next start

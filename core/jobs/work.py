@@ -1,6 +1,6 @@
 """The worker process: runs one job and writes its outcome.
 
-It ends when its supervisor does. What each kind of job does is in ``core.jobs.kinds``.
+It exits when its supervisor does. What each kind of job does is in ``core.jobs.kinds``.
 """
 
 import logging
@@ -16,15 +16,15 @@ from core.jobs.kinds import KINDS, Work
 logger = logging.getLogger(__name__)
 
 _WATCH_EVERY_S = 0.5
-_NICE = 5  # the app's answers come first
+_NICE = 5  # lower priority than the app's diagnoses
 
 
 def work(folder: Path, *, parent_pid: int) -> int:
-    """Do a job's work; returns the exit status and leaves ``outcome.json`` and ``result.json``.
+    """Run a job, write ``outcome.json`` and ``result.json``, and return the exit status.
 
     Args:
         folder: of the job.
-        parent_pid: of the supervisor; without it this process ends.
+        parent_pid: of the supervisor; if it dies, this process exits.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("core").setLevel(logging.INFO)
@@ -35,9 +35,9 @@ def work(folder: Path, *, parent_pid: int) -> int:
         result = KINDS[job.kind].run(Work(folder, job.params, Settings.from_env()))
         state.write_json(folder / "result.json", result, durable=True)
         state.write_json(folder / "outcome.json", {"status": "done"}, durable=True)
-    except Exception as err:  # whatever it is, the job ends in a state that says so
+    except Exception as err:  # record any failure in the job's state
         logger.exception("the job failed")
-        (folder / "reserve").unlink(missing_ok=True)  # makes room for the words
+        (folder / "reserve").unlink(missing_ok=True)  # frees space for the message
         failure = ending.describe(err, folder)
         outcome = {"status": "failed", "failure": failure}
         state.write_json(folder / "outcome.json", outcome, durable=True)

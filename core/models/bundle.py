@@ -1,6 +1,6 @@
 """The ModelBundle record: a loaded model with its configuration and arrays.
 
-Owns the names that every part of the app knows a model by. Reads and writes no file.
+Owns the attributes through which the rest of the app uses a model. Reads and writes no files.
 """
 
 import re
@@ -25,13 +25,13 @@ from core.network.embedder import Embedder
 from core.stats.calibration import Calibration
 
 _N_SHOWN_BY_CLASSIFIER = 15
-_N_SAMPLED = 512  # gallery rows behind the typical distance
+_N_SAMPLED = 512  # gallery rows sampled for the typical distance
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """config.json: everything needed to rebuild the model and to say what it is."""
+    """config.json: everything needed to rebuild and describe the model."""
 
     model_id: str
     created: str  # ISO 8601, UTC
@@ -39,16 +39,16 @@ class BundleConfig:
     class_names: tuple[str, ...]  # in label order, normal first
     disease_index: int
     data_id: str
-    data_root: str  # where the training images lay
+    data_root: str  # folder of the training images
     is_synthetic: bool
     backbones: tuple[BackboneInfo, ...]
-    precision: str  # how the trunks ran when the gallery was embedded
+    precision: str  # of the trunks when the gallery was embedded
     weights_sha256: str
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """The arrays and reports of a bundle, beside its config and network."""
+    """The arrays and reports of a bundle, apart from its config and network."""
 
     gallery: Gallery
     novelty: NoveltyReference
@@ -56,21 +56,21 @@ class Contents:
     projection_key: str
     calibration: Calibration
     metrics: dict[str, Any]
-    thumbnails: tuple[bytes, ...]  # encoded pictures, at most 256 px, row i of the gallery
+    thumbnails: tuple[bytes, ...]  # encoded images, at most 256 px; entry i is gallery row i
     card: str
     log: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One model of a vote: its weight, and where its gallery lies in the album of the whole."""
+    """One model of a vote: its weight, and how its gallery rows map to the ensemble's album."""
 
     bundle: "ModelBundle"
     weight: float
-    album_rows: NDArray[np.int64]  # (N,) gallery row -> place in the album
+    album_rows: NDArray[np.int64]  # (N,) gallery row -> album position
 
     def find_row(self, place: int) -> int | None:
-        """The gallery row of an album place; None where this member does not know the image."""
+        """The gallery row of an album position; None if this member does not have the image."""
         return self._row_of.get(place)
 
     @cached_property
@@ -80,24 +80,24 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class ModelBundle:
-    """A loaded model. Shared by every user: read-only; hold ``lock`` while it computes."""
+    """A loaded model. Shared by all users, so read-only; hold ``lock`` while it computes."""
 
     config: BundleConfig
     embedder: Embedder
     contents: Contents
     projection: Projection
     novelty_limit: float
-    curation: GalleryState = field(default_factory=GalleryState)  # what people corrected since
+    curation: GalleryState = field(default_factory=GalleryState)  # corrections made since training
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def model_id(self) -> str:
-        """Name of its folder."""
+        """Name of the model's folder."""
         return self.config.model_id
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In label order, normal first."""
+        """Class names in label order, normal first."""
         return self.config.class_names
 
     @property
@@ -112,17 +112,17 @@ class ModelBundle:
 
     @property
     def abstain_margin(self) -> float:
-        """No answer where the probability is within this of 0.5."""
+        """The model abstains if the probability is within this distance of 0.5."""
         return self.config.run.knn.abstain_margin
 
     @property
     def has_vote(self) -> bool:
-        """Whether the nearest images decide; a plain classifier only shows them."""
+        """Whether the nearest images decide the answer; a classifier only shows them."""
         return self.config.run.objective.n_adapters > 0
 
     @property
     def n_shown(self) -> int:
-        """Neighbours of an image: the K of the vote, or a fixed number for a classifier."""
+        """Number of neighbours shown: the K of the vote, or a fixed number for a classifier."""
         return self.contents.calibration.k if self.has_vote else _N_SHOWN_BY_CLASSIFIER
 
     @property
@@ -132,16 +132,16 @@ class ModelBundle:
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
-        """A single model votes alone."""
+        """The model itself, as the only member."""
         return (Member(self, 1.0, np.arange(len(self.gallery), dtype=np.int64)),)
 
     def find_image(self, index: int) -> tuple[Member, int]:
-        """The member and gallery row behind an album place."""
+        """The member and gallery row behind an album position."""
         return self.members[0], index
 
     @property
     def data_id(self) -> str:
-        """Short hash of the training data, and the gallery's version where it was curated."""
+        """Short hash of the training data, with the gallery's version if it was corrected."""
         version = self.curation.version
         return f"{self.config.data_id}+g{version}" if version else self.config.data_id
 
@@ -152,19 +152,19 @@ class ModelBundle:
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether it was trained on the drawn demo images."""
+        """Whether it was trained on the synthetic demo images."""
         return self.config.is_synthetic
 
     @cached_property
     def gallery(self) -> Gallery:
-        """The images that vote, with the corrections people made."""
+        """The images that vote, with corrections applied."""
         return self.curation.apply(self.contents.gallery, self.class_names)
 
     @cached_property
     def typical_distance(self) -> float:
-        """Median distance between two gallery images of one class, over a fixed sample of them.
+        """Median distance between two gallery images of one class, over a fixed sample.
 
-        Infinite where no class has two.
+        Infinite if no class has two images.
         """
         rng = np.random.default_rng(0)
         n = min(len(self.gallery), _N_SAMPLED)
@@ -181,11 +181,11 @@ class ModelBundle:
         return self.contents.metrics
 
     def thumbnail(self, index: int) -> NDArray[np.uint8]:
-        """Picture of a gallery row, (h, w, 3) uint8, at most 256 px."""
+        """Thumbnail of a gallery row, (h, w, 3) uint8, at most 256 px."""
         return decode(self.encoded_thumbnail(index), name=self.gallery.keys[index]).pixels
 
     def encoded_thumbnail(self, index: int) -> bytes:
-        """The same picture as the PNG or JPEG file that is kept."""
+        """The same thumbnail as the stored PNG or JPEG file."""
         return self.contents.thumbnails[index]
 
     def has_original(self, index: int) -> bool:
@@ -198,7 +198,7 @@ def check_model_id(model_id: str) -> str:
     """Return the id if it is a safe folder name.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not safe.
     """
     if not MODEL_ID.fullmatch(model_id):
         raise ConfigError(

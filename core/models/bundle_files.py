@@ -1,8 +1,8 @@
-"""Read and write the model bundle's folder; written whole, checked on reading.
+"""Read and write the folder of a model bundle: written atomically, checked on reading.
 
-A bundle is written to a temporary folder and renamed, and never edited afterwards. Pickle is
+A bundle is written to a temporary folder, then renamed, and never edited afterwards. Pickle is
 never read: parameters are safetensors, arrays are plain npz, the rest is JSON. Trunk parameters
-are not in it: it names them by hash.
+are not stored in the bundle, which identifies them by hash.
 """
 
 import dataclasses
@@ -46,13 +46,13 @@ _ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
 def save_bundle(
     directory: Path, config: BundleConfig, embedder: Embedder, contents: Contents
 ) -> Path:
-    """Write a bundle whole: into a temporary folder, flushed, then renamed.
+    """Write a bundle atomically: to a temporary folder, flushed, then renamed.
 
     Args:
         directory: the checkpoints folder.
         config: its weights_sha256 is filled in here.
-        embedder: whose net is stored.
-        contents: the rest.
+        embedder: its net is stored.
+        contents: the arrays and reports.
 
     Raises:
         CheckpointError: the name is taken.
@@ -72,7 +72,7 @@ def save_bundle(
         temporary.mkdir()
         _write_files(temporary, config, embedder, contents)
         temporary.rename(final)
-    except BaseException:  # a full disk, Ctrl-C: nothing half-written stays
+    except BaseException:  # e.g. full disk or Ctrl-C: leave no partial bundle behind
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
@@ -106,7 +106,7 @@ def _pack_weights(embedder: Embedder) -> bytes:
 
 
 def freeze_trained(embedder: Embedder) -> Embedder:
-    """The model as it will be once it is loaded from a bundle: the gallery must be its own."""
+    """Freeze the model as loading does, so that the gallery is embedded by the same network."""
     return embedder.freeze(name=hashlib.sha256(_pack_weights(embedder)).hexdigest())
 
 
@@ -142,12 +142,12 @@ def read_bundle(
     Args:
         folder: of the bundle.
         settings: of this machine.
-        shared: backbones of a bundle already read, whose trunks serve this one too.
+        shared: backbones of bundles already read, whose trunks are reused.
 
     Raises:
-        CheckpointError: damaged, or its backbones' pretrained parameters have changed (not
-            noticed, and no matter, where their trunks were compiled here before).
-        BackboneError: the backbones' parameters are not to be had here.
+        CheckpointError: the bundle is damaged, or its backbones' pretrained parameters have changed
+            (not detected, and harmless, if their trunks were already compiled on this machine).
+        BackboneError: the backbones' parameters are not available on this machine.
     """
     config = read_bundle_config(folder)
     contents = _load_contents(folder, config)
@@ -163,7 +163,7 @@ def read_bundle(
             )
     _load_net(folder, config, embedder)
     embedder = embedder.freeze(name=config.weights_sha256)
-    release_pages(folder / WEIGHTS_FILE)  # its tails may run on copies in another precision
+    release_pages(folder / WEIGHTS_FILE)  # the tails may run on copies in another precision
     if embedder.precision != config.precision:
         logger.info(
             "model %s was built in %s and runs here in %s",
@@ -187,7 +187,7 @@ def read_bundle(
 def _build_embedder(
     config: BundleConfig, settings: Settings, *, shared: Sequence[Backbone]
 ) -> Embedder:
-    """In the precision that the gallery was embedded in, where this machine has it."""
+    """Build the embedder in the gallery's precision, if this machine supports it."""
     run, asked = config.run, config.run.embedder.precision
     native = choose_precision(asked, choose_device(settings.device))
     if asked == "auto" and config.precision == native == "bfloat16":
@@ -205,7 +205,7 @@ def _read_curation(url: str, data_id: str) -> GalleryState:
 
 
 def _load_net(folder: Path, config: BundleConfig, embedder: Embedder) -> None:
-    """Put the trained parameters into the network: where it can, mapped from the file."""
+    """Load the trained parameters into the network, memory-mapped where possible."""
     path, net = folder / WEIGHTS_FILE, embedder.net
     kinds = {key: value.dtype for key, value in net.state_dict().items()}
     try:
@@ -266,7 +266,7 @@ def read_bundle_config(folder: Path) -> BundleConfig:
     """Read config.json of a bundle folder.
 
     Raises:
-        CheckpointError: it is not there or not one of ours.
+        CheckpointError: it is missing or not a bundle's.
     """
     raw = read_json(folder / "config.json")
     try:
@@ -275,7 +275,7 @@ def read_bundle_config(folder: Path) -> BundleConfig:
         raise _damaged(folder, str(err)) from err
     if not 0 <= config.disease_index < len(config.class_names):
         raise _damaged(folder, "config.json: disease_index is not one of the classes")
-    # The folder's name is the id: a copied or renamed bundle goes by its new name.
+    # The folder's name is the id, so a copied or renamed bundle takes its new name.
     return dataclasses.replace(config, model_id=folder.name)
 
 
@@ -283,7 +283,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a bundle.
 
     Raises:
-        CheckpointError: missing, not JSON, or not an object.
+        CheckpointError: it is missing, not JSON, or not an object.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

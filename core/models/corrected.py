@@ -9,11 +9,11 @@ from core.models.ensemble import Ensemble, Model
 
 
 def curate(model: Model, states: Mapping[str, GalleryState]) -> Model:
-    """The same model voting with other corrections; networks are shared, nothing is reloaded.
+    """Return the same model with other corrections; networks are shared, nothing is reloaded.
 
     Args:
-        model: loaded.
-        states: by the training data's id; a member whose data is not named keeps its own.
+        model: a loaded model.
+        states: by training data id; a member whose data is not listed keeps its own state.
     """
     if isinstance(model, Ensemble):
         members = tuple(
@@ -27,5 +27,5 @@ def curate(model: Model, states: Mapping[str, GalleryState]) -> Model:
 def _curate_bundle(bundle: ModelBundle, states: Mapping[str, GalleryState]) -> ModelBundle:
     state = states.get(bundle.config.data_id, bundle.curation)
     curated = dataclasses.replace(bundle, curation=state)
-    _ = curated.gallery  # a state that cannot be applied says so here
+    _ = curated.gallery  # raises here if the state cannot be applied
     return curated

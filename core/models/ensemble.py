@@ -1,7 +1,8 @@
 """Ensembles: their record on disk, the accuracy threshold for members, the loaded model.
 
-Owns who may vote with whom and with what weight. An ensemble stores no parameters: it names its
-members, and trunks that they share are kept once in memory and run once per image.
+Owns which models can vote together and with what weight. An ensemble stores no parameters of its
+own: it refers to its members. Trunks that members share are held in memory once and run once per
+image.
 """
 
 import dataclasses
@@ -34,11 +35,11 @@ KIND = "ensemble"
 
 @dataclass(frozen=True)
 class MemberRecord:
-    """A member by name and by the hash of its parameters."""
+    """A member: its name and the hash of its parameters."""
 
     model_id: str
     weights_sha256: str
-    weight: float  # its validation accuracy
+    weight: float  # validation accuracy
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,16 @@ class EnsembleRecord:
 
     @property
     def weights_sha256(self) -> str:
-        """Hash over the members' parameters and weights."""
+        """Hash of the members' parameters and weights."""
         text = "\n".join(f"{m.weights_sha256}:{m.weight}" for m in self.members)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """A loaded ensemble. Shared by every user: read-only; hold ``lock`` while it computes.
+    """A loaded ensemble. Shared by all users, so read-only; hold ``lock`` while it computes.
 
-    Its album is every training image that some member knows, the lead's gallery first.
+    Its album is every training image that any member has, the lead's gallery first.
     """
 
     record: EnsembleRecord
@@ -75,17 +76,17 @@ class Ensemble:
 
     @property
     def model_id(self) -> str:
-        """Name of its folder."""
+        """Name of the ensemble's folder."""
         return self.record.model_id
 
     @cached_property
     def lead(self) -> ModelBundle:
-        """The member with the largest weight: its map is shown."""
+        """The member with the largest weight, whose map is shown."""
         return max(self.members, key=lambda member: member.weight).bundle
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """As the lead orders them, normal first."""
+        """Class names in the lead's order, normal first."""
         return self.lead.class_names
 
     @property
@@ -100,7 +101,7 @@ class Ensemble:
 
     @property
     def abstain_margin(self) -> float:
-        """No answer where the probability is within this of 0.5."""
+        """The ensemble abstains if the probability is within this distance of 0.5."""
         return self.lead.abstain_margin
 
     @property
@@ -110,17 +111,17 @@ class Ensemble:
 
     @property
     def created(self) -> str:
-        """When it was put together, ISO 8601, UTC."""
+        """When the ensemble was built, ISO 8601, UTC."""
         return self.record.created
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether a member was trained on the drawn demo images."""
+        """Whether a member was trained on the synthetic demo images."""
         return any(member.bundle.is_synthetic for member in self.members)
 
     @property
     def gallery(self) -> Gallery:
-        """The lead's gallery: the first rows of the album, and the map."""
+        """The lead's gallery: the first rows of the album and the rows of the map."""
         return self.lead.gallery
 
     @property
@@ -129,7 +130,7 @@ class Ensemble:
         return self.lead.projection
 
     def find_image(self, index: int) -> tuple[Member, int]:
-        """The first member that knows an album place, and its gallery row there."""
+        """The first member that has the image at an album position, and its gallery row."""
         for member in sorted(self.members, key=lambda m: m.bundle is not self.lead):
             row = member.find_row(index)
             if row is not None:
@@ -137,12 +138,12 @@ class Ensemble:
         raise IndexError(index)
 
     def thumbnail(self, index: int) -> NDArray[np.uint8]:
-        """Picture of an album place, (h, w, 3) uint8, at most 256 px."""
+        """Thumbnail at an album position, (h, w, 3) uint8, at most 256 px."""
         member, row = self.find_image(index)
         return member.bundle.thumbnail(row)
 
     def encoded_thumbnail(self, index: int) -> bytes:
-        """The same picture as the PNG or JPEG file that is kept."""
+        """The same thumbnail as the stored PNG or JPEG file."""
         member, row = self.find_image(index)
         return member.bundle.encoded_thumbnail(row)
 
@@ -162,13 +163,14 @@ def build_ensemble(
 
     Args:
         directory: the checkpoints folder.
-        name: of the ensemble; must be free.
+        name: of the new ensemble; must not be taken.
         model_ids: two or more models, none of them an ensemble.
-        min_val_accuracy: the gate: a weaker model adds noise and is refused.
+        min_val_accuracy: the threshold; a model below it would add noise and is refused.
 
     Raises:
         CheckpointError: the name is taken, or a member is missing or damaged.
-        ConfigError: too few members, one named twice, one under the gate, or other classes.
+        ConfigError: too few members, a member listed twice or below the threshold, or classes that
+            differ.
     """
     final = directory / check_model_id(name)
     if final.exists():
@@ -226,7 +228,7 @@ def _find_member(directory: Path, model_id: str) -> Path:
 
 
 def _check_classes(configs: list[BundleConfig]) -> None:
-    """Classes are matched by name: their order may differ, the names and the disease may not."""
+    """Check that class names and disease class match; the order of the classes may differ."""
     first = configs[0]
     for config in configs[1:]:
         same_names = set(config.class_names) == set(first.class_names)
@@ -259,16 +261,16 @@ def _admit(
 def mix_validation(
     metrics: Sequence[Mapping[str, Any]], *, data_ids: Sequence[str], weights: Sequence[float]
 ) -> dict[str, Any] | None:
-    """The members' combined answers on the validation images that all of them held out.
+    """Combine the members' predictions on the validation images that all of them held out.
 
     Args:
         metrics: the content of each member's metrics.json.
-        data_ids: of each one's data: an equal name in other data is another image.
-        weights: of the vote.
+        data_ids: data id of each member; the same file name in other data is a different image.
+        weights: of the members.
 
     Returns:
-        ``validation_answers`` with the mixed ``p_disease``, (N,) float64; None where the members
-        differ in the images or in their truth, or one kept no answers.
+        ``validation_answers`` with the mixed ``p_disease``, (N,) float64; None if the members
+        differ in the images or their labels, or if a member stored no predictions.
     """
     answers = [report.get("validation_answers") or {} for report in metrics]
     asked = [
@@ -284,7 +286,7 @@ def mix_validation(
 def _measure_validation(
     configs: list[BundleConfig], metrics: list[dict[str, Any]], weights: list[float]
 ) -> dict[str, Any]:
-    """The vote's own validation figures, where all members hold the same images out."""
+    """Validation metrics of the vote itself, if all members held out the same images."""
     joint: dict[str, Any] = {"n_gallery": max(int(report["n_gallery"]) for report in metrics)}
     data_ids = [config.data_id for config in configs]
     mixed = mix_validation(metrics, data_ids=data_ids, weights=weights)
@@ -324,10 +326,10 @@ def is_ensemble(folder: Path) -> bool:
 
 
 def read_record(folder: Path) -> EnsembleRecord:
-    """Read config.json of an ensemble, and check that its members are still those it names.
+    """Read config.json of an ensemble, and check that its members are unchanged.
 
     Raises:
-        CheckpointError: damaged, or a member is gone or has been replaced.
+        CheckpointError: it is damaged, or a member is missing or has been replaced.
     """
     try:
         record = build_record(EnsembleRecord, read_json(folder / "config.json"), "config.json")
@@ -350,11 +352,11 @@ def read_record(folder: Path) -> EnsembleRecord:
 
 
 def read_ensemble(folder: Path, settings: Settings) -> Ensemble:
-    """Read an ensemble and its members; equal trunks become one.
+    """Read an ensemble and its members; identical trunks are shared.
 
     Raises:
-        CheckpointError: it or a member is damaged or gone.
-        BackboneError: a member's pretrained parameters are not to be had here.
+        CheckpointError: the ensemble or a member is damaged or missing.
+        BackboneError: a member's pretrained parameters are not available on this machine.
     """
     record = read_record(folder)
     bundles: list[ModelBundle] = []

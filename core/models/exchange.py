@@ -1,8 +1,8 @@
 """Export a model to one safetensors file and import it; nothing in the file is executable.
 
-Owns the format of the file and the checks on one from elsewhere. It is not compressed, so it cannot
-unpack to more than it is; it holds no paths, only file names of a fixed list; arrays and texts are
-covered by one hash. A hash proves that nothing changed on the way, not who made it.
+Owns the file format and the checks on a file from elsewhere. The file is not compressed, so it
+cannot expand on reading. It holds no paths, only file names from a fixed list, and one hash covers
+all arrays and texts. The hash proves that the file is intact, not who made it.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ from core.models.registry import find_model
 
 _FORMAT = "neighbordx-model-1"
 _MAX_BYTES = 4 << 30
-_MAX_TEXT = 4096  # characters of one text in an array: a key, a group, a hash
-_MAX_TEXTS_BYTES = 256 << 20  # of all arrays of texts, as NumPy holds them
-_TEXT_BYTES = 4  # of a character there
+_MAX_TEXT = 4096  # characters of one string in an array: a key, a group, a hash
+_MAX_TEXTS_BYTES = 256 << 20  # of all string arrays, as NumPy stores them
+_TEXT_BYTES = 4  # per character, as NumPy stores them
 _TEXTS = ("config.json", "calibration.json", "metrics.json", "card.md", "train.log")
 _RAW = (WEIGHTS_FILE,)
 _ARRAYS = ("gallery.npz", "projection.npz", "thumbnails.npz")
@@ -43,11 +43,11 @@ def export_model(directory: Path, model_id: str, path: Path) -> Path:
 
     Args:
         directory: the checkpoints folder.
-        model_id: of a listed model.
-        path: of the new file; replaced whole.
+        model_id: id of a listed model.
+        path: of the new file; an existing one is replaced atomically.
 
     Raises:
-        CheckpointError: no such model, or it is damaged.
+        CheckpointError: there is no such model, or it is damaged.
     """
     summary = find_model(directory, model_id)
     if summary.problem:
@@ -100,15 +100,16 @@ def import_model(directory: Path, path: Path, *, settings: Settings, name: str =
     Args:
         directory: the checkpoints folder.
         path: the file.
-        settings: to build its network once, as the proof that it fits.
-        name: another name for the model (not for the members of an ensemble).
+        settings: used to build the network once, to verify the file.
+        name: a new name for the model (not for the members of an ensemble).
 
     Returns:
-        The name it goes by.
+        The name under which it was imported.
 
     Raises:
-        CheckpointError: foreign, tampered with, damaged, or its name is taken.
-        BackboneError: the pretrained backbones it stands on are not to be had here.
+        CheckpointError: the file is not a model file, or is damaged or altered, or the name is
+            taken.
+        BackboneError: the pretrained backbones it needs are not available on this machine.
     """
     manifest, tensors = _read(path)
     directory.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ def import_model(directory: Path, path: Path, *, settings: Settings, name: str =
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Manifest and arrays, covered by their hash."""
+    """Read the manifest and the arrays, and verify their hash."""
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
         _refuse("it is missing or larger than 4 GB")
     try:
@@ -158,7 +159,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 def _unpack(
     workshop: Path, manifest: dict[str, Any], tensors: dict[str, NDArray[Any]], *, name: str
 ) -> list[Path]:
-    """Write the folders the manifest names, with file names of our list only."""
+    """Write the folders listed in the manifest; only file names from the fixed list are allowed."""
     folders = []
     try:
         _check_texts(manifest)
@@ -185,11 +186,11 @@ def _unpack(
 
 
 def _check_texts(manifest: dict[str, Any]) -> None:
-    """Refuse arrays of texts that would fill the memory: each text takes the room of the longest.
+    """Refuse string arrays that would fill the memory: each string is padded to the longest.
 
     Raises:
-        CheckpointError: as said.
-        TypeError: another thing than texts.
+        CheckpointError: the strings are too long or too many.
+        TypeError: an array holds something other than strings.
     """
     n_bytes = 0
     arrays = [
@@ -234,7 +235,7 @@ def _write_folder(
 
 
 def _put(directory: Path, folder: Path) -> None:
-    """Move an imported model into place; another session may just have imported the same one."""
+    """Move an imported model into place; another session may have imported it meanwhile."""
     try:
         folder.rename(directory / folder.name)
     except OSError:
@@ -243,7 +244,7 @@ def _put(directory: Path, folder: Path) -> None:
 
 
 def _is_known(directory: Path, folder: Path) -> bool:
-    """Whether the identical model exists already; a different one of that name is an error."""
+    """Whether the identical model already exists; a different one of that name is an error."""
     there = directory / folder.name
     if not there.exists():
         return False
@@ -263,7 +264,7 @@ def _is_known(directory: Path, folder: Path) -> bool:
 
 
 def _prove(folder: Path, settings: Settings) -> None:
-    """Load it as the app would: check hashes, shapes, lengths and that all numbers are finite."""
+    """Verify it by loading it as the app does: hashes, shapes, lengths, finite values."""
     try:
         if is_ensemble(folder):
             read_record(folder)
@@ -293,10 +294,10 @@ def _refuse(reason: str, cause: BaseException | None = None) -> NoReturn:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """What a model file says it holds, after its hash was checked: model_id and folders.
+    """Describe a model file whose hash matches: its model_id and folders.
 
     Raises:
-        CheckpointError: foreign or tampered with.
+        CheckpointError: the file is not a model file, or it was altered.
     """
     manifest, _ = _read(path)
     return {

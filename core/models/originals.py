@@ -14,12 +14,12 @@ from core.models.ensemble import Model
 def load_image(model: Model, index: int) -> tuple[Image, bool]:
     """Load a training image for diagnosis, and whether it is the original file.
 
-    That is the file where it still lies and is the same, else the thumbnail, which bears the
-    file's sha256: either way neither the image nor its patient votes on it.
+    That is the original file if it is still in place and unchanged; otherwise the thumbnail, which
+    carries the file's sha256. Either way, the image and its patient are excluded from its vote.
 
     Args:
-        model: whose album is meant.
-        index: place in the album.
+        model: whose album is used.
+        index: album position.
     """
     member, row = model.find_image(index)
     bundle = member.bundle
@@ -29,7 +29,7 @@ def load_image(model: Model, index: int) -> tuple[Image, bool]:
         try:
             image = load(path)
         except ImageError:
-            pass  # it was another file when the model was trained
+            pass  # the file has changed since training
         else:
             if image.sha256 == sha256:
                 return replace(image, name=key), True
@@ -37,12 +37,12 @@ def load_image(model: Model, index: int) -> tuple[Image, bool]:
 
 
 def load_case(model: Model, index: int, *, max_px: int = 1024) -> NDArray[np.uint8]:
-    """The pixels of ``load_image``.
+    """Load the pixels of a training image, as ``load_image`` finds it.
 
     Args:
-        model: whose album is meant.
-        index: place in the album.
-        max_px: longer side at most.
+        model: whose album is used.
+        index: album position.
+        max_px: maximum length of the longer side.
 
     Returns:
         (h, w, 3) uint8.

@@ -1,6 +1,6 @@
 """The checkpoints folder: list, find, load, activate, delete.
 
-The folder listing is the only index: nothing can go stale. A model id from outside is matched
+The folder listing is the only index, so it cannot go stale. A model id from outside is matched
 against the listing, never joined to a path.
 """
 
@@ -38,7 +38,7 @@ class ModelSummary:
     val_auroc: float | None = None
     n_gallery: int = 0
     k: int = 0
-    members: tuple[str, ...] = ()  # of an ensemble
+    members: tuple[str, ...] = ()  # ids, for an ensemble
     objective: str = ""
     recipe: str = ""
     seed: int = 0
@@ -48,7 +48,7 @@ class ModelSummary:
 
 
 def list_models(directory: Path) -> list[ModelSummary]:
-    """Return every bundle folder, by name; half-written and hidden folders are not listed."""
+    """List every bundle folder by name, except hidden and incomplete ones."""
     if not directory.is_dir():
         return []
     folders = sorted(p for p in directory.iterdir() if p.is_dir() and MODEL_ID.fullmatch(p.name))
@@ -116,7 +116,7 @@ def _summarise_ensemble(folder: Path) -> ModelSummary:
 
 
 def active_model_id(directory: Path) -> str | None:
-    """The model the app opens with: the activated one, else the demo, else the first that loads."""
+    """The model the app opens with: the active one, else the demo, else the first that loads."""
     usable = [m.model_id for m in list_models(directory) if m.problem is None]
     marker = directory / _ACTIVE_FILE
     chosen = marker.read_text(encoding="utf-8").strip() if marker.is_file() else _DEMO_ID
@@ -129,7 +129,7 @@ def activate(directory: Path, model_id: str) -> None:
     """Make a model the one the app opens with.
 
     Raises:
-        CheckpointError: no such model, or it cannot be loaded.
+        CheckpointError: there is no such model, or it cannot be loaded.
     """
     summary = find_model(directory, model_id)
     if summary.problem:
@@ -138,7 +138,7 @@ def activate(directory: Path, model_id: str) -> None:
 
 
 def delete_model(directory: Path, model_id: str) -> None:
-    """Remove a bundle; the folder disappears from the listing before its files go.
+    """Delete a bundle; it leaves the listing before its files are removed.
 
     Raises:
         CheckpointError: see ``check_deletable``.
@@ -153,7 +153,7 @@ def check_deletable(directory: Path, model_id: str) -> None:
     """Refuse to delete a model that is in use.
 
     Raises:
-        CheckpointError: no such model, it is the active one, or an ensemble still needs it.
+        CheckpointError: there is no such model, it is active, or an ensemble uses it.
     """
     find_model(directory, model_id)
     users = [m.model_id for m in list_models(directory) if model_id in m.members]
@@ -173,7 +173,7 @@ def check_deletable(directory: Path, model_id: str) -> None:
 
 
 def clean_leftovers(directory: Path) -> None:
-    """Remove the temporary folders of killed processes; call it at start."""
+    """Remove temporary folders left by killed processes; call it at start-up."""
     for path in directory.glob(".*-*"):
         match = _LEFTOVER.fullmatch(path.name)
         if match and path.is_dir() and abandoned.is_left(path, int(match["pid"])):
@@ -184,7 +184,7 @@ def find_model(directory: Path, model_id: str) -> ModelSummary:
     """Match an id against the listing.
 
     Raises:
-        CheckpointError: no such model; the message lists those there are.
+        CheckpointError: there is no such model; the message lists the existing ones.
     """
     models = list_models(directory)
     for summary in models:
@@ -200,11 +200,11 @@ def find_model(directory: Path, model_id: str) -> ModelSummary:
 
 
 def load_bundle(directory: Path, model_id: str, *, settings: Settings | None = None) -> Model:
-    """Load a listed model or ensemble with its backbones.
+    """Load a listed model or ensemble and its backbones.
 
     Raises:
-        CheckpointError: no such model, or it is damaged.
-        BackboneError: its backbones' pretrained parameters are not to be had here.
+        CheckpointError: there is no such model, or it is damaged.
+        BackboneError: its backbones' pretrained parameters are not available on this machine.
     """
     folder = directory / find_model(directory, model_id).model_id
     read = read_ensemble if is_ensemble(folder) else read_bundle

@@ -1,7 +1,7 @@
 """Unguessable addresses for the thumbnails of loaded models.
 
-Owns the addresses alone: a page that shows a model gets one, and hands it to the browser. Nothing
-is copied and nothing is loaded: pictures come from models that are in memory anyway.
+Owns the addresses only: a page that shows a model requests one and passes it to the browser.
+Nothing is copied or loaded, because the images come from models already in memory.
 """
 
 import secrets
@@ -9,10 +9,10 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the server routes to this module before torch is imported
+if TYPE_CHECKING:  # the server uses this module before torch is imported
     from core.models.ensemble import Model
 
-_MAX_MODELS = 8  # addresses remembered; the one used longest ago is forgotten first
+_MAX_MODELS = 8  # addresses kept; the least recently used one is dropped first
 
 
 class Albums:
@@ -23,7 +23,7 @@ class Albums:
         self._lock = threading.Lock()
 
     def publish(self, model: "Model") -> str:
-        """The token under which a model's pictures are found; the same model keeps its token."""
+        """Return the token for a model's thumbnails; the same model keeps its token."""
         with self._lock:
             known = (token for token, other in self._models.items() if other is model)
             token = next(known, None) or secrets.token_urlsafe(16)
@@ -34,11 +34,11 @@ class Albums:
         return token
 
     def find(self, token: str, row: int) -> bytes | None:
-        """The encoded picture (PNG or JPEG, at most 256 px) of an album place; None where unknown.
+        """Return the thumbnail (PNG or JPEG, at most 256 px) at an album position, or None.
 
         Args:
-            token: of ``publish``.
-            row: album place, from 0.
+            token: as returned by ``publish``.
+            row: album position, from 0.
         """
         with self._lock:
             model = self._models.get(token)

@@ -1,6 +1,6 @@
 """timm backbones cut into a frozen trunk and a trainable tail.
 
-Owns the cut and how a trunk is run. Knows nothing of adapters or images.
+Owns the cut and running the trunk. Knows nothing of adapters or images.
 """
 
 import copy
@@ -23,16 +23,16 @@ from core.network.weight_sources import (
     load_pretrained,
 )
 
-_CPU_ROWS = 4  # images at a time through a torch trunk on a CPU: more is slower (cache)
-_MIN_COMPILED_SIZE = 128  # below it a trunk takes no time worth a compilation
-# In bfloat16 their activations keep a cosine of 0.9999 to float32; of EfficientNet, 0.99.
+_CPU_ROWS = 4  # images at a time through a torch trunk on a CPU; more is slower (cache misses)
+_MIN_COMPILED_SIZE = 128  # below this a trunk is too fast to be worth compiling
+# In bfloat16 their activations have a cosine of 0.9999 with float32; EfficientNet's, 0.99.
 _HALF_FAMILIES = ("ConvNeXt", "SwinTransformer", "VisionTransformer", "Beit")
 _TOKEN_FAMILIES = ("VisionTransformer", "Beit")
 
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """Which frozen trunk a finished model stands on; checked when it is loaded."""
+    """Identifies the frozen trunk of a finished model; checked when it is loaded."""
 
     name: str
     trunk_hash: str
@@ -54,7 +54,7 @@ class Tail(nn.Module):
         self.head = _pooling_head(model, is_tokens=self.is_tokens)
         for module in self.modules():
             if isinstance(module, nn.ReLU | nn.ReLU6):
-                module.inplace = False  # Grad-CAM hooks must see values nobody overwrites
+                module.inplace = False  # Grad-CAM hooks need values that are not overwritten
 
     @property
     def is_tokens(self) -> bool:
@@ -63,7 +63,7 @@ class Tail(nn.Module):
 
     @property
     def cam_layer(self) -> nn.Module:
-        """The layer whose output Grad-CAM weighs: last spatial features before pooling."""
+        """The layer whose output Grad-CAM weights: the last spatial features before pooling."""
         if self.is_tokens:
             last = list(self.blocks.children())[-1]
             norm1 = last.norm1
@@ -86,7 +86,7 @@ class Tail(nn.Module):
         return activation.mean(dim=(1, 2) if self.family == "SwinTransformer" else (2, 3))
 
     def body(self, activation: Tensor) -> Tensor:
-        """Run what lies before the layer that Grad-CAM weighs; ``top`` goes on from there."""
+        """Run the layers before the one that Grad-CAM weights; ``top`` continues from there."""
         if self.is_tokens:
             x: Tensor = self.blocks[:-1](activation)  # type: ignore[index]
             return x
@@ -94,9 +94,9 @@ class Tail(nn.Module):
         return x if self.family == "ConvNeXt" else self.norm(x)
 
     def top(self, late: Tensor) -> Tensor:
-        """Finish what ``body`` began, and pool: (B, F). All of Grad-CAM's gradient is in here.
+        """Run the rest of the tail after ``body``, and pool: (B, F). Grad-CAM needs only this part.
 
-        Of tokens it is the last block; of a map, whose layer is the body's output, the pooling.
+        For tokens this is the last block; for a map, where the layer is the body's output, pooling.
         """
         x = late
         if self.is_tokens:
@@ -108,7 +108,7 @@ class Tail(nn.Module):
         return out
 
     def copy_with(self, convert: Callable[[Tensor], Tensor]) -> Self:
-        """A tail of its own whose parameters are these, converted; buffers are copied."""
+        """Copy the tail with converted parameters; buffers are copied unchanged."""
         converted = {
             id(p): nn.Parameter(convert(p.detach()), requires_grad=p.requires_grad)
             for p in self.parameters()
@@ -122,7 +122,7 @@ class Tail(nn.Module):
 
 @dataclass(frozen=True)
 class Backbone:
-    """One backbone, cut in two. The trunk is in eval mode and has no gradients."""
+    """One backbone, cut into trunk and tail. The trunk is in eval mode and has no gradients."""
 
     name: str
     input_size: int
@@ -134,8 +134,8 @@ class Backbone:
     std: tuple[float, ...]
     source: WeightSource
     trunk_hash: str
-    dtype: torch.dtype = torch.float32  # of the trunk's activation
-    compiled: Run | None = None  # in its fastest form here, which needs no parameters of ``trunk``
+    dtype: torch.dtype = torch.float32  # of the trunk's activations
+    compiled: Run | None = None  # compiled trunk, independent of ``trunk``'s parameters
 
     @property
     def info(self) -> BackboneInfo:
@@ -164,7 +164,7 @@ class Backbone:
 
     @property
     def keeps_half(self) -> bool:
-        """Whether parameters and activations in bfloat16 leave the answer as it is."""
+        """Whether parameters and activations in bfloat16 do not change the answer."""
         return self.tail.family in _HALF_FAMILIES
 
     def _normalise(self, batch: Tensor) -> Tensor:
@@ -173,17 +173,17 @@ class Backbone:
         return (batch - mean) / std
 
     def draw_example(self) -> Tensor:
-        """(1, 3, S, S) of noise in [0, 1], always the same: what compiled parts are tried on."""
+        """Fixed (1, 3, S, S) noise in [0, 1], on which compiled parts are tested."""
         size = self.input_size
         return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
 
     def make_fast(self, *, half: bool, device: torch.device) -> "Backbone":
-        """The same backbone with its trunk on a device, in the fastest form found there.
+        """Return the backbone with its trunk on a device, in the fastest form found there.
 
         Args:
-            half: run it in bfloat16: compiled or with parameters kept in it (the float32 ones are
-                given up), or, of a family that loses too much by that, mixed with float32.
-            device: where it runs.
+            half: run it in bfloat16: compiled or with bfloat16 parameters (the float32 ones are
+                discarded) or, for a family that loses too much precision, mixed with float32.
+            device: to run on.
         """
         trunk = self.trunk.to(device)
         compiled = None
@@ -202,11 +202,11 @@ class Backbone:
 
     @property
     def _compiled_name(self) -> str:
-        """What a compiled trunk goes by: all that a model's file says, which may be altered."""
+        """Key of a compiled trunk: all that a model's file, which may be edited, states of it."""
         return f"{self.name}:{self.tail_depth}:{self.trunk_hash}"
 
     def find_fast(self, *, half: bool, device: torch.device) -> "Backbone | None":
-        """The same backbone on its trunk as compiled on this machine before; None: it never was."""
+        """Return the backbone with a trunk compiled earlier on this machine, or None."""
         precisions = self.list_compiled(half=half, device=device)
         shape = (1, 3, self.input_size, self.input_size)
         compiled = precisions and find_compiled(
@@ -216,7 +216,7 @@ class Backbone:
         return replace(self, dtype=dtype, compiled=compiled) if compiled else None
 
     def list_compiled(self, *, half: bool, device: torch.device) -> tuple[str, ...]:
-        """The precisions in which the trunk may run compiled; none: torch runs it."""
+        """The precisions in which the trunk can be compiled; empty: it runs in torch."""
         is_mixed = half and not self.keeps_half
         if device.type != "cpu" or self.input_size < _MIN_COMPILED_SIZE or is_mixed:
             return ()
@@ -249,9 +249,9 @@ def build_backbone(
     Args:
         name: timm model name, with or without a weight tag.
         input_size: side of the square input in pixels.
-        tail_depth: how many last stages (twice as many blocks for ViT and BEiT) are the tail.
+        tail_depth: number of last stages in the tail (twice as many blocks for ViT and BEiT).
         weights_dir: folder with ``<name>.safetensors`` or ``.pth`` files, tried first.
-        random_weights: tests only; seeded random parameters.
+        random_weights: for tests only; seeded random parameters.
 
     Raises:
         BackboneError: unknown model, unsupported family, or no source of weights.
@@ -271,13 +271,13 @@ def build_backbone(
 
 
 def sketch_backbone(info: BackboneInfo, *, input_size: int, tail_depth: int) -> Backbone | None:
-    """The backbone of a finished model without reading pretrained weights.
+    """Build the backbone of a finished model without reading pretrained weights.
 
-    Its trunk has no values: it answers through its compiled form alone. The values of its tail
-    mean nothing until the model's own are loaded.
+    Its trunk has no values and can run only in compiled form. The values of its tail are undefined
+    until the model's own are loaded.
 
     Returns:
-        None for families whose tails have values that a model's file does not hold.
+        The backbone; None for families whose tails have values that a model's file does not store.
     """
     with torch.device("meta"):
         model = create_model(info.name, input_size=input_size)
@@ -336,7 +336,7 @@ def cut(model: nn.Module, *, tail_depth: int) -> tuple[nn.Module, Tail]:
     setattr(model, stages_name, container(kept) if container else nn.Sequential(*kept))
     for moved in (*norm_names, "head", "fc_norm"):
         if hasattr(model, moved):
-            setattr(model, moved, nn.Identity())  # the tail's now; forward_features skips them
+            setattr(model, moved, nn.Identity())  # now in the tail; forward_features skips them
     return model, tail
 
 

@@ -26,14 +26,14 @@ def build_embedder(
 
     Args:
         config: the run; ``train.seed`` seeds the adapter.
-        settings: device, threads and where local weights lie.
-        shared: backbones of another model; those that this one needs too lend it their trunks.
-        known: the trunks of a finished model, whose tails the caller loads; where one of them was
-            compiled on this machine before, its pretrained weights are not read.
+        settings: device, threads and the folder of local weights.
+        shared: backbones of other models; matching ones share their trunks with this one.
+        known: the trunks of a finished model, whose tails the caller loads; if one was compiled on
+            this machine before, its pretrained weights are not read.
 
     Raises:
         BackboneError: no weights were found.
-        ConfigError: the asked-for device is not there.
+        ConfigError: the requested device is not available.
     """
     if settings.n_threads:
         torch.set_num_threads(settings.n_threads)
@@ -71,7 +71,7 @@ def _build_fast(
 def _find_fast(
     name: str, config: RunConfig, known: Sequence[BackboneInfo], *, device: torch.device
 ) -> Backbone | None:
-    """A finished model's trunk as it was compiled here before."""
+    """Find a finished model's trunk compiled earlier on this machine."""
     info = next((info for info in known if info.name == name), None)
     if info is None or device.type != "cpu":
         return None
@@ -94,12 +94,12 @@ def _borrow(
     known: Sequence[BackboneInfo],
     device: torch.device,
 ) -> Backbone | None:
-    """The same trunk with a tail of one's own, whose parameters the caller loads."""
+    """Share a trunk, with a separate tail whose parameters the caller loads."""
     wanted = (name, config.preprocess.input_size, config.embedder.tail_depth)
     hashes = {info.trunk_hash for info in known if info.name == name}
     for backbone in shared:
         if hashes and backbone.trunk_hash not in hashes:
-            continue  # the same name on other weights
+            continue  # the same name with other weights
         half = _is_half(config.embedder.precision, backbone, device)
         is_same = (backbone.name, backbone.input_size, backbone.tail_depth) == wanted
         if is_same and half == (backbone.dtype == torch.bfloat16):
@@ -109,6 +109,6 @@ def _borrow(
 
 
 def _is_half(asked: str, backbone: Backbone, device: torch.device) -> bool:
-    """Whether a trunk runs in bfloat16: as asked for, else where that is fast and harmless."""
+    """Whether a trunk runs in bfloat16: as requested, or if fast and harmless."""
     half = choose_precision(asked, device) == "bfloat16"
     return half and (asked != "auto" or backbone.keeps_half)

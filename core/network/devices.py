@@ -8,7 +8,7 @@ from core.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """Resolve "auto" to the GPU where there is one.
+    """Resolve "auto" to the GPU if there is one.
 
     Raises:
         ConfigError: the named device is not on this machine.
@@ -30,12 +30,12 @@ class GpuMemory:
     """Memory of a GPU, bytes."""
 
     name: str
-    peak_bytes: int  # most that this process ever reserved on it
-    free_bytes: int  # free now, with what this process holds
+    peak_bytes: int  # peak reserved by this process
+    free_bytes: int  # free now, including what this process holds
 
 
 def read_gpu_memory(device: torch.device) -> GpuMemory | None:
-    """What a CUDA device has and this process took; None for every other device."""
+    """Read free memory and this process's peak on a CUDA device; None for other devices."""
     if device.type != "cuda":
         return None
     free, _total = torch.cuda.mem_get_info(device)
@@ -47,7 +47,7 @@ def read_gpu_memory(device: torch.device) -> GpuMemory | None:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Resolve "auto": bfloat16 where the device computes in it natively, float32 elsewhere."""
+    """Resolve "auto": bfloat16 if the device supports it natively, else float32."""
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -1,10 +1,10 @@
 """Images to unit embeddings: trunks, tails, adapter, views.
 
-The trunks run without gradients, in bfloat16 where the machine has it and the
-backbone keeps its answer in it, else in float32, compiled where that is faster. Tails are trained
-in float32; of a finished model they run as its trunks do, or compiled in bfloat16 where a trial
-finds that faster and in agreement. Gallery and queries go through the same function.
-Knows nothing of neighbours, labels or files.
+The trunks run without gradients, compiled where that is faster: in bfloat16 if the machine supports
+it and the backbone's answers do not change, else in float32. Tails are trained in float32. In a
+finished model they run like its trunks, or compiled in bfloat16 if a trial finds that faster and in
+agreement. Gallery and queries go through the same function. Knows nothing of neighbours, labels or
+files.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,47 +28,47 @@ _BATCH_SIZE = 8
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """The outcome for B images. Activations stay on the device, for Grad-CAM."""
+    """The output for B images. Activations stay on the device, for Grad-CAM."""
 
     embeddings: NDArray[np.float32]  # (B, D) unit length
     descriptors: NDArray[np.float32]  # (B, P) unit length, pooled frozen activations (novelty)
-    class_probs: NDArray[np.float32] | None = None  # (B, C) of a classifier; None: the KNN votes
+    class_probs: NDArray[np.float32] | None = None  # (B, C) of a classifier; None: KNN vote
     activations: tuple[Tensor, ...] = ()  # per backbone (V, B, ...)
-    late: tuple[Tensor, ...] = ()  # per backbone (V, B, ...): what Grad-CAM begins with
+    late: tuple[Tensor, ...] = ()  # per backbone (V, B, ...): input of Grad-CAM
     view_embeddings: NDArray[np.float32] | None = None  # (V, B, D) of each view alone
     view_probs: NDArray[np.float32] | None = None  # (V, B, C) of a classifier, of each view alone
 
     def without_tensors(self) -> "Embedded":
-        """The outcome without activations, small enough to keep for many images."""
+        """Return the output without activations, small enough to store for many images."""
         return Embedded(self.embeddings, self.descriptors, self.class_probs)
 
 
 @dataclass(frozen=True, eq=False)
 class FrozenTail:
-    """A tail that is trained no more: its body in the fastest form, its top ready for Grad-CAM."""
+    """A tail after training: its body in the fastest form, its top ready for Grad-CAM."""
 
     body: Run  # trunk activation (N, ...) -> late activation (N, ...)
-    tail: Tail  # whose top goes on from there, in its own precision
+    tail: Tail  # its top continues from there, in its own precision
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters of the top."""
+        """Data type of the top's parameters."""
         return next(self.tail.parameters()).dtype
 
 
 @dataclass(frozen=True, eq=False)
 class Embedder:
-    """Frozen trunks and the trained net on one device. Read-only: shared by every user."""
+    """Frozen trunks and the trained net on one device. Read-only, because shared by all users."""
 
     backbones: tuple[Backbone, ...]
     net: EmbeddingNet
     config: RunConfig
     device: torch.device
-    frozen_tails: tuple[FrozenTail, ...] = ()  # of a finished model; empty while it is trained
+    frozen_tails: tuple[FrozenTail, ...] = ()  # of a finished model; empty during training
 
     @property
     def precision(self) -> str:
-        """How the trunks run here: "float32", "bfloat16", or "mixed"."""
+        """The precision of the trunks: "float32", "bfloat16", or "mixed"."""
         names = {str(b.dtype).removeprefix("torch.") for b in self.backbones}
         return names.pop() if len(names) == 1 else "mixed"
 
@@ -78,7 +78,7 @@ class Embedder:
         return [backbone.run_trunk(batch) for backbone in self.backbones]
 
     def run_bodies(self, activations: Sequence[Tensor]) -> list[Tensor]:
-        """Run every tail up to where Grad-CAM begins, on one (N, ...) activation per backbone."""
+        """Run every tail up to Grad-CAM's input, on one (N, ...) activation per backbone."""
         with torch.inference_mode():
             if self.frozen_tails:
                 pairs = zip(self.frozen_tails, activations, strict=True)
@@ -87,7 +87,7 @@ class Embedder:
             return [b.tail.body(a.to(self.device).float()) for b, a in tails]
 
     def run_tops(self, late: Sequence[Tensor]) -> Tensor:
-        """Finish what ``run_bodies`` began: (N, F) features, float32; differentiable."""
+        """Run the rest of the tails after ``run_bodies``: (N, F) float32; differentiable."""
         if self.frozen_tails:
             pairs = zip(self.frozen_tails, late, strict=True)
             features = [f.tail.top(x.to(f.dtype)).float() for f, x in pairs]
@@ -96,10 +96,10 @@ class Embedder:
         return torch.cat(features, dim=1)
 
     def freeze(self, *, name: str) -> "Embedder":
-        """The model prepared for inference, with its tails in their fastest form.
+        """Prepare the model for inference, with its tails in their fastest form.
 
         Args:
-            name: of the trained parameters (their hash); compiled tails are kept by it.
+            name: hash of the trained parameters, under which compiled tails are cached.
         """
         precision = choose_precision(self.config.embedder.precision, self.device)
         may_be_half = precision == "bfloat16"
@@ -114,7 +114,7 @@ class Embedder:
     def embed_activations(self, activations: Sequence[Tensor]) -> Embedded:
         """Run the tails on the (V, B, ...) activations of B images, one tensor per backbone.
 
-        Embeddings are the mean over the views, back on the unit sphere; a classifier's
+        Embeddings are the mean over the views, renormalised; a classifier's
         probabilities are the mean over the views.
         """
         n_views = activations[0].shape[0]
@@ -123,7 +123,7 @@ class Embedder:
             late = self.run_bodies([a.flatten(0, 1) for a in activations])
             features = self.run_tops(late)
             flat = self.net.embed(features)
-            # Every adapter has its own sphere, on which its views are merged.
+            # Views are merged on each adapter's own unit sphere.
             n_parts = max(1, len(self.net.adapters))
             parts = flat.reshape(n_views, -1, flat.shape[1]).chunk(n_parts, dim=2)
             merged = torch.cat([merge_views(part) for part in parts], dim=1) / n_parts**0.5
@@ -143,11 +143,11 @@ class Embedder:
         )
 
     def embed_cached(self, batches: Iterable[Sequence[Tensor]]) -> Embedded:
-        """Embed activations read a few images at a time (see ``embed_activations``); keep none."""
+        """Embed activations batch by batch (see ``embed_activations``), without keeping them."""
         return join_embedded([self.embed_activations(b).without_tensors() for b in batches])
 
     def embed_batch(self, images: Sequence[NDArray[np.uint8]]) -> Embedded:
-        """Embed a few images at once and keep their activations.
+        """Embed a few images at once keeping their activations.
 
         Args:
             images: each (H, W, 3) uint8 RGB.
@@ -165,11 +165,11 @@ class Embedder:
 
         Args:
             images: each (H, W, 3) uint8 RGB; read lazily.
-            n_images: their number, for the progress.
+            n_images: their number, for progress reports.
             progress: called with the fraction done after each batch.
 
         Raises:
-            ShapeError: an image has another shape, or there is none.
+            ShapeError: an image has the wrong shape, or there are no images.
         """
         batches, pending, n_done = list[Embedded](), list[NDArray[np.uint8]](), 0
 
@@ -190,7 +190,7 @@ class Embedder:
         return join_embedded(batches)
 
     def _compute_descriptors(self, activations: Sequence[Tensor]) -> NDArray[np.float32]:
-        """Pool (B, ...) frozen activations: per backbone unit length, then concatenated."""
+        """Pool (B, ...) frozen activations: unit length per backbone, then concatenated."""
         pooled = [
             nn.functional.normalize(backbone.tail.pool(a.float()), dim=1)
             for backbone, a in zip(self.backbones, activations, strict=True)
@@ -199,7 +199,7 @@ class Embedder:
 
 
 def join_embedded(batches: Sequence[Embedded]) -> Embedded:
-    """Put the outcomes of several batches into one, without activations."""
+    """Concatenate the outputs of several batches, without activations."""
     probs = [batch.class_probs for batch in batches if batch.class_probs is not None]
     return Embedded(
         np.concatenate([batch.embeddings for batch in batches]),
@@ -211,14 +211,14 @@ def join_embedded(batches: Sequence[Embedded]) -> Embedded:
 def embed_together(
     embedders: Sequence[Embedder], images: Sequence[NDArray[np.uint8]]
 ) -> list[Embedded]:
-    """Embed images with several models; a trunk that they have in common runs once.
+    """Embed images with several models; trunks that they share run once.
 
     Args:
         embedders: the models, one or more.
         images: each (H, W, 3) uint8 RGB.
 
     Returns:
-        One outcome per model, in order.
+        One output per model, in order.
     """
     views: dict[tuple[object, ...], Tensor] = {}
     outputs: dict[tuple[object, ...], Tensor] = {}

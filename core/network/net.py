@@ -13,13 +13,13 @@ N_CLASSES = 2  # normal and disease
 
 
 class EmbeddingNet(nn.Module):
-    """What is trained and stored: one tail per backbone, and what stands on their features.
+    """The trained and stored parameters: one tail per backbone, and adapters or a classifier.
 
-    That is one adapter for the triplet objective, three side by side for the metric ensemble, and
-    a linear classifier for cross-entropy, whose embedding is the pooled features themselves.
+    There is one adapter for the triplet objective and three for the metric ensemble. Cross-entropy
+    has a linear classifier instead, and its embedding is the pooled features themselves.
 
-    BatchNorm inside the tails keeps its pretrained statistics, in training too: batches of the
-    cached activations are too small and too alike to re-estimate them.
+    BatchNorm layers inside the tails keep their pretrained statistics even in training: batches of
+    cached activations are too small and too similar to re-estimate them.
     """
 
     def __init__(self, tails: Sequence[Tail], *, n_features: int, config: RunConfig) -> None:
@@ -37,7 +37,7 @@ class EmbeddingNet(nn.Module):
         self.arrange()
 
     def arrange(self) -> Self:
-        """Lay the parameters out as convolutions read them fastest."""
+        """Set the memory layout that is fastest for convolutions."""
         self.tails.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
@@ -59,7 +59,7 @@ class EmbeddingNet(nn.Module):
         return [nn.functional.normalize(output, dim=1) for output in outputs]
 
     def embed(self, features: Tensor) -> Tensor:
-        """Turn (B, F) features into (B, P * D) unit embeddings, the parts side by side."""
+        """Turn (B, F) features into (B, P * D) unit embeddings, with the parts concatenated."""
         parts = self.embed_parts(features)
         joined: Tensor = torch.cat(parts, dim=1) / len(parts) ** 0.5
         return joined

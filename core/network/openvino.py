@@ -1,9 +1,9 @@
-"""Compile frozen parts with OpenVINO, and use them only where faster and in agreement with torch.
+"""Compile frozen parts with OpenVINO, and use them only if faster and in agreement with torch.
 
 Owns the compiled form (OpenVINO, float32 or bfloat16) and the choice between it and torch: a short
-trial on first use, whose outcome and compiled file are kept in a folder of the user's. Knows
-nothing of backbones or images. Where OpenVINO cannot take the part, is slower, or disagrees with
-torch, torch runs it.
+trial on first use, whose outcome and compiled file are cached in a folder of the user's. Knows
+nothing of backbones or images. If OpenVINO does not support the part, is slower, or disagrees with
+torch, the part runs in torch.
 """
 
 import contextlib
@@ -35,23 +35,23 @@ from core.files.whole import write_text
 logger = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], Tensor]
-MIN_AGREEMENT = {"f32": 0.9999, "bf16": 0.999}  # cosine with torch in float32; below: not used
+MIN_AGREEMENT = {"f32": 0.9999, "bf16": 0.999}  # cosine with torch in float32; not used below this
 _N_TRIALS = 3
 _OWN_FILE = re.compile(r"[0-9a-f]{24}(-(f32|bf16)(-\d+-\d+)?\.(xml|bin)|\.json|\.\d+-\d+)")
-_KEEP_S = 60 * 86_400.0  # a compiled part that nothing has read for so long is dropped
+_KEEP_S = 60 * 86_400.0  # a compiled part unused for this long is deleted
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the first use on this machine measured."""
+    """Measurements of the first use on this machine."""
 
-    route: str  # "torch", or the precision that OpenVINO computes in: "f32", "bf16"
+    route: str  # "torch", or OpenVINO's precision: "f32", "bf16"
     milliseconds: dict[str, float]  # per route, one item
     agreement: dict[str, float]  # per precision, cosine with torch in float32
 
 
 def find_cache_dir() -> Path:
-    """The folder of compiled parts: NEIGHBORDX_CACHE, else the user's own cache folder."""
+    """Find the folder of compiled parts: NEIGHBORDX_CACHE, else the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("NEIGHBORDX_CACHE") or Path(base) / "neighbordx")
 
@@ -68,13 +68,13 @@ def compile_part(
 
     Args:
         part: float32, in eval mode, on the CPU. Its parameters must not change afterwards.
-        example: one item (1, ...), drawn like the real input.
-        name: of the parameters; with the example's shape it names the compiled file.
-        precisions: "f32", "bf16": what OpenVINO may compute in; inputs and outputs stay float32.
-        rival: makes what torch would run instead, where that is not the part itself.
+        example: one item (1, ...), distributed like the real input.
+        name: of the parameters; part of the cache key, with the example's shape.
+        precisions: "f32", "bf16": precisions OpenVINO may use; inputs and outputs stay float32.
+        rival: builds what torch would run instead, if not the part itself.
 
     Returns:
-        A function of any number of items (N, ...); callers wait for each other.
+        A function of any number of items (N, ...); concurrent calls are serialised.
     """
     kept = _Kept(_compute_key(name, tuple(example.shape), precisions))
     trial = kept.read_trial()
@@ -93,14 +93,14 @@ def compile_part(
 def find_compiled(
     shape: Sequence[int], *, name: str, precisions: Sequence[str] = ("f32",)
 ) -> Run | None:
-    """What an earlier ``compile_part`` kept for one item of this shape; None where it kept none."""
+    """Find the part that ``compile_part`` cached for one item of this shape, or None."""
     kept = _Kept(_compute_key(name, shape, precisions))
     return kept.read_run(kept.read_trial())
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """The files of one compiled part: its outcome, and the model in the precision that won."""
+    """The cached files of one part: the trial's outcome and the model that won."""
 
     key: str
 
@@ -109,18 +109,18 @@ class _Kept:
         return find_cache_dir() / f"{self.key}.json"
 
     def find_model(self, precision: str) -> Path:
-        """Where the model of a precision lies; its .bin lies beside it."""
+        """Path of the model of a precision; its .bin file is beside it."""
         return find_cache_dir() / f"{self.key}-{precision}.xml"
 
     def read_trial(self) -> Trial | None:
-        """The outcome, where there was a trial."""
+        """Read the trial's outcome; None if there was no trial."""
         try:
             return Trial(**json.loads(self._trial_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def read_run(self, trial: Trial | None) -> Run | None:
-        """The part as it won the trial; None where torch won, or the file is gone or damaged."""
+        """Load the part that won the trial; None if torch won, or its file is unusable."""
         if trial is None or trial.route == "torch" or not self.find_model(trial.route).is_file():
             return None
         try:
@@ -133,20 +133,21 @@ class _Kept:
         return run
 
     def release(self) -> None:
-        """Release the files' memory: a compiled part has its own parameters."""
+        """Release the files' memory, because a compiled part has its own parameters."""
         for path in find_cache_dir().glob(f"{self.key}-*.bin"):
             release_pages(path)
 
     def mark_used(self) -> None:
-        """Keep the files from being dropped for another while."""
+        """Mark the files as used, so that they are not deleted as stale."""
         for path in find_cache_dir().glob(f"{self.key}*"):
-            with contextlib.suppress(OSError):  # a read-only home
+            with contextlib.suppress(OSError):  # e.g. read-only home folder
                 os.utime(path)
 
     def write_model(self, model: Any, precision: str) -> Any:
-        """Keep a model and return it as later starts will read it; itself where it cannot be kept.
+        """Save a model and return it as later starts will read it, or itself if that fails.
 
-        Half the file for half the precision: float16 keeps more digits than bfloat16 computes in.
+        For bf16 the file is stored as float16, half the size, which has more mantissa bits than
+        bfloat16.
         """
         path = self.find_model(precision)
         unique = f"{self.key}-{precision}-{os.getpid()}-{threading.get_ident()}.xml"
@@ -158,7 +159,7 @@ class _Kept:
             os.replace(temporary.with_suffix(".bin"), path.with_suffix(".bin"))
             os.replace(temporary, path)
             return _read_model(path)
-        except (OSError, RuntimeError) as err:  # a read-only home, a full disk
+        except (OSError, RuntimeError) as err:  # e.g. read-only home folder or full disk
             logger.warning("a compiled part cannot be kept: %s", str(err)[:200])
             for left in (temporary, temporary.with_suffix(".bin")):
                 with contextlib.suppress(OSError):
@@ -166,7 +167,7 @@ class _Kept:
             return model
 
     def write_trial(self, trial: Trial, precisions: Sequence[str]) -> None:
-        """Keep the outcome, and drop the models that lost."""
+        """Save the outcome and delete the models that lost."""
         for precision in precisions:
             if precision != trial.route:
                 for suffix in (".xml", ".bin"):
@@ -176,7 +177,7 @@ class _Kept:
 
 
 def _drop_unused() -> None:
-    """Delete the files of parts not read for long: deleted models, trials, former versions."""
+    """Delete files not used for a long time, e.g. of deleted models or older versions."""
     oldest = time.time() - _KEEP_S
     for path in find_cache_dir().iterdir():
         with contextlib.suppress(OSError):
@@ -207,19 +208,19 @@ def _try(
     trial = Trial(route, times, agreement)
     logger.info("trial of a frozen part: %s", trial)
     kept.release()
-    with contextlib.suppress(OSError):  # a read-only home: the trial is repeated next time
+    with contextlib.suppress(OSError):  # read-only home folder: the trial is repeated next time
         kept.write_trial(trial, precisions)
     return runs.get(route)
 
 
 def _compare(output: Tensor, expected: Tensor) -> float:
-    """Cosine of two outputs."""
+    """Cosine similarity of two outputs."""
     pair = (output.flatten().double(), expected.flatten().double())
     return float(nn.functional.cosine_similarity(*pair, dim=0))
 
 
 def _load_openvino() -> Any:
-    """Import OpenVINO without its usage reports: nothing leaves this machine."""
+    """Import OpenVINO with telemetry disabled, so that nothing leaves this machine."""
     if "openvino" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     return importlib.import_module("openvino")
@@ -227,7 +228,7 @@ def _load_openvino() -> Any:
 
 def _convert(part: nn.Module, example: Tensor) -> Any:
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer's, about shapes that are fixed here
+        warnings.simplefilter("ignore")  # the tracer warns about shapes that are fixed here
         model = _load_openvino().convert_model(part, example_input=example)
     model.reshape(list(example.shape))
     return model
@@ -238,16 +239,16 @@ def _read_model(path: Path) -> Any:
 
 
 class _OpenVinoRun:
-    """A compiled part. Items go one by one, as many at a time as there are threads.
+    """A compiled part. Items are processed one by one, in up to four parallel streams.
 
-    One item keeps its activations in the core's own cache; a batch does not (measured: 4 to 5
-    times as fast as torch by items, 3 times by a batch of four).
+    A single item's activations fit into the core's cache; a batch's do not (measured: 4 to 5 times
+    as fast as torch one by one, 3 times in a batch of four).
     """
 
     def __init__(self, model: Any, precision: str) -> None:
         openvino = _load_openvino()
         n_threads = torch.get_num_threads()
-        n_streams = max(1, min(n_threads, 4))  # four views of one image are the usual batch
+        n_streams = max(1, min(n_threads, 4))  # a typical batch is the four views of one image
         compiled = openvino.Core().compile_model(
             model,
             "CPU",
@@ -267,7 +268,7 @@ class _OpenVinoRun:
 
     def __call__(self, batch: Tensor) -> Tensor:
         items = batch.detach().to(torch.float32).contiguous().numpy()
-        with self._lock:  # members of an ensemble share a trunk, and each has a lock of its own
+        with self._lock:  # members of an ensemble share a trunk but have separate locks
             self._out = np.empty((len(items), *self._shape[1:]), np.float32)
             for index in range(len(items)):
                 self._queue.start_async([items[index : index + 1]], index, share_inputs=True)
@@ -275,11 +276,11 @@ class _OpenVinoRun:
             return torch.from_numpy(self._out)
 
     def _keep(self, request: Any, index: int) -> None:
-        self._out[index] = request.get_output_tensor(0).data[0]  # NumPy: the thread is OpenVINO's
+        self._out[index] = request.get_output_tensor(0).data[0]  # OpenVINO thread: NumPy only
 
 
 def _time(run: Run | nn.Module, example: Tensor) -> float:
-    """Milliseconds of one item, the best of a few."""
+    """Milliseconds per item, the best of a few runs."""
     run(example)
     times = []
     for _ in range(_N_TRIALS):
@@ -290,7 +291,7 @@ def _time(run: Run | nn.Module, example: Tensor) -> float:
 
 
 def _compute_key(name: str, shape: Sequence[int], precisions: Sequence[str]) -> str:
-    """What the outcome depends on: parameters, shape, machine, threads, versions."""
+    """Hash what the outcome depends on: parameters, shape, machine, threads, versions."""
     parts = [
         name,
         *precisions,

@@ -1,8 +1,9 @@
 """Preprocessing: pixels to batches, training augmentation, test-time views and their merge.
 
-Owns geometry and colour jitter. Normalisation is not here: each backbone normalises its own
-input (core.network.backbone), because two backbones of one model may want different statistics.
-Images are squashed to a square, so a heatmap goes back to the image by a plain resize.
+Owns geometry and colour jitter. Normalisation is not included: each backbone normalises its own
+input (core.network.backbone), because two backbones of one model may need different statistics.
+Images are resized to a square without keeping the aspect ratio, so a plain resize maps a heatmap
+back to the image.
 """
 
 import math
@@ -18,7 +19,7 @@ from core.config import PreprocessConfig, RunConfig
 from core.errors import ShapeError
 
 VIEWS = ("original", "horizontal flip", "vertical flip", "rotation by 90 degrees")
-_EXPOSURE_SEED = 7  # of the exposure views: the same draws for every image and every model
+_EXPOSURE_SEED = 7  # of the exposure views, so that they are the same for every image and model
 _BILINEAR = F.InterpolationMode.BILINEAR
 
 
@@ -33,7 +34,7 @@ def build_batch(images: Sequence[NDArray[np.uint8]], *, size: int) -> Tensor:
         (B, 3, size, size) float32 in [0, 1].
 
     Raises:
-        ShapeError: an image is not (H, W, 3), or there is none.
+        ShapeError: an image is not (H, W, 3), or there are no images.
     """
     if not images:
         raise ShapeError("images: expected at least one image, got none.")
@@ -81,7 +82,7 @@ def augment(
 
 
 def _place(view: Tensor, config: PreprocessConfig, rng: np.random.Generator) -> Tensor:
-    """Rotate; where asked for, stretch and shift as well, on a black ground."""
+    """Rotate and, if configured, stretch and shift, filling with black."""
     angle = float(rng.uniform(-config.rotation_deg, config.rotation_deg))
     if not config.stretch and not config.shift:
         rotated: Tensor = F.rotate(view, angle, interpolation=_BILINEAR)
@@ -110,7 +111,7 @@ def build_views(batch: Tensor, *, tta: bool) -> Tensor:
 
     Args:
         batch: (B, C, S, S), square.
-        tta: all four VIEWS, or the original alone.
+        tta: use all four VIEWS instead of only the original.
 
     Returns:
         (V, B, C, S, S) with V = 4 or 1, in the order of VIEWS.
@@ -123,20 +124,20 @@ def build_views(batch: Tensor, *, tta: bool) -> Tensor:
 
 
 def build_test_views(images: Sequence[NDArray[np.uint8]], config: RunConfig) -> Tensor:
-    """Every view of some images that is embedded: those of VIEWS, then the exposure views.
+    """Build all views that are embedded: those of VIEWS, then the exposure views.
 
-    An exposure view is a training view whose crop, exposure, blur and noise are the same for
-    every image: it lets a query meet the gallery at other exposures too.
+    An exposure view is a training view whose crop, exposure, blur and noise are the same for every
+    image, so that a query is also compared with the gallery at other exposures.
 
     Args:
         images: each (H, W, 3) uint8 RGB, any H and W.
-        config: ``embedder`` says how many views, ``preprocess`` the size and the ranges.
+        config: ``embedder`` sets the number of views, ``preprocess`` the size and ranges.
 
     Returns:
         (V, B, 3, S, S) float32 in [0, 1], V = config.embedder.n_test_views.
 
     Raises:
-        ShapeError: an image is not (H, W, 3), or there is none.
+        ShapeError: an image is not (H, W, 3), or there are no images.
     """
     embedder, preprocess = config.embedder, config.preprocess
     views = build_views(build_batch(images, size=preprocess.input_size), tta=embedder.tta)
@@ -156,11 +157,11 @@ def build_test_views(images: Sequence[NDArray[np.uint8]], config: RunConfig) -> 
 
 
 def undo_views(maps: Tensor) -> Tensor:
-    """Bring one map per view back to the geometry of the original.
+    """Map one map per view back to the geometry of the original.
 
     Args:
-        maps: (V, h, w) in the order of VIEWS, V = 1 or at least 4, h == w when V > 1. What
-            follows the fourth are exposure views; they show a part of the image and are left out.
+        maps: (V, h, w) in the order of VIEWS, V = 1 or at least 4, h == w when V > 1. Any after the
+            fourth are exposure views, which show only part of the image and are left out.
 
     Returns:
         (1 or 4, h, w), every map upright.
@@ -175,7 +176,7 @@ def undo_views(maps: Tensor) -> Tensor:
 
 
 def merge_views(embeddings: Tensor) -> Tensor:
-    """Average unit embeddings over the views and project back onto the unit sphere.
+    """Average unit embeddings over the views and renormalise.
 
     Args:
         embeddings: (V, B, D).

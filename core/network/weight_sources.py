@@ -1,7 +1,7 @@
 """Find pretrained weights (local folder, hub, packages) and hash them.
 
 Owns the three sources (a local file, the model hub, the installed packages). Never falls back to
-random parameters: only a preset that asks for them (tests) gets them. Knows nothing of the cut.
+random parameters: only a preset that requests them (for tests) gets them. Knows nothing of the cut.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class WeightSource:
 
 
 def create_model(name: str, *, input_size: int, **options: object) -> nn.Module:
-    """Make a timm model without a head; its own filter resamples position embeddings to size."""
+    """Create a timm model without a head; timm resamples its position embeddings to the size."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise BackboneError(
@@ -72,10 +72,10 @@ def load_pretrained(
         name: timm model name, with or without a weight tag.
         input_size: side of the square input in pixels.
         weights_dir: folder with ``<name>.safetensors`` or ``.pth`` files, tried first.
-        random_weights: tests only; seeded random parameters.
+        random_weights: for tests only; seeded random parameters.
 
     Raises:
-        BackboneError: unknown model, a file that does not fit, or no source of weights.
+        BackboneError: the model is unknown, a file does not fit, or there is no source of weights.
     """
     if random_weights:
         with torch.random.fork_rng(devices=[]):
@@ -161,7 +161,7 @@ def _from_hub(name: str, input_size: int) -> _Loaded | None:
 
 @cache
 def _is_hub_reachable() -> bool:
-    """Ask the hub once per process: without a network its client retries for 46 s a model."""
+    """Check the hub once per process; without a network its client retries for 46 s per model."""
     if hub_constants.HF_HUB_OFFLINE:
         return False
     request = urllib.request.Request(hub_constants.ENDPOINT, method="HEAD")
@@ -169,7 +169,7 @@ def _is_hub_reachable() -> bool:
         with urllib.request.urlopen(request, timeout=_HUB_PROBE_TIMEOUT_S):
             return True
     except urllib.error.HTTPError:
-        return True  # it answered
+        return True  # it responded
     except OSError:
         return False
 
@@ -204,7 +204,7 @@ def _from_package(name: str, input_size: int) -> _Loaded | None:
 def find_normalisation(
     model: nn.Module, source: WeightSource
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the channels that the parameters were trained with."""
+    """Find the per-channel mean and standard deviation that the parameters were trained with."""
     if source.kind == "package":
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     cfg = model.pretrained_cfg

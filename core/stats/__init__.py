@@ -1,4 +1,4 @@
 """Numbers about answers: metrics, calibration, curves, intervals, paired tests, subgroups, shift.
 
-Arrays in, records out; knows no model.
+Takes arrays and returns records; knows nothing of models.
 """

@@ -21,26 +21,26 @@ _TEMPERATURES = (0.05, 20.0)
 _Z_95 = 1.96  # standard errors
 _TINY = 1e-6
 _N_FOLDS = 5
-_MIN_PER_FOLD = 4  # patients of the rarer class; with fewer, folds say nothing
+_MIN_PER_FOLD = 4  # patients of the rarer class; with fewer, folds are not informative
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Maps vote scores to probabilities: fitted and chosen by cross-validation on validation.
 
-    ``ece_after`` and the losses are of held-out folds: each image is judged by a fit that did not
-    see it. Without folds (too few images) only the temperature is fitted and ``ece_after`` is its
-    error on the very images it was fitted on.
+    ``ece_after`` and the losses are from held-out folds: each image is scored by a fit that did not
+    use it. Without folds (too few images) only the temperature is fitted, and ``ece_after`` is its
+    error on the images it was fitted on.
     """
 
     temperature: float
-    k: int  # the vote it was fitted for; sets the smoothing of unanimous votes; 0: no vote
+    k: int  # K of the vote it was fitted for, which sets the smoothing; 0: no vote
     n: int = 0
     ece_before: float = 0.0
     ece_after: float = 0.0
     method: str = "temperature"  # or "isotonic"
     scores: tuple[float, ...] = ()  # isotonic: knots of the vote score, ascending ...
-    probabilities: tuple[float, ...] = ()  # ... and what each becomes; straight lines between
+    probabilities: tuple[float, ...] = ()  # ... and the probability at each; linear in between
     n_folds: int = 0
     loss_temperature: float = 0.0  # mean log loss, held-out folds
     loss_isotonic: float = 0.0
@@ -48,9 +48,9 @@ class Calibration:
     def apply(self, p_disease: NDArray[np.floating]) -> NDArray[np.float64]:
         """Calibrate (N,) vote scores.
 
-        A temperature keeps their order and the side of 0.5. Isotonic regression never reverses
-        their order, but may make neighbouring scores equal, and moves the point where the answer
-        changes to where it did on validation.
+        A temperature preserves their order and the side of 0.5. Isotonic regression never reverses
+        the order, but may make neighbouring scores equal, and moves the decision threshold to where
+        the answer changed on validation.
         """
         if self.method == "isotonic":
             mapped: NDArray[np.float64] = np.interp(p_disease, self.scores, self.probabilities)
@@ -69,19 +69,19 @@ def fit_calibration(
 ) -> Calibration:
     """Fit a temperature or an isotonic curve on validation, whichever is better there.
 
-    Better is the lower log loss on held-out folds, whole patients together. The curve must be
-    better beyond chance (1.96 standard errors of the images' differences): a step through a few
-    mistaken validation images moves the limit between the classes and merges the ranks of the
-    others, which a temperature, with its one parameter, cannot do. Unanimous votes (0 or 1) are
-    first smoothed by half a neighbour of each class, and no isotonic probability is nearer to
-    certainty than one image in n + 2 allows.
+    Better means a lower log loss on held-out folds that keep patients whole. The isotonic curve
+    must be significantly better (by 1.96 standard errors of the per-image differences): a step
+    caused by a few misclassified validation images moves the decision threshold and merges the
+    ranks of other images, which a temperature, with one parameter, cannot do. Unanimous votes (0 or
+    1) are first smoothed by half a neighbour of each class, and no isotonic probability is closer
+    to certainty than one image in n + 2 allows.
 
     Args:
-        is_disease: (N,) truth.
+        is_disease: (N,) true labels.
         p_disease: (N,) uncalibrated vote share of disease.
-        k: neighbours behind each vote; 0 for probabilities that no vote stands behind.
+        k: neighbours behind each vote; 0 if the probabilities are not from a vote.
         groups: patient of each image.
-        seed: of the folds.
+        seed: for the folds.
 
     Reference: Guo et al. 2017, arXiv:1706.04599 (temperature); Zadrozny & Elkan 2002, KDD
     (isotonic).
@@ -117,7 +117,7 @@ def fit_calibration(
 def _compute_log_loss(
     truth: NDArray[np.bool_], p_disease: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(N,) log loss of each image, clipped so that a wrong certainty is not infinite."""
+    """(N,) log loss of each image, clipped so that a confident error is not infinite."""
     said = np.where(truth, p_disease, 1.0 - p_disease)
     losses: NDArray[np.float64] = -np.log(np.clip(said, _TINY, 1.0 - _TINY))
     return losses
@@ -126,19 +126,19 @@ def _compute_log_loss(
 def _fit_temperature(
     truth: NDArray[np.bool_], p_disease: NDArray[np.float64], k: int
 ) -> Calibration:
-    """One temperature by maximum likelihood."""
+    """Fit one temperature by maximum likelihood."""
     scores = _smoothed_logit(p_disease, k)
 
     def loss(log_temperature: float) -> float:
         probs = expit(scores / np.exp(log_temperature))
-        return float(log_loss(truth, probs, labels=[False, True]))  # which clips them
+        return float(log_loss(truth, probs, labels=[False, True]))  # clips them
 
     best = minimize_scalar(loss, bounds=tuple(np.log(_TEMPERATURES)), method="bounded")
     return Calibration(float(np.exp(best.x)), k)
 
 
 def _fit_isotonic(truth: NDArray[np.bool_], p_disease: NDArray[np.float64], k: int) -> Calibration:
-    """The best non-decreasing curve, away from certainty."""
+    """Fit the best non-decreasing curve, kept away from 0 and 1."""
     least = 1.0 / (len(truth) + 2.0)
     curve = IsotonicRegression(y_min=least, y_max=1.0 - least, out_of_bounds="clip")
     curve.fit(p_disease, truth.astype(np.float64))
@@ -154,7 +154,7 @@ def _fit_isotonic(truth: NDArray[np.bool_], p_disease: NDArray[np.float64], k: i
 def _draw_folds(
     truth: NDArray[np.bool_], groups: Sequence[str] | None, *, seed: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Stratified folds of whole patients; none where a class has too few of them."""
+    """Draw stratified folds of whole patients; empty if a class has too few of them."""
     patients = np.empty(len(truth), dtype=np.int64)
     for index, rows in enumerate(find_clusters(groups, len(truth))):
         patients[rows] = index

@@ -19,14 +19,14 @@ _N_BINS = 10
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a threshold does: an image is called disease where p exceeds it."""
+    """Performance at a threshold: an image is called disease if p exceeds it."""
 
     threshold: float
     sensitivity: Share
     specificity: Share
     accuracy: Share
-    prevalence: float  # that the two values below are for
-    ppv: float | None  # None: nothing would be called disease
+    prevalence: float  # assumed for the two values below
+    ppv: float | None  # None: nothing is called disease
     npv: float | None
     n_called: int
 
@@ -35,16 +35,16 @@ class OperatingPoint:
 class Curves:
     """ROC and precision-recall, one point per threshold."""
 
-    thresholds: tuple[float, ...]  # of the ROC points, falling; the first lies above every p
+    thresholds: tuple[float, ...]  # of the ROC points, descending; the first is above every p
     false_positive_rate: tuple[float, ...]
     true_positive_rate: tuple[float, ...]
-    recall: tuple[float, ...]  # falling
+    recall: tuple[float, ...]  # descending
     precision: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Images that got about the same probability, and how many of them had the disease."""
+    """Images with similar probabilities, and how many of them have the disease."""
 
     low: float
     high: float
@@ -54,19 +54,19 @@ class Bin:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Accuracy and share answered when only the most certain images are."""
+    """Accuracy and coverage when only the most confident images are answered."""
 
-    margin: float  # an image is answered where |p - 0.5| is at least this
-    coverage: float  # share of all images answered, 0..1
+    margin: float  # an image is answered if |p - 0.5| is at least this
+    coverage: float  # fraction of all images answered, 0..1
     n: int
-    accuracy: float | None  # of the answered; None where none is
+    accuracy: float | None  # of the answered images; None if there are none
 
 
 def compute_curves(is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating]) -> Curves:
-    """ROC and precision-recall curve of (N,) probabilities, every threshold kept.
+    """Compute the ROC and precision-recall curves of (N,) probabilities at every threshold.
 
     Raises:
-        DataError: one class only.
+        DataError: only one class.
     """
     truth, probs = _check(is_disease, p_disease)
     fpr, tpr, thresholds = roc_curve(truth, probs, drop_intermediate=False)
@@ -85,18 +85,18 @@ def compute_operating_point(
     prevalence: float,
     groups: Sequence[str] | None = None,
 ) -> OperatingPoint:
-    """Sensitivity, specificity, PPV and NPV at a threshold and a prevalence.
+    """Compute sensitivity, specificity, PPV and NPV at a threshold and a prevalence.
 
     Args:
-        is_disease: (N,) truth; both classes must occur.
+        is_disease: (N,) true labels; both classes must occur.
         p_disease: (N,) probability of disease.
-        threshold: called disease where p > threshold, 0..1.
-        prevalence: share of patients who have the disease where the model is to be used, 0..1.
+        threshold: an image is called disease if p > threshold, 0..1.
+        prevalence: fraction of patients with the disease in the intended population, 0..1.
         groups: patient of each image, for the intervals.
 
     Raises:
         ShapeError: lengths differ, or threshold or prevalence out of range.
-        DataError: one class only.
+        DataError: only one class.
     """
     truth, probs = _check(is_disease, p_disease)
     if not (0.0 <= threshold <= 1.0 and 0.0 <= prevalence <= 1.0):
@@ -134,13 +134,13 @@ def find_threshold(
     *,
     min_sensitivity: float | None = None,
 ) -> float:
-    """The threshold of the largest Youden index, or the largest that reaches a sensitivity.
+    """Find the threshold with the largest Youden index, or the largest that reaches a sensitivity.
 
-    A threshold lies halfway between two neighbouring probabilities, so that rounding moves none.
-    Where diseased images of probability 0 put the sensitivity out of reach, it is 0.
+    Thresholds are halfway between neighbouring probabilities, so that rounding changes no call. If
+    diseased images with probability 0 make the sensitivity unreachable, the threshold is 0.
 
     Args:
-        is_disease: (N,) truth.
+        is_disease: (N,) true labels.
         p_disease: (N,) probability of disease.
         min_sensitivity: 0..1; None for Youden's index.
 
@@ -165,11 +165,10 @@ def compute_reliability(
     groups: Sequence[str] | None = None,
     n_bins: int = _N_BINS,
 ) -> tuple[Bin, ...]:
-    """Observed share of disease against the probability said, in equal-width bins; empty ones left
-    out.
+    """Compute observed frequency against predicted probability, in non-empty equal-width bins.
 
     Args:
-        is_disease: (N,) truth.
+        is_disease: (N,) true labels.
         p_disease: (N,) probability of disease.
         groups: patient of each image, for the intervals.
         n_bins: over 0..1.
@@ -197,13 +196,13 @@ def compute_coverage(
     margins: Sequence[float] = tuple(np.round(np.arange(0.0, 0.5, 0.02), 2).tolist()),
     may_answer: NDArray[np.bool_] | None = None,
 ) -> tuple[Coverage, ...]:
-    """Coverage and accuracy while ever wider zones around 0.5 are left unanswered.
+    """Compute coverage and accuracy as the abstain zone around 0.5 widens.
 
     Args:
-        is_disease: (N,) truth.
+        is_disease: (N,) true labels.
         p_disease: (N,) probability of disease.
-        margins: widths on either side of 0.5 that get no answer.
-        may_answer: (N,) false where the image is refused anyway (not the model's kind).
+        margins: half-widths of the abstain zone around 0.5.
+        may_answer: (N,) False if the image is refused anyway (out of distribution).
 
     Reference: El-Yaniv & Wiener 2010, JMLR 11, 1605-1641 (risk-coverage curve).
     """

@@ -1,7 +1,7 @@
 """95 % intervals of the headline metrics, by resampling patients.
 
-Owns which figures are headlines. Arrays in, frozen figures out; conventions as in
-core.stats.metrics, whose own two intervals (accuracy, AUROC) are taken over as they are.
+Owns the choice of headline metrics. Arrays in, frozen figures out; conventions as in
+core.stats.metrics, whose own two intervals (accuracy, AUROC) are used unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ Measure = Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure with its interval, 0..1."""
+    """One metric with its interval, 0..1."""
 
     key: str
     value: float
@@ -63,13 +63,13 @@ def compute_headlines(
     groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> tuple[Figure, ...]:
-    """Accuracy, AUROC and the figures above, each with its interval.
+    """Compute accuracy, AUROC and the metrics above, each with its interval.
 
     Args:
-        is_disease: (N,) truth; both classes must occur.
+        is_disease: (N,) true labels; both classes must occur.
         p_disease: (N,) probability of disease.
-        groups: patient of each image. Given, patients are resampled, not images.
-        seed: of the bootstrap (1000 resamples, percentiles; those with one class are drawn again).
+        groups: patient of each image. If given, patients are resampled instead of images.
+        seed: of the bootstrap (1000 resamples, percentiles; resamples with one class are redrawn).
             Sensitivity and specificity have the intervals of ``proportions.measure_share``, the
             others those of ``proportions.bound_figure``.
 

@@ -1,8 +1,8 @@
 """Classification metrics with confidence intervals.
 
-Conventions: class "disease" is the positive one; ``is_disease`` is (N,) bool truth and
-``p_disease`` (N,) a probability; an image counts as called disease when p > 0.5, which is the
-argmax with ties going to normal. Knows nothing of models, images or files.
+Conventions: class "disease" is positive; ``is_disease`` is (N,) bool, the true label, and
+``p_disease`` (N,) a probability; an image is called disease if p > 0.5, which is the argmax with
+ties going to normal. Knows nothing of models, images or files.
 """
 
 from collections.abc import Sequence
@@ -50,21 +50,21 @@ def compute_metrics(
     groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Report:
-    """Measure probabilities against the truth.
+    """Compute the metrics of probabilities against true labels.
 
     Args:
-        is_disease: (N,) truth; both classes must occur.
+        is_disease: (N,) true labels; both classes must occur.
         p_disease: (N,) probability of disease.
-        groups: patient of each image. Given, intervals resample patients, not images.
+        groups: patient of each image. If given, intervals resample patients instead of images.
         seed: of the bootstrap.
 
     Returns:
-        The report. The accuracy interval is that of ``measure_share``; the AUROC interval is the
-        percentile bootstrap (2000 resamples), bounded as ``proportions.bound_figure`` says.
+        The report. The accuracy interval is from ``measure_share``; the AUROC interval is the
+        percentile bootstrap (2000 resamples), bounded as in ``proportions.bound_figure``.
 
     Raises:
         ShapeError: lengths differ.
-        DataError: no image, or only one class.
+        DataError: no images, or only one class.
 
     Reference: Efron & Tibshirani 1993, ch. 13 (the bootstrap);
     Naeini et al. 2015 (ECE, 10 equal-width bins of the predicted class's probability).
@@ -101,7 +101,7 @@ def compute_metrics(
 
 
 def compute_ece(is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating]) -> float:
-    """Expected calibration error of the called class, 10 equal-width bins over 0.5..1."""
+    """Expected calibration error of the predicted class, 10 equal-width bins over 0.5..1."""
     called = p_disease > 0.5
     confidence = np.where(called, p_disease, 1.0 - p_disease)
     right = called == is_disease
@@ -121,7 +121,7 @@ def _bootstrap(
     *,
     seed: int,
 ) -> NDArray[np.float64]:
-    """AUROC of resampled patients; draws with one class only are drawn again."""
+    """AUROC of resampled patients; resamples with only one class are redrawn."""
     rng = np.random.default_rng(seed)
     aurocs = list[float]()
     while len(aurocs) < _N_BOOTSTRAP:
@@ -134,7 +134,7 @@ def _bootstrap(
 
 
 def rank_auroc(truth: NDArray[np.bool_], probs: NDArray[np.float64]) -> float:
-    """AUROC by the Mann-Whitney statistic: the bootstrap needs it 2000 times."""
+    """AUROC by the Mann-Whitney statistic: fast, because the bootstrap needs it 2000 times."""
     if np.isnan(probs).any():
         return float("nan")
     disease, other = probs[truth], np.sort(probs[~truth])

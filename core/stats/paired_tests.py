@@ -1,7 +1,7 @@
 """Paired tests of two systems, and intervals over seeds and images.
 
 Owns the statistics of a comparison: arrays in, frozen results out. Conventions as in
-core.stats.metrics: ``is_disease`` (N,) truth, probabilities (N,), a call is disease when p > 0.5.
+core.stats.metrics: ``is_disease`` (N,) true labels, probabilities (N,), disease if p > 0.5.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ from core.errors import DataError, check_shape
 from core.stats.proportions import find_clusters
 
 _N_BOOTSTRAP = 2000
-_NO_VARIANCE = 1e-15  # of an AUROC: rounding
+_NO_VARIANCE = 1e-15  # variance of an AUROC; less is rounding error
 _Number = TypeVar("_Number", np.int64, np.float64)
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Exact test of two systems' calls on the same images: McNemar's, or by patient."""
+    """Exact test of two systems' calls on the same images: McNemar's, or clustered by patient."""
 
-    n_only_first: int  # images that only the first calls right
+    n_only_first: int  # images that only the first system gets right
     n_only_second: int
     p_value: float  # two-sided
 
@@ -36,7 +36,7 @@ class DeLong:
     auroc_first: float
     auroc_second: float
     difference: float  # first minus second
-    p_value: float | None  # two-sided; None where the images tell no variance
+    p_value: float | None  # two-sided; None if the variance cannot be estimated
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ def compare_calls(
 ) -> McNemar:
     """Compare the calls of two systems.
 
-    A patient's images succeed and fail together: where one has several, each patient's images that
-    only the first calls right, less those that only the second does, are one number whose sign is
-    as likely either way if the systems are equal. All signs are tried, without drawing: exact.
-    With one image each this is McNemar's exact test.
+    Images of one patient are not independent. For each patient, the number of images that only the
+    first system gets right minus the number that only the second does is one value, whose sign is
+    equally likely either way under the null hypothesis. All sign combinations are counted, so the
+    test is exact. With one image per patient it is McNemar's exact test.
 
     Args:
-        is_disease: (N,) truth.
-        first: (N,) probability of disease by the first system; ``second`` alike.
-        groups: (N,) patient of each image; an empty one stands alone, as all do without.
+        is_disease: (N,) true labels.
+        first: (N,) probability of disease by the first system; ``second`` likewise.
+        groups: (N,) patient of each image; an image with an empty value counts as its own patient.
 
     Reference: McNemar 1947, Psychometrika 12, 153-157; the exact binomial form. By patient: Fisher
     1935, The Design of Experiments, section 21, on the sums of Durkalski et al. 2003, Statistics in
@@ -82,7 +82,7 @@ def compare_calls(
 
 
 def _sum_by(clusters: Sequence[NDArray[np.int64]], values: NDArray[_Number]) -> NDArray[_Number]:
-    """The sum over each patient's images."""
+    """Sum over each patient's images."""
     rows = np.concatenate(clusters)
     starts = np.cumsum([0, *(len(cluster) for cluster in clusters[:-1])])
     sums: NDArray[_Number] = np.add.reduceat(values[rows], starts)
@@ -90,13 +90,13 @@ def _sum_by(clusters: Sequence[NDArray[np.int64]], values: NDArray[_Number]) -> 
 
 
 def _flip_signs(sums: NDArray[np.int64]) -> float:
-    """Share of all choices of signs whose total is as far from 0 as the one found."""
+    """Fraction of all sign combinations whose total is at least as far from 0 as observed."""
     sizes = np.abs(sums[sums != 0])
     if not len(sizes):
         return 1.0
     if sizes.max() == 1:
         return float(binomtest(int((sums > 0).sum()), len(sizes), 0.5).pvalue)
-    shares = np.ones(1)  # of each total so far, from the smallest in steps of 1
+    shares = np.ones(1)  # probability of each total so far, from the smallest in steps of 1
     for size in sizes.tolist():
         wider = np.zeros(len(shares) + 2 * size)
         wider[: len(shares)] += shares / 2
@@ -107,7 +107,7 @@ def _flip_signs(sums: NDArray[np.int64]) -> float:
 
 
 def write_p(p_value: float | None) -> str:
-    """A p-value in two digits, a dash where the test is undefined."""
+    """Format a p-value with two digits, or a dash if the test is undefined."""
     return "–" if p_value is None else f"{p_value:.2g}"
 
 
@@ -120,17 +120,17 @@ def compare_aurocs(
 ) -> DeLong:
     """Compare the AUROCs of two systems on the same images.
 
-    The test is undefined, its ``p_value`` None, where a class has one patient only or no image's
-    rank differs from the others' (a perfect system against one that says the same of all).
+    The test is undefined (``p_value`` None) if a class has only one patient or the images' ranks
+    show no variance (a perfect system against one that gives every image the same probability).
 
     Args:
-        is_disease: (N,) truth.
-        first: (N,) probability of disease by the first system; ``second`` alike.
-        groups: (N,) patient of each image: the variance is over patients. With one image each, or
-            without groups, it is DeLong's.
+        is_disease: (N,) true labels.
+        first: (N,) probability of disease by the first system; ``second`` likewise.
+        groups: (N,) patient of each image; the variance is clustered by patient. With one image
+            each, or without groups, it is DeLong's.
 
     Raises:
-        DataError: one class only.
+        DataError: only one class.
 
     Reference: DeLong, DeLong, Clarke-Pearson 1988, Biometrics 44, 837-845; computed by ranks as
     in Sun & Xu 2014, IEEE Signal Processing Letters 21(11), 1389-1393. By patient: Obuchowski 1997,
@@ -159,11 +159,11 @@ def compare_aurocs(
 def _estimate_variance(
     truth: NDArray[np.bool_], centred: NDArray[np.float64], clusters: Sequence[NDArray[np.int64]]
 ) -> float:
-    """Obuchowski's variance of a difference of AUROCs; 0 where a class has one patient only.
+    """Obuchowski's variance of a difference of AUROCs; 0 if a class has only one patient.
 
     Args:
-        truth: (N,) of each image.
-        centred: (N,) difference of the images' placements by two systems, less that of the AUROCs.
+        truth: (N,) true label of each image.
+        centred: (N,) difference of placements between the systems, minus that of the AUROCs.
         clusters: rows of each patient.
     """
     sides = (truth, ~truth)
@@ -179,7 +179,7 @@ def _estimate_variance(
 def _place(
     truth: NDArray[np.bool_], probs: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Share of the other class that each image is ranked on the right side of; ties count half."""
+    """Fraction of the other class that each image is ranked correctly against; ties half."""
     ranks = rankdata(probs)
     own_disease, own_other = rankdata(probs[truth]), rankdata(probs[~truth])
     n_disease, n_other = len(own_disease), len(own_other)
@@ -193,11 +193,11 @@ def compute_interval(
     clusters: Sequence[NDArray[np.int64]],
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap that draws seeds and patients anew, both with replacement.
+    """Compute a percentile bootstrap that resamples both seeds and patients.
 
     Args:
-        measure: given seed indices (S,) and image rows (N,), the figure over them; may return
-            NaN where it cannot be computed (one class only), such draws are left out.
+        measure: given seed indices (S,) and image rows (N,), returns the metric; may return
+            NaN if it cannot be computed (only one class); such resamples are dropped.
         n_seeds: number of training runs.
         clusters: image rows of each patient.
         seed: of the bootstrap.

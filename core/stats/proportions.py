@@ -1,8 +1,8 @@
 """Proportions and means with intervals, clustered by patient.
 
-Owns the interval of a proportion and of a mean, and what a bootstrap cannot know; arrays in, frozen
-records out. Images of one patient resemble each other: counted one by one they would promise more
-than they know.
+Owns the interval of a proportion and of a mean, and corrections where a bootstrap fails. Arrays in,
+frozen records out. Images of one patient are correlated: treated as independent, they would give
+intervals that are too narrow.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from scipy.stats import binomtest
 from core.errors import ShapeError, check_shape
 
 _N_BOOTSTRAP = 2000
-_SAME = 1e-9  # figures nearer than this differ by rounding alone
+_SAME = 1e-9  # smaller differences are rounding errors
 
 
 @dataclass(frozen=True)
 class Share:
-    """A proportion with its 95 % interval; ``share`` is None where there is nothing to count."""
+    """A proportion with its 95 % interval; ``share`` is None if there is nothing to count."""
 
     n: int
     n_hit: int
@@ -40,7 +40,7 @@ class Mean:
 
 
 def find_clusters(groups: Sequence[str] | None, n: int) -> list[NDArray[np.int64]]:
-    """Rows of each patient; images without a patient stand alone."""
+    """Find the rows of each patient; an image without a patient is its own cluster."""
     names = [g or f"\0{i}" for i, g in enumerate(groups)] if groups else [str(i) for i in range(n)]
     _, inverse = np.unique(names, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
@@ -48,7 +48,7 @@ def find_clusters(groups: Sequence[str] | None, n: int) -> list[NDArray[np.int64
 
 
 def count_patients(groups: Sequence[str] | None, rows: NDArray[np.bool_]) -> int:
-    """Patients among the (N,) marked images; an image without a patient counts as one."""
+    """Count the patients among the (N,) marked images; an image without a patient counts as one."""
     if groups is None:
         return int(rows.sum())
     named = {groups[i] for i in np.flatnonzero(rows).tolist() if groups[i]}
@@ -56,7 +56,7 @@ def count_patients(groups: Sequence[str] | None, rows: NDArray[np.bool_]) -> int
 
 
 def compute_share(n_hit: int, n: int) -> Share:
-    """A proportion of independent images with Wilson's 95 % interval.
+    """Compute a proportion of independent images with Wilson's 95 % interval.
 
     Reference: Wilson 1927, JASA 22, 209-212.
     """
@@ -73,20 +73,20 @@ def measure_share(
     groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Share:
-    """A proportion of images with its 95 % interval over patients.
+    """Measure a proportion of images with its 95 % interval over patients.
 
-    Where every image is a patient of its own the interval is Wilson's. Else patients are
-    resampled (2000 times, percentiles). Where all images are hits, or none is, resampling shows no
-    spread: Wilson's interval is taken, with every patient counted once.
+    If every image is from a different patient, the interval is Wilson's. Otherwise patients are
+    resampled (2000 times, percentiles). If all images or none are hits, resampling shows no spread,
+    so Wilson's interval is used with every patient counted once.
 
     Args:
         hits: (N,) whether each image counts.
-        among: (N,) the images that are asked about; None for all.
-        groups: (N,) patient of each image; empty text where unknown.
+        among: (N,) the images to consider; None for all.
+        groups: (N,) patient of each image; empty string if unknown.
         seed: of the resampling.
 
     Returns:
-        The share of the images; its interval is 0..1 where all are of one patient.
+        The share of the images; its interval is 0..1 if all are from one patient.
 
     Raises:
         ShapeError: lengths differ.
@@ -122,17 +122,17 @@ def bound_figure(
     truth: NDArray[np.bool_],
     groups: Sequence[str] | None = None,
 ) -> tuple[float, float]:
-    """The 95 % interval, within 0..1, of a figure of two classes that was measured on resamples.
+    """Compute a two-class metric's 95 % interval, within 0..1, from its resampled values.
 
-    The percentiles of the draws. One patient says nothing of others: 0..1. Where every draw gives
-    0 or every draw gives 1, as where the classes are perfectly apart, the other bound is Wilson's,
-    with each patient of the rarer class counted once.
+    The interval is the percentiles of the resamples. A single patient gives no information about
+    others: 0..1. If every resample gives 0 or every one gives 1, as with perfectly separated
+    classes, the other bound is Wilson's, with each patient of the rarer class counted once.
 
     Args:
-        value: the figure on all images.
-        drawn: the figure on resampled patients.
+        value: the metric on all images.
+        drawn: the metric on resampled patients.
         truth: (N,) class of each image; both must occur.
-        groups: (N,) patient of each image; empty text where unknown.
+        groups: (N,) patient of each image; empty string if unknown.
     """
     if len(find_clusters(groups, len(truth))) < 2:
         return 0.0, 1.0
@@ -148,15 +148,15 @@ def bound_figure(
 def measure_mean(
     values: Sequence[float], *, groups: Sequence[str] | None = None, seed: int = 0
 ) -> Mean:
-    """The mean of one value per image, with its 95 % interval from resampled patients.
+    """Compute the mean of one value per image, with its 95 % interval from resampled patients.
 
     Args:
         values: (N,) one per image, at least one.
-        groups: (N,) patient of each image; empty text where unknown.
+        groups: (N,) patient of each image; empty string if unknown.
         seed: of the resampling (2000 times, percentiles).
 
     Raises:
-        ShapeError: no value, or lengths differ.
+        ShapeError: there are no values, or lengths differ.
 
     Reference: Field & Welsh 2007, as above.
     """

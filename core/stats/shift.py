@@ -20,7 +20,7 @@ from core.stats.proportions import find_clusters
 
 _N_DRAWS = 100
 _TINY = 1e-6
-_MIN_REST = 4  # images of either class that must be left to measure on
+_MIN_REST = 4  # images of either class that must remain for testing
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,24 +36,24 @@ class Answers:
 
 @dataclass(frozen=True)
 class Shift:
-    """Distances to the gallery at home and elsewhere."""
+    """Distances to the gallery on internal ("home") and external ("away") images."""
 
     median_home: float
     median_away: float
-    separation: float  # share of pairs in which the outside image lies farther: 0.5 is no shift
+    separation: float  # fraction of pairs in which the external image is farther; 0.5: no shift
     p_value: float  # Kolmogorov-Smirnov, two-sided
-    novel_home: float  # share of images refused as not of the model's kind
+    novel_home: float  # fraction of images that are out of distribution
     novel_away: float
 
 
 @dataclass(frozen=True)
 class Gain:
-    """One figure on the images that were not used, before and after; means over the draws."""
+    """One metric on the remaining images, before and after; means over the draws."""
 
     key: str
     before: float
     after: float
-    gain_low: float  # 2.5th percentile over the draws of what was won (positive is better)
+    gain_low: float  # 2.5th percentile of the improvement over the draws (positive is better)
     gain: float
     gain_high: float
 
@@ -64,14 +64,14 @@ class Recalibration:
 
     n_sample: int
     n_draws: int
-    slope: float  # median over the draws; 1 and 0 leave everything as it is
+    slope: float  # median over the draws; slope 1, intercept 0: no change
     intercept: float
     gains: tuple[Gain, ...]  # accuracy, balanced_accuracy, brier, ece
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model at home and elsewhere."""
+    """A model on internal and external data."""
 
     home: tuple[Figure, ...]
     away: tuple[Figure, ...]
@@ -80,15 +80,15 @@ class Comparison:
 
 
 def compare(home: Answers, away: Answers, *, n_sample: int, seed: int = 0) -> Comparison:
-    """Compare metrics at home and elsewhere, the shift, and the gain from recalibration.
+    """Compare internal and external metrics, the shift, and the gain from recalibration.
 
     Args:
-        home: on the data that the model comes from; ``away`` on the other's.
+        home: answers on data from the model's own source; ``away`` on external data.
         n_sample: labelled images of ``away`` to recalibrate on.
-        seed: of every draw.
+        seed: for all draws.
 
     Raises:
-        DataError: one class only, or a sample that is too small or too large.
+        DataError: only one class, or the sample is too small or too large.
     """
     return Comparison(
         home=compute_headlines(home.is_disease, home.p_disease, groups=home.groups, seed=seed),
@@ -125,7 +125,7 @@ def measure_shift(
 def recalibrate(
     p_disease: NDArray[np.floating], slope: float, intercept: float
 ) -> NDArray[np.float64]:
-    """Probabilities moved by ``slope * logit(p) + intercept``."""
+    """Recalibrate probabilities by ``slope * logit(p) + intercept``."""
     scores = slope * _to_logit(p_disease) + intercept
     moved: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-scores))
     return moved
@@ -134,9 +134,9 @@ def recalibrate(
 def fit_recalibration(
     is_disease: NDArray[np.bool_], p_disease: NDArray[np.floating]
 ) -> tuple[float, float]:
-    """Slope and intercept of a logistic regression on the logit of p.
+    """Fit slope and intercept of a logistic regression on the logit of p.
 
-    With scikit-learn's ridge at its default: samples are small, and separable ones would run away.
+    Uses scikit-learn's default ridge penalty, since small separable samples would diverge.
 
     Reference: Platt 1999, Advances in Large Margin Classifiers, 61-74.
     """
@@ -153,17 +153,17 @@ def measure_recalibration(
     groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Recalibration:
-    """Fit on a small sample, measure on all others; many random samples, none ever measured on.
+    """Fit on small random samples and test on all other images, many times.
 
     Args:
-        is_disease: (N,) truth elsewhere.
-        p_disease: (N,) what the model said.
-        n_sample: labelled images to fit on; whole patients are drawn until they are reached.
+        is_disease: (N,) true labels of external images.
+        p_disease: (N,) the model's probabilities.
+        n_sample: labelled images to fit on; whole patients are drawn until this number is reached.
         groups: patient of each image.
-        seed: of the draws.
+        seed: for the draws.
 
     Raises:
-        DataError: too few images for such a sample.
+        DataError: there are too few images for this sample.
     """
     truth, probs = np.asarray(is_disease, dtype=bool), np.asarray(p_disease, dtype=np.float64)
     check_shape("p_disease", probs, truth.shape)

@@ -13,7 +13,7 @@ from core.errors import ShapeError, check_shape
 from core.stats.metrics import rank_auroc
 from core.stats.proportions import Share, bound_figure, count_patients, find_clusters, measure_share
 
-MIN_N = 30  # patients (or images) of either class: with fewer a row is marked
+MIN_N = 30  # patients (or images) of either class: rows with fewer are flagged
 MAX_GROUPS = 12
 _N_BOOTSTRAP = 1000
 
@@ -28,9 +28,9 @@ class Subgroup:
     accuracy: Share
     sensitivity: Share
     specificity: Share
-    auroc: float | None  # None where one class is missing
+    auroc: float | None  # None if a class is missing
     auroc_ci95: tuple[float, float] | None
-    is_small: bool  # fewer than MIN_N patients of a class that it has
+    is_small: bool  # fewer than MIN_N patients in a class that is present
 
 
 def split_by(
@@ -41,19 +41,19 @@ def split_by(
     groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> tuple[Subgroup, ...]:
-    """Measure each value of a column by itself, the largest first.
+    """Measure each value of a column separately, largest group first.
 
-    Numbers of more than MAX_GROUPS different values are cut into four parts of equal size.
+    A numeric column with more than MAX_GROUPS distinct values is cut into quartiles.
 
     Args:
-        is_disease: (N,) truth.
+        is_disease: (N,) true labels.
         p_disease: (N,) probability of disease.
-        values: (N,) what the column says of each image; empty text where it says nothing.
+        values: (N,) the column's value for each image; empty string if missing.
         groups: patient of each image: every interval resamples patients.
         seed: of the bootstrap.
 
     Raises:
-        ShapeError: lengths differ, or a column of words has more than MAX_GROUPS values.
+        ShapeError: lengths differ, or a text column has more than MAX_GROUPS values.
     """
     truth, probs = np.asarray(is_disease, dtype=bool), np.asarray(p_disease, dtype=np.float64)
     check_shape("p_disease", probs, truth.shape)
@@ -74,7 +74,7 @@ def split_by(
 
 
 def can_split(values: Sequence[str]) -> bool:
-    """Whether a column makes subgroups: more than one value, and few words or plain numbers."""
+    """Whether a column defines subgroups: several values, either few words or numbers."""
     n = len(set(values))
     return n > 1 and (n <= MAX_GROUPS or _to_numbers(values) is not None)
 
@@ -85,15 +85,15 @@ def _name_parts(values: Sequence[str]) -> list[str]:
         return list(values)
     edges = np.unique(np.quantile(numbers[np.isfinite(numbers)], [0, 0.25, 0.5, 0.75, 1]))
     place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, max(0, len(edges) - 2))
-    said = _say_edges(edges)
+    said = _format_edges(edges)
     return [
         f"{said[p]} – {said[min(p + 1, len(edges) - 1)]}" if np.isfinite(number) else ""
         for p, number in zip(place, numbers, strict=True)
     ]
 
 
-def _say_edges(edges: NDArray[np.float64]) -> list[str]:
-    """Different numbers in as few digits as tell them apart, at least six."""
+def _format_edges(edges: NDArray[np.float64]) -> list[str]:
+    """Format distinct numbers with as few digits as distinguish them, at least six."""
     for digits in range(6, 18):
         said = [f"{edge:.{digits}g}" for edge in edges]
         if len(set(said)) == len(said) and not any("e" in text for text in said):
@@ -138,7 +138,7 @@ def _bootstrap_auroc(
     *,
     seed: int,
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap over patients; None where no draw holds both classes, or of one."""
+    """Percentile bootstrap over patients; None for one patient or if no draw has both classes."""
     clusters = find_clusters(groups, len(truth))
     if len(clusters) < 2:
         return None

@@ -1,8 +1,8 @@
 """Estimate a run's time, memory and disk from a short trial of the same steps.
 
 Owns the extrapolation: seconds per image through the trunks, per step, per image embedded at the
-end, for the map; bytes per stored view. It runs in a process of its own, so that its peak of memory
-is honest. How far it is off: ``benchmarks/bench_estimate.py``.
+end, and for the map; bytes per stored view. It runs in its own process, so that peak memory is
+measured correctly. Accuracy of the estimate: ``benchmarks/bench_estimate.py``.
 """
 
 import os
@@ -27,16 +27,16 @@ from core.network.embedder import Embedder, Progress
 from core.training.fitting import draw_steps, fit
 from core.training.trunk_cache import TrunkCache
 
-_N_IMAGES = 16  # of each class at most
+_N_IMAGES = 16  # per class at most
 _FEW_STEPS, _MORE_STEPS = 2, 8
-_N_MAPPED = 1000  # images at most in the trial's map
-_FINISH_BYTES = 130_000_000  # of memory for watching and measuring; found: 102 and 163 MB
-_MAP_POWER = 1.6  # time of a larger map: 1.2 s for 1000 images, 11.5 s for 4000 on one core
+_N_MAPPED = 1000  # maximum images in the trial's map
+_FINISH_BYTES = 130_000_000  # memory for live metrics and evaluation; measured: 102 and 163 MB
+_MAP_POWER = 1.6  # growth of map time with images: 1.2 s for 1000, 11.5 s for 4000 on one core
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Costs of the whole run. Seconds, bytes; what the machine has beside what is needed."""
+    """Cost of the whole run in seconds and bytes, with what the machine has available."""
 
     start_s: float
     trunk_s: float
@@ -44,14 +44,14 @@ class Estimate:
     finish_s: float
     n_images: int
     n_steps: int
-    memory_bytes: int  # peak of the trial process, and what only the whole run needs
+    memory_bytes: int  # peak of the trial process, plus what only the full run needs
     memory_free_bytes: int
     disk_bytes: int
     disk_free_bytes: int
     device: str
     gpu_name: str = ""  # empty: no GPU is used
-    gpu_bytes: int = 0  # peak of the trial on it
-    gpu_free_bytes: int = 0  # for this run, with what the trial held itself
+    gpu_bytes: int = 0  # the trial's peak GPU memory
+    gpu_free_bytes: int = 0  # available to this run, including the trial's own share
 
     @property
     def total_s(self) -> float:
@@ -60,17 +60,17 @@ class Estimate:
 
     @property
     def has_disk(self) -> bool:
-        """Whether what the run writes fits on the disk."""
+        """Whether the run's files fit on the disk."""
         return self.disk_bytes < self.disk_free_bytes
 
     @property
     def has_memory(self) -> bool:
-        """Whether the peak fits into the memory that is free now."""
+        """Whether the peak fits into the free memory."""
         return self.memory_bytes < self.memory_free_bytes
 
     @property
     def has_gpu_memory(self) -> bool:
-        """Whether the peak fits into what is free on the GPU now; true without one."""
+        """Whether the peak fits into the free GPU memory; true without a GPU."""
         return self.gpu_bytes < self.gpu_free_bytes or not self.gpu_name
 
 
@@ -87,17 +87,17 @@ def run_trial(
     """Run a few images and steps of a run and extrapolate.
 
     Args:
-        dataset: the one to be trained on.
-        config: the recipe.
-        settings: device and threads; the disk of its checkpoints folder is used.
-        cache_trunk: as the run will have it.
-        is_ensemble: the run trains two models on the same trunks, and their vote.
-        process_s: seconds this process took to start; the run's will take as long.
+        dataset: the data set to train on.
+        config: the training recipe.
+        settings: device and threads; the disk is that of its checkpoints folder.
+        cache_trunk: as in the run.
+        is_ensemble: whether the run trains two models on the same trunks and their ensemble.
+        process_s: seconds this process took to start, assumed the same for the run.
         progress: called with the fraction of the trial done.
 
     Raises:
-        BackboneError: the backbones' pretrained parameters are not to be had here.
-        DataError: no readable image of a class, or the disk has no room for the trial.
+        BackboneError: the backbones' pretrained parameters are not available on this machine.
+        DataError: a class has no readable image, or the disk has no room for the trial.
     """
     say = progress or (lambda _done, _text: None)
     say(0.05, "loading the backbones")
@@ -121,7 +121,7 @@ def run_trial(
         per_step = [
             _time_steps(one, cache, folder / one.config.objective.name) for one in embedders
         ]
-        # The run's checkpoint is written beside the one it replaces; a member's stays as its model.
+        # A new checkpoint is written beside the one it replaces; a member's is kept as its model.
         kept = max(path.stat().st_size for path in folder.rglob("last.ckpt"))
         n_kept = 2 * kept + (len(embedders) - 1) * kept // 3
         say(0.75, "embedding a few images")
@@ -130,7 +130,7 @@ def run_trial(
         map_s = _time_map(len(dataset.subset("train")))
     n_train, n_val = len(dataset.subset("train")), len(dataset.subset("val"))
     n_clean = config.embedder.n_test_views
-    # Validation images have the clean views only; n_equal: images with all views.
+    # Validation images have only the clean views; n_equal is the equivalent with all views.
     n_equal = n_train + n_val * n_clean / (n_clean + config.train.n_views)
     labels = [record.label for record in dataset.subset("train")]
     n_steps = _count_steps(config, labels)
@@ -155,7 +155,7 @@ def run_trial(
 
 
 def _choose(dataset: Dataset) -> list[Record]:
-    """The first training images of each class; all as training, so that each has every view."""
+    """Choose the first images of each class, all as training, so that each has every view."""
     chosen = []
     for label in range(len(dataset.class_names)):
         mine = [r for r in dataset.subset("train") if r.label == label]
@@ -164,7 +164,7 @@ def _choose(dataset: Dataset) -> list[Record]:
 
 
 def _time_steps(embedder: Embedder, cache: TrunkCache, folder: Path) -> float:
-    """Seconds per optimiser step: two short fits, so that setting up cancels out."""
+    """Seconds per optimiser step: from two short fits, so that set-up time cancels out."""
     rows = cache.find_rows("train")
     labels = [cache.records[row].label for row in rows]
     if len(set(labels)) < 2:
@@ -202,7 +202,7 @@ def _count_steps(config: RunConfig, labels: Sequence[int]) -> int:
 
 
 def _time_embedding(embedder: Embedder, cache: TrunkCache) -> float:
-    """Seconds per image, as a run embeds its gallery: with the finished model's fast tails."""
+    """Seconds per image to embed the gallery, with the finished model's fast tails."""
     rows = cache.find_rows("train")[:8]
     finished = freeze_trained(embedder)
     began = time.monotonic()
@@ -211,7 +211,7 @@ def _time_embedding(embedder: Embedder, cache: TrunkCache) -> float:
 
 
 def _time_map(n: int) -> float:
-    """Seconds for the map of so many images: compiling, then fitting random directions."""
+    """Seconds for a map of n images: compiling, then fitting random directions."""
     rng = np.random.default_rng(0)
     n_tried = min(n, _N_MAPPED)
     points = rng.normal(size=(n_tried, 128)).astype(np.float32)
@@ -225,7 +225,7 @@ def _time_map(n: int) -> float:
 
 
 def _peak_memory() -> int:
-    """Most memory this process ever held; where the system does not say, what it holds now."""
+    """Peak memory of this process; current memory where the system does not report a peak."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,6 +1,6 @@
 """Build the embedded demo: synthetic data, two models and their ensemble.
 
-Owns its size and its recipe; does nothing when the model exists and goes on when interrupted.
+Owns its size and recipe. Does nothing if the model exists; resumes if interrupted.
 """
 
 from pathlib import Path
@@ -26,11 +26,11 @@ def build_demo(
     size: int = _SIZE,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw the images, train both members, and return the folder of their ensemble `demo`.
+    """Draw the images, train both members and return the folder of their ensemble ``demo``.
 
     Args:
-        settings: where it goes.
-        config: another recipe than the offline preset (tests).
+        settings: where to write it.
+        config: recipe to use instead of the offline preset (for tests).
         n_train: images drawn for training and validation.
         n_test: images drawn for ``evaluate``.
         size: side of the images in pixels.
@@ -51,7 +51,7 @@ def build_demo(
         progress=map_progress(progress, 0.0, _DRAW_SHARE),
     )
     config = config or build_preset("offline").with_overrides(
-        ["train.n_views=3", "embedder.exposure_views=0"]  # phantoms are all exposed alike
+        ["train.n_views=3", "embedder.exposure_views=0"]  # all phantoms have the same exposure
     )
     dataset = read_dataset(data, val_fraction=config.train.val_fraction, seed=config.train.seed)
     return train_ensemble(

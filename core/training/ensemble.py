@@ -1,6 +1,6 @@
 """Train two models on one data set and build their ensemble.
 
-Owns the pair and its shared trunk cache; every step is one of training's or ensemble's own.
+Owns the pair and its shared trunk cache; the steps themselves are in ``run`` and ``models``.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ WatchMember = Callable[[str, Embedder, TrunkCache], Watch]  # the member's name 
 
 
 def name_members(name: str) -> list[str]:
-    """The models that an ensemble of this name is trained from.
+    """List the models that an ensemble of this name consists of.
 
     Raises:
-        ConfigError: the name, or a member's, is not one that a model can have.
+        ConfigError: the name, or a member's, is not a valid model name.
     """
     return [check_model_id(f"{check_model_id(name)}-{suffix}") for suffix in MEMBERS]
 
@@ -48,23 +48,23 @@ def train_ensemble(
 
     Args:
         dataset: with training and validation images.
-        config: the recipe of both but for the objective.
-        name: of the ensemble; must be free.
+        config: the recipe of both, except the objective.
+        name: of the ensemble; must not be taken.
         settings: where checkpoints go, device, threads.
-        resume: go on with an interrupted run; finished members are kept.
+        resume: continue an interrupted run; finished members are kept.
         cache_trunk: keep trunk activations on disk while training.
-        is_synthetic: marks models of the drawn demo images.
+        is_synthetic: marks models trained on the synthetic demo images.
         progress: called with the fraction done and a message.
-        watch: makes the watcher of the fitting of the member it is told.
+        watch: builds the watcher for the member whose name it is given.
 
     Returns:
         The ensemble's folder.
 
     Raises:
         CheckpointError: a name is taken.
-        ConfigError: a finished member is of another recipe or other data; or a member's
-            validation accuracy is under the gate, and the members stay.
-        CoreError: what training raises.
+        ConfigError: a finished member has another recipe or other data, or a member's validation
+            accuracy is below the threshold (the members are kept).
+        CoreError: any error from training.
     """
     directory = settings.checkpoints_dir
     members = name_members(name)
@@ -100,9 +100,9 @@ def train_ensemble(
 
 
 def read_if_of_recipe(folder: Path, run: RunConfig) -> BundleConfig | None:
-    """A bundle's configuration, if it was trained with this recipe (the gate aside).
+    """A bundle's configuration, if it was trained with this recipe (except the threshold).
 
-    None where it was not, or cannot be read.
+    None if it was not, or cannot be read.
     """
     try:
         found = read_bundle_config(folder)
@@ -112,7 +112,7 @@ def read_if_of_recipe(folder: Path, run: RunConfig) -> BundleConfig | None:
 
 
 def _check_own(folder: Path, run: RunConfig, dataset: Dataset) -> None:
-    """A model that only has a member's name does not vote: it may be of any data."""
+    """Check that the model really is a member: one of the same name may be from any data."""
     found = read_if_of_recipe(folder, run)
     classes = (dataset.data_id, dataset.class_names, dataset.disease_index)
     if found and (found.data_id, found.class_names, found.disease_index) == classes:

@@ -26,7 +26,7 @@ _EMBED_ROWS = 32
 
 
 def _embed_split(embedder: Embedder, cache: TrunkCache, rows: NDArray[np.int64]) -> Embedded:
-    """Embed cached rows with the views a query would get."""
+    """Embed cached rows with the same views as a query."""
     starts = range(0, len(rows), _EMBED_ROWS)
     return embedder.embed_cached(cache.read_clean(rows[i : i + _EMBED_ROWS]) for i in starts)
 
@@ -47,13 +47,13 @@ def _build_gallery(
 
 
 def finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log) -> Contents:
-    """Embed the gallery, choose K on validation, calibrate, fit the map; the card is still empty.
+    """Embed the gallery, choose K on validation, calibrate, fit the map; the card is left empty.
 
     Args:
-        embedder: as it will answer (see ``freeze_trained``).
-        cache: complete; what it could not read is named in the metrics.
-        dataset: whose classes the labels are.
-        log: takes the validation figures.
+        embedder: as it will be used for prediction (see ``freeze_trained``).
+        cache: complete; unreadable images are listed in the metrics.
+        dataset: the data set that defines the classes.
+        log: receives the validation metrics.
     """
     config = embedder.config
     train_rows, val_rows = cache.find_rows("train"), cache.find_rows("val")
@@ -118,7 +118,7 @@ def _vote_on_validation(
     *,
     config: RunConfig,
 ) -> tuple[KSearch, NDArray[np.float64]]:
-    """Choose K, and the share of the vote for disease of every validation image."""
+    """Choose K, and compute the disease share of the vote on every validation image."""
     related = [
         gallery.find_related(
             sha256=cache.compute_sha256(int(row)), group=cache.records[row].group or ""
@@ -159,7 +159,7 @@ def describe(
 
 
 def write_card(config: BundleConfig, contents: Contents) -> str:
-    """The model's card in Markdown: what it was made of, and how it did on validation."""
+    """The model's card in Markdown: how it was trained and its validation metrics."""
     report = contents.metrics["validation"]
     low, high = report["accuracy_ci95"]
     backbones = "\n".join(

@@ -1,8 +1,8 @@
 """The training loop: batches from the trunk cache, the loss, Lightning, checkpoints.
 
-Owns what one optimiser step sees and how the loop survives being killed. Every random draw comes
-from the run's seed and the step it belongs to, so a run that was killed and resumed ends where an
-uninterrupted one does.
+Owns what one optimiser step sees and how the loop survives being killed. Every random draw depends
+only on the run's seed and the step, so a run that was killed and resumed gives the same result as
+an uninterrupted one.
 """
 
 import os
@@ -28,13 +28,13 @@ from core.network.net import N_CLASSES, EmbeddingNet
 from core.training.objectives import LOSSES, Batch
 from core.training.trunk_cache import TrunkCache
 
-_STEPS_PER_GROUP = 20  # steps between two checkpoints: what a kill can lose
+_STEPS_PER_GROUP = 20  # steps between two checkpoints: the most a kill can lose
 _COLLAPSED = 0.02  # spread below this: all images point in nearly the same direction ...
 _SEPARATION_ROWS = 256  # images compared with all others at a time
-_NOT_APART = 1.1  # ... and classes no farther from each other than from themselves
+_NOT_APART = 1.1  # ... and between-class distances no larger than within-class distances
 
 Log = Callable[[str], None]
-Watch = Callable[[dict[str, float]], None]  # figures of the step just done
+Watch = Callable[[dict[str, float]], None]  # receives the metrics of the latest step
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ def draw_steps(
     epoch: int,
     is_stored: bool = True,
 ) -> list[Step]:
-    """Draw one epoch of P x M batches: every class present, M images of it, each with a view.
+    """Draw one epoch of P x M batches: M images of every class, each with one view.
 
-    The epoch ends when the larger class has been shown once; the smaller is shown again.
+    An epoch shows the larger class once; the smaller class is oversampled.
 
     Args:
         labels: (N,) class of each row.
         rows: (N,) cache rows.
         n_images_per_class: M.
-        n_views: augmented views to choose from, beside the clean one.
+        n_views: augmented views to choose from, in addition to the clean one.
         seed: of the run.
-        epoch: same seed and epoch, same steps.
-        is_stored: False takes a fresh augmented view per epoch instead of a stored one.
+        epoch: the same seed and epoch give the same steps.
+        is_stored: False: use a fresh augmented view per epoch instead of a stored one.
     """
     rng = np.random.default_rng([seed, 1, epoch])
     classes = [rows[labels == label] for label in np.unique(labels)]
@@ -86,7 +86,7 @@ def draw_steps(
 
 
 class _StepDataset(Dataset[tuple[list[Tensor], Tensor]]):
-    """Reads the batch of a step out of the cache."""
+    """Reads the batch of a step from the cache."""
 
     def __init__(self, cache: TrunkCache, steps: list[Step]) -> None:
         self.cache = cache
@@ -104,7 +104,7 @@ class _StepDataset(Dataset[tuple[list[Tensor], Tensor]]):
 class FittingModule(L.LightningModule):  # type: ignore[misc]
     """The loss of the objective on tails and adapters, each with its own learning rate.
 
-    Lightning's epoch is a group of steps here, so that a checkpoint is written every few seconds
+    One Lightning epoch is a group of steps here, so that a checkpoint is written every few seconds,
     however long a pass over the data takes.
     """
 
@@ -138,11 +138,11 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
 
     @property
     def n_groups(self) -> int:
-        """Lightning epochs in the run."""
+        """Number of Lightning epochs in the run."""
         return -(-len(self.steps) // _STEPS_PER_GROUP)
 
     def train_dataloader(self) -> DataLoader[tuple[list[Tensor], Tensor]]:
-        """The steps of the current group; made anew for every group."""
+        """The steps of the current group; rebuilt for every group."""
         start = self.current_epoch * _STEPS_PER_GROUP
         chosen = self.steps[start : start + _STEPS_PER_GROUP]
         return DataLoader(_StepDataset(self.cache, chosen), batch_size=None, shuffle=False)
@@ -175,25 +175,25 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read checkpoints of version 0.1 too, which kept the proxies under another name."""
+        """Also read checkpoints of version 0.1, which stored the proxies under another name."""
         state = checkpoint["state_dict"]
         for key in [key for key in state if key.startswith("proxies.")]:
             state[f"loss.{key}"] = state.pop(key)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:  # noqa: ARG002
-        """Seed dropout by the step, so that a resumed run draws the same masks."""
+        """Seed dropout from the step number, so that a resumed run draws the same masks."""
         torch.manual_seed(self.config.train.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Return the loss of one batch, and log how far the embedding spreads."""
+        """Return the loss of one batch, and log the spread of the embeddings."""
         activations, labels = batch
         features = self.net.pool(activations)
         parts = self.net.embed_parts(features)
         seen = Batch(features, parts, labels, self.global_step, len(self.steps))
         loss: Tensor = self.loss(self.net, seen)
         if self.auxiliary is not None:
-            # The features learn from every image, not only from the hardest of a batch; the
-            # classifier itself is thrown away (Luo et al. 2019, arXiv:1903.07071).
+            # The auxiliary classifier lets features learn from every image, not only the hardest;
+            # it is discarded afterwards (Luo et al. 2019, arXiv:1903.07071).
             weight = self.config.objective.auxiliary_weight
             loss = loss + weight * nn.functional.cross_entropy(self.auxiliary(features), labels)
         points = parts[0].detach().cpu().numpy()
@@ -209,15 +209,15 @@ class FittingModule(L.LightningModule):  # type: ignore[misc]
 
 
 def compute_spread(embeddings: NDArray[np.float32]) -> float:
-    """How far (N, D) unit embeddings spread: 0 all in one place, 1 balanced over the sphere."""
+    """Spread of (N, D) unit embeddings: 0 at a single point, 1 balanced over the sphere."""
     return float(1.0 - np.linalg.norm(embeddings.mean(axis=0)))
 
 
 def compute_separation(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Mean distance between images of different classes over that within classes; 1 is chance."""
+    """Ratio of mean between-class to mean within-class distance; 1 is chance."""
     points = embeddings.astype(np.float64)
     total, within = 0.0, 0.0
-    for start in range(0, len(points), _SEPARATION_ROWS):  # all pairs at once would not fit
+    for start in range(0, len(points), _SEPARATION_ROWS):  # all pairs would not fit in memory
         apart = cdist(points[start : start + _SEPARATION_ROWS], points)
         total += apart.sum()
         within += apart[labels[start : start + _SEPARATION_ROWS, None] == labels[None]].sum()
@@ -229,11 +229,11 @@ def compute_separation(embeddings: NDArray[np.float32], labels: NDArray[np.int64
 def compute_active(
     embeddings: NDArray[np.float32], labels: NDArray[np.int64], *, margin: float
 ) -> float:
-    """Share of a batch's images whose hardest triplet still has a non-zero loss.
+    """Fraction of a batch's images whose hardest triplet still has a non-zero loss.
 
     Args:
-        embeddings: (B, D); labels (B,) with every class twice or more.
-        margin: a triplet is done when its negative is this much farther than its positive.
+        embeddings: (B, D); labels (B,) with at least two images of every class.
+        margin: the loss is zero if the negative is at least this much farther than the positive.
     """
     points = embeddings.astype(np.float64)
     apart = cdist(points, points)
@@ -244,7 +244,7 @@ def compute_active(
 
 
 class _Saver(L.Callback):  # type: ignore[misc]
-    """After each group of steps: a checkpoint by rename, a line in the log, the progress."""
+    """After each group of steps: save a checkpoint atomically, log a line, report progress."""
 
     def __init__(
         self, path: Path, *, log: Log, progress: Progress | None, watch: Watch | None
@@ -257,7 +257,7 @@ class _Saver(L.Callback):  # type: ignore[misc]
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: FittingModule) -> None:
         temporary = self.path.with_suffix(".writing")
         trainer.save_checkpoint(temporary)
-        with temporary.open("rb") as handle:  # a power cut must not leave the name without content
+        with temporary.open("rb") as handle:  # a power cut must not leave an empty file
             os.fsync(handle.fileno())
         os.replace(temporary, self.path)
         metrics = trainer.callback_metrics
@@ -284,9 +284,9 @@ class _Saver(L.Callback):  # type: ignore[misc]
 
 
 def find_collapse(spread: float, separation: float) -> str | None:
-    """Return a warning in words when the embedding has collapsed.
+    """Return a warning if the embedding has collapsed, else None.
 
-    A narrow cone alone is none: distances inside it can still tell the classes apart.
+    A narrow cone alone is not a collapse: distances inside it can still separate the classes.
     """
     if spread >= _COLLAPSED or separation >= _NOT_APART:
         return None
@@ -304,7 +304,7 @@ def _find_checkpoint(path: Path, *, log: Log) -> Path | None:
         log("training begins")
         return None
     try:
-        with zipfile.ZipFile(path) as archive:  # torch's format; every part has its checksum
+        with zipfile.ZipFile(path) as archive:  # torch's format; every entry has a checksum
             is_whole = archive.testzip() is None
     except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError):
         is_whole = False
@@ -330,22 +330,22 @@ def fit(
     """Train the tails and the adapter in place, from the last checkpoint if one can be read.
 
     Args:
-        embedder: its net is trained; frozen and in eval mode again afterwards.
+        embedder: its net is trained, and is frozen and in eval mode afterwards.
         cache: complete.
         folder: of the run; ``last.ckpt`` in it is replaced after every group of steps.
-        log: takes a line per group.
+        log: receives one line per group.
         progress: called with the fraction of steps done.
         watch: called with the metrics after every group of steps; it may embed images, but must
-            not draw from torch's generator nor change a parameter.
+            not use torch's random generator or change a parameter.
     """
-    embedder.net.requires_grad_(True).train()  # Lightning keeps the mode that it finds
+    embedder.net.requires_grad_(True).train()  # Lightning keeps the current mode
     module = FittingModule(embedder.net, embedder.config, cache=cache)
     last = folder / "last.ckpt"
     checkpoint = _find_checkpoint(last, log=log)
     with warnings.catch_warnings():
-        # Batches are read from a memory map: loader processes would only copy them.
+        # Batches are read from a memory map, so loader processes would only add copies.
         warnings.simplefilter("ignore", PossibleUserWarning)
-        # Lightning 2.6 still asks torch in a way that torch 2.14 deprecates.
+        # Lightning 2.6 still uses an API that torch 2.14 deprecates.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(embedder.device.type, embedder.device.type),

@@ -1,7 +1,7 @@
-"""Initialise a linear adapter as a PCA, and average the trained net with its start.
+"""Initialise linear adapters by PCA, and average the trained net with its initial parameters.
 
-Owns the label-free first value of a linear adapter and the average of a trained net with the
-untrained one. Knows nothing of losses.
+Owns the label-free initialisation of a linear adapter and the weight averaging of the trained and
+the untrained net. Knows nothing of losses.
 """
 
 import numpy as np
@@ -19,11 +19,11 @@ _ROWS = 64
 def begin_with_pca(embedder: Embedder, cache: TrunkCache) -> dict[str, Tensor]:
     """Set linear adapters to the principal components of the untrained training features.
 
-    The embedding then begins as a fair map of the pretrained features, found without labels.
-    Adapters with a hidden layer keep their random beginning.
+    The embedding then starts as a faithful projection of the pretrained features, without labels.
+    Adapters with a hidden layer keep their random initialisation.
 
     Returns:
-        A copy of the net's parameters as training finds them.
+        A copy of the net's parameters at the start of training.
     """
     net = embedder.net
     if embedder.config.embedder.hidden_dim == 0 and len(net.adapters):
@@ -60,8 +60,8 @@ def _set_adapters(embedder: Embedder, cache: TrunkCache) -> None:
 def average_with_start(net: EmbeddingNet, start: dict[str, Tensor], *, share: float) -> None:
     """Replace the parameters by (1 - share) times themselves plus share times the start.
 
-    A trained net knows its hospital, a pretrained one all kinds of pictures; between the two lies
-    one that keeps most of the first and loses less elsewhere.
+    A fine-tuned net fits its own hospital's images, a pretrained one generalises to all kinds. An
+    average of the two keeps most of the first's accuracy and loses less on other data.
 
     Reference: Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903.
     """

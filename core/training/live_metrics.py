@@ -1,7 +1,8 @@
 """Metrics computed during training: validation by K, embedding spread, the map as it forms.
 
-Owns the figures that a live page draws. They are measured on a sample of the images with one view
-each, so they are rougher than those of the finished model, and cost at most a tenth of the time.
+Owns the metrics that a live page shows. They are measured on a sample of the images with one view
+each, so they are less precise than those of the finished model, and take at most a tenth of the
+time.
 """
 
 import time
@@ -18,9 +19,9 @@ from core.stats.metrics import rank_auroc
 from core.training.fitting import Watch, compute_spread
 from core.training.trunk_cache import TrunkCache
 
-_N_SAMPLED = 192  # images of train, and of validation
+_N_SAMPLED = 192  # images from training, and from validation
 _ROWS = 32
-_MAX_SHARE = 0.1  # of the time that may go into watching
+_MAX_SHARE = 0.1  # of the time, at most, spent on live metrics
 
 Sink = Callable[[dict[str, Any]], None]
 
@@ -28,7 +29,7 @@ Sink = Callable[[dict[str, Any]], None]
 def build_watcher(embedder: Embedder, cache: TrunkCache, *, sink: Sink) -> Watch:
     """Return a function for ``fitting.fit`` that measures and hands each record to ``sink``.
 
-    A record holds the step's own figures (step, n_steps, loss, spread, separation, active,
+    A record holds the step's own metrics (step, n_steps, loss, spread, separation, active,
     adapter_lr, tail_lr) and, when time allows and at the end, ``validation``: accuracy, auroc,
     k_scores, spread, and ``map`` with xy (N, 2) and is_disease (N,).
     """
@@ -44,7 +45,7 @@ def build_watcher(embedder: Embedder, cache: TrunkCache, *, sink: Sink) -> Watch
 
 
 class _Watcher:
-    """Embeds the sample anew and keeps the last map, so that the next one does not jump."""
+    """Embeds the sample again and keeps the last map, so that the next one does not jump."""
 
     def __init__(self, embedder: Embedder, cache: TrunkCache) -> None:
         self.embedder = embedder
@@ -57,11 +58,11 @@ class _Watcher:
 
     @property
     def may_measure(self) -> bool:
-        """Whether the share of time spent on watching allows another measurement."""
+        """Whether the time spent on live metrics so far allows another measurement."""
         return self.cost <= _MAX_SHARE * (time.monotonic() - self.last_end)
 
     def measure(self) -> dict[str, Any]:
-        """Validation figures of the net as it is now."""
+        """Validation metrics of the net in its current state."""
         began = time.monotonic()
         val = self._embed(self.val_rows)
         labels = self._labels(self.val_rows)
@@ -115,7 +116,7 @@ class _Watcher:
         )
 
     def _place(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The two directions of largest spread, turned to agree with the last map's."""
+        """Project onto the two directions of largest variance, aligned with the last map."""
         centred = embeddings.astype(np.float64) - embeddings.mean(axis=0)
         axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
         if self.axes is not None and self.axes.shape == axes.shape:
@@ -127,7 +128,7 @@ class _Watcher:
 
 
 def _sample(cache: TrunkCache, split: str) -> NDArray[np.int64]:
-    """At most so many rows, the classes in their proportion, always the same ones."""
+    """A fixed stratified sample of at most _N_SAMPLED rows."""
     rows = cache.find_rows(split)
     if len(rows) <= _N_SAMPLED:
         return rows

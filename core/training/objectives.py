@@ -1,6 +1,6 @@
 """The table of training objectives: the loss of each, and how the report describes it.
 
-To add one: its loss here, an entry in ``LOSSES``, and its name with its number of adapters in
+To add one, put its loss here, an entry in ``LOSSES``, and its name with its number of adapters in
 ``core.config.sections.OBJECTIVES``.
 """
 
@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from core.config import ObjectiveConfig, RunConfig
 from core.network.net import N_CLASSES, EmbeddingNet
 
-_PROXY_LR_FACTOR = 100.0  # proxies start at random and must travel (Kim et al. 2020, section 4.2)
+_PROXY_LR_FACTOR = 100.0  # proxies start at random and must move far (Kim et al. 2020, section 4.2)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a loss sees of one optimiser step; the net ran once for all of it."""
+    """Input to a loss for one optimiser step, from a single run of the net."""
 
     features: Tensor  # (B, F), pooled
     parts: list[Tensor]  # per adapter (B, D) unit embeddings
     labels: Tensor  # (B,) class index
-    step: int  # of the run, from 0
+    step: int  # step number in the run, from 0
     n_steps: int
 
 
@@ -49,8 +49,8 @@ class ClassifierLoss(nn.Module):
 class TripletLoss(nn.Module):
     """Triplet loss with batch-hard mining on the first adapter's embedding.
 
-    Mining the hardest pairs of a net that has learnt nothing can pull all images into one point
-    (Schroff et al. 2015, arXiv:1503.03832, section 3.2): semi-hard ones may go first.
+    Mining the hardest pairs from the start can collapse all images into one point
+    (Schroff et al. 2015, arXiv:1503.03832, section 3.2): semi-hard pairs can be used first.
 
     Reference: Hermans et al. 2017, arXiv:1703.07737.
     """
@@ -103,11 +103,11 @@ class MetricEnsembleLoss(nn.Module):
 
 @dataclass(frozen=True)
 class Loss:
-    """One objective: how its loss is built, and what a report says of it."""
+    """One objective: how its loss is built, and how a report describes it."""
 
-    build: Callable[[RunConfig], nn.Module]  # its own parameters are trained beside the adapters
+    build: Callable[[RunConfig], nn.Module]  # its own parameters are trained with the adapters
     describe: Callable[[ObjectiveConfig], str]  # a noun phrase
-    lr_factor: float = 1.0  # of the loss's own parameters, times the adapters' rate
+    lr_factor: float = 1.0  # learning rate of the loss's own parameters, relative to the adapters'
 
 
 def _describe_triplet(aim: ObjectiveConfig) -> str:

@@ -1,7 +1,7 @@
 """Fine-tune from data to model bundle: run folder, trunk cache, fitting, choice of K.
 
-Owns what a run is. It lives in a hidden folder beside the models until its bundle is written
-whole; killed at any moment, it is resumed from there.
+Owns what makes up a run. A run lives in a hidden folder beside the models until its bundle is
+written atomically; if it is killed at any moment, it can be resumed from there.
 """
 
 import dataclasses
@@ -53,23 +53,25 @@ def train(
     Args:
         dataset: with training and validation images.
         config: the whole recipe.
-        name: of the new model; must be free.
+        name: of the new model; must not be taken.
         settings: where checkpoints go, device, threads.
-        resume: go on with an interrupted run of this name; begins anew if there is none.
+        resume: continue an interrupted run of this name; starts a new one if there is none.
         cache_trunk: keep trunk activations on disk while training.
-        cache_folder: where; given, it is kept for the next run on the same data and views.
-        is_synthetic: marks models of the drawn demo images.
-        progress: called with the fraction done and a sentence with the time left.
+        cache_folder: where to keep them; if given, it is kept for later runs on the same data and
+            views.
+        is_synthetic: marks models trained on the synthetic demo images.
+        progress: called with the fraction done and a message with the time left.
+        watch: builds the watcher of the fit (see ``core.training.live_metrics``).
         watch: makes the watcher of the fitting (see ``core.training.live_metrics``).
 
     Returns:
         The bundle's folder.
 
     Raises:
-        CheckpointError: the name is taken, or what an interrupted run left cannot be read.
-        JobError: an interrupted run of this name exists, or one is running now.
+        CheckpointError: the name is taken, or the files of an interrupted run cannot be read.
+        JobError: an interrupted run of this name exists, or one is running.
         ConfigError: the interrupted run had other settings or data.
-        DataError: too few images, or the disk is too small.
+        DataError: too few images, or not enough disk space.
     """
     final = settings.checkpoints_dir / check_model_id(name)
     if final.exists():
@@ -102,7 +104,7 @@ def train(
         fit(embedder, cache, folder, log=log, progress=report, watch=observe)
         if embedder.net.classifier is None:
             average_with_start(embedder.net, start, share=config.train.start_share)
-        seconds["fit"] = time.monotonic() - began  # of this process; a resumed run's was longer
+        seconds["fit"] = time.monotonic() - began  # in this process; a resumed run took longer
         if progress:
             progress(0.97, "choosing K, fitting the map, writing the model")
         contents = finish(freeze_trained(embedder), cache, dataset, log=log)
@@ -124,7 +126,7 @@ def train(
 
 @contextmanager
 def _open_run(folder: Path, *, resume: bool) -> Iterator[Path]:
-    """Make the run's folder, or go on in it, and hold it."""
+    """Create the run's folder, or reopen it, and hold its lock."""
     had_run = (folder / "run.json").is_file()
     if had_run and not resume:
         raise JobError(
@@ -214,11 +216,11 @@ def _check_enough(dataset: Dataset, cache: TrunkCache) -> None:
 def _with_eta(
     progress: Progress | None, stage: str, *, start: float, share: float
 ) -> Progress | None:
-    """Map a stage's share onto the whole run's and add the time it still needs."""
+    """Map a stage's progress onto the whole run's and add the estimated time left."""
     if progress is None:
         return None
     began = time.monotonic()
-    first: float | None = None  # a resumed stage does not begin at zero
+    first: float | None = None  # a resumed stage does not start at zero
 
     def report(done: float, text: str) -> None:
         nonlocal first
@@ -227,11 +229,11 @@ def _with_eta(
             first = done
         gained = done - first
         left = elapsed * (1.0 - done) / gained if gained > 0 else None
-        eta = f", about {_say_duration(left)} left in this stage" if left is not None else ""
+        eta = f", about {_format_duration(left)} left in this stage" if left is not None else ""
         progress(start + share * done, f"{stage}: {text}{eta}")
 
     return report
 
 
-def _say_duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

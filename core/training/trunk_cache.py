@@ -1,9 +1,9 @@
 """The trunk cache: activations of a data set on disk, computed once for many epochs.
 
-Owns the files, their resumption after a kill, and the list of images that could not be read. For
-every image of train and validation it keeps the clean test-time views (they become the gallery),
-for training images the augmented views too, drawn once from the run's seed. Memory-mapped, two
-bytes a value: bfloat16 of a trunk that runs in it, else float16.
+Owns the files, their resumption after a kill, and the list of unreadable images. For every training
+and validation image it stores the clean test-time views (they become the gallery), and for training
+images also the augmented views, drawn once from the run's seed. Memory-mapped, two bytes per value:
+bfloat16 if the trunk runs in bfloat16, else float16.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ from core.network.transforms import augment, build_batch, build_test_views
 
 logger = logging.getLogger(__name__)
 
-_GROUP = 16  # images between two marks of progress on disk: what a kill can lose
+_GROUP = 16  # images between two progress updates on disk: the most a kill can lose
 
 
 @dataclass(frozen=True)
 class _Progress:
-    """What ``progress.json`` holds."""
+    """The content of ``progress.json``."""
 
     key: str
     n_done: int
@@ -42,7 +42,7 @@ class _Progress:
 
 
 class TrunkCache:
-    """Activations of ``records``, row by row, in one folder."""
+    """Activations of ``records``, one per row, in one folder."""
 
     def __init__(
         self,
@@ -56,15 +56,15 @@ class TrunkCache:
         """Open or create the files.
 
         Args:
-            folder: where they lie; an interrupted build in it is continued.
-            embedder: runs the trunks; its config says how many views.
+            folder: of the files; an interrupted build in it is continued.
+            embedder: runs the trunks; its config gives the number of views.
             records: training and validation images, in a fixed order.
-            data_id: of their data set: a cache of other images of these names is built anew.
-            is_stored: False keeps no activations: images are read and run through the trunks
-                whenever asked for, and there is no limit on the number of augmented views.
+            data_id: of the data set; a cache of other images with these names is rebuilt.
+            is_stored: False: keep no activations. Images are read and run through the trunks on
+                demand, and the number of augmented views is not limited.
 
         Raises:
-            DataError: the disk is too small.
+            DataError: there is not enough disk space.
         """
         self.folder = folder
         self.embedder = embedder
@@ -111,11 +111,11 @@ class TrunkCache:
         return np.array(rows, dtype=np.int64)
 
     def compute_sha256(self, row: int) -> str:
-        """Hash of the file behind a readable row, as it was when read."""
+        """Hash of the file behind a readable row, as of when it was read."""
         return self._state.sha256[row]
 
     def read_clean(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Tensor]:
-        """Per backbone the (V, B, ...) activations of the test-time views."""
+        """Read the test-time views' activations: (V, B, ...) per backbone."""
         if not self.is_stored:
             views = torch.stack([self._draw_clean(self._load(int(row))) for row in rows], dim=1)
             outputs = self._run(views.flatten(0, 1))
@@ -126,7 +126,7 @@ class TrunkCache:
         ]
 
     def read_views(self, rows: Sequence[int], views: Sequence[int]) -> list[Tensor]:
-        """Per backbone the (B, ...) activations of one view each: 0 is clean, then augmented."""
+        """Read one view per row: (B, ...) per backbone. View 0 is clean, the others augmented."""
         if not self.is_stored:
             pairs = zip(rows, views, strict=True)
             drawn = [self._draw(self._load(row), row=row, view=view) for row, view in pairs]
@@ -144,14 +144,14 @@ class TrunkCache:
         ]
 
     def read_thumbnail(self, row: int) -> bytes:
-        """The encoded thumbnail of a readable row."""
+        """Read the encoded thumbnail of a readable row."""
         return (self.folder / "thumbnails" / f"{row}.jpg").read_bytes()
 
     def build(self, *, progress: Progress | None = None) -> None:
-        """Run the trunks over what is still missing; safe to kill at any moment.
+        """Run the trunks on all missing images; safe to kill at any moment.
 
         Args:
-            progress: called with the fraction done and a sentence, from before the first image on.
+            progress: called with the fraction done and a message, first before any image.
         """
         tell = progress or (lambda _done, _text: None)
         n = len(self.records)
@@ -163,7 +163,7 @@ class TrunkCache:
             for row, (record, image) in enumerate(load_ahead(self.records[start:stop]), start):
                 tell(row / n, f"{row} of {n} images")
                 if isinstance(image, ImageError):
-                    if image.code == "image.missing":  # listed a moment ago: not a bad file
+                    if image.code == "image.missing":  # existed when listed: moved or deleted
                         raise DataError(
                             f"{record.key} is no longer there: the data was moved or removed while "
                             "training ran. Put it back, then resume.",
@@ -214,14 +214,14 @@ class TrunkCache:
         return image
 
     def _run(self, batch: Tensor) -> list[Tensor]:
-        # A copy made outside inference mode is an ordinary tensor that autograd may use.
+        # A copy made outside inference mode is an ordinary tensor that autograd can use.
         return [output.clone() for output in self.embedder.run_trunks(batch)]
 
     def _draw_clean(self, image: Image) -> Tensor:
         return build_test_views([image.pixels], self.embedder.config)[:, 0]
 
     def _draw(self, image: Image, *, row: int, view: int) -> Tensor:
-        """One training view (3, S, S): 0 is the clean one; same row and view, same picture."""
+        """One training view (3, S, S): 0 is clean; deterministic per row and view."""
         config = self.embedder.config
         if view == 0:
             return build_batch([image.pixels], size=config.preprocess.input_size)[0]
@@ -287,7 +287,7 @@ class TrunkCache:
                 return _Progress(self._key, int(raw["n_done"]), sha256, skipped)
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, TypeError, AttributeError):  # a power cut came before it
+        except (ValueError, KeyError, TypeError, AttributeError):  # e.g. after a power cut
             logger.warning("the progress of a trunk cache is damaged; it is built anew")
         return _Progress(self._key, 0, {}, {})
 
@@ -303,7 +303,7 @@ class TrunkCache:
 
 
 def _choose_dtype(activation: Tensor) -> np.dtype[np.uint16] | np.dtype[np.float16]:
-    """Two bytes a value: bfloat16 as it is (NumPy has none: its bits), float32 as float16."""
+    """Choose a two-byte type: bfloat16 as raw bits (NumPy lacks it), float32 as float16."""
     half = activation.dtype == torch.bfloat16
     return np.dtype(np.uint16) if half else np.dtype(np.float16)
 

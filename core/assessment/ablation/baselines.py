@@ -1,7 +1,7 @@
 """Ablation baselines: KNN and logistic regression on the frozen trunks' features.
 
-Owns plain KNN and logistic regression on them; which run they belong to is
-core.assessment.ablation.runs'.
+Owns plain KNN and logistic regression on them; core.assessment.ablation.runs decides which run they
+belong to.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from core.stats import metrics
 
 logger = logging.getLogger(__name__)
 
-_LOGISTIC_C = 10.0  # fixed beforehand, not searched
+_LOGISTIC_C = 10.0  # fixed in advance, not tuned
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,25 +34,25 @@ class Frozen:
     """The frozen trunks' features of one image."""
 
     features: NDArray[np.float32]  # (D,)
-    sha256: str  # of its file
+    sha256: str  # of the image's file
 
 
 def measure_floors(
     dataset: Dataset, config: RunConfig, *, settings: Settings, memo: dict[str, Frozen | None]
 ) -> list[dict[str, Any]]:
-    """KNN and logistic regression on the frozen pooled features, four views for all images.
+    """Measure KNN and logistic regression on frozen pooled features of four views per image.
 
     Args:
         dataset: with all three splits.
         config: of a plain classifier, untrained.
         settings: of this machine.
-        memo: what the trunks saw of each image, by key; what is missing is added.
+        memo: frozen features by image key; missing ones are added.
 
     Returns:
-        A row for each: the figures of ``metrics.compute_metrics``, system, label and predictions.
+        One row for each: the metrics of ``metrics.compute_metrics``, system, label and predictions.
 
     Raises:
-        DataError: too few images to choose K, or no image is left to vote on one.
+        DataError: too few images to choose K, or every image is excluded from the vote on one.
     """
     kept, seen = _embed_frozen(dataset, config, settings=settings, memo=memo)
     features = {s: np.array([f.features for f in found]) for s, found in seen.items()}
@@ -92,7 +92,7 @@ def measure_floors(
 def _list_barred(
     gallery: Gallery, records: Sequence[Record], seen: Sequence[Frozen]
 ) -> list[NDArray[np.int64]]:
-    """For each image the gallery rows that may not vote on it, as in the vote of a model."""
+    """For each image, the gallery rows excluded from its vote, as in a model's vote."""
     related = [
         gallery.find_related(sha256=frozen.sha256, group=record.group or "")
         for record, frozen in zip(records, seen, strict=True)
@@ -105,7 +105,7 @@ def _embed_frozen(
 ) -> tuple[dict[str, list[Record]], dict[str, list[Frozen]]]:
     """Every readable image by split, and its frozen features: an untrained classifier's embedding.
 
-    They are the same for every seed, which only moves images between training and validation.
+    The features do not depend on the seed, which only assigns images to training or validation.
     """
     missing = [record for record in dataset.records if record.key not in memo]
     if missing:

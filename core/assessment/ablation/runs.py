@@ -1,8 +1,8 @@
 """Train and measure each system of the report on one data folder.
 
-Owns which systems there are and where their runs lie. Every finished run is a file, so a killed
-ablation goes on where it was, and one whose recipe has changed since is run again; the trunk cache
-is shared by all systems of one seed.
+Owns the list of systems and the folders of their runs. Every finished run is a file, so a killed
+ablation continues where it stopped, and a run whose recipe has changed is repeated. All systems
+with the same seed share the trunk cache.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from core.network.embedder import Progress
 from core.training.run import train
 
 _T = TypeVar("_T")
-_SMALLER = {448: 384, 288: 224}  # the input size that a preset is compared with
+_SMALLER = {448: 384, 288: 224}  # the input size that each preset is compared with
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class System:
     key: str
     label: str
     overrides: tuple[str, ...] = ()
-    preset: str | None = None  # instead of the ablation's
-    members: tuple[str, ...] = ()  # of a vote
+    preset: str | None = None  # replaces the ablation's preset
+    members: tuple[str, ...] = ()  # keys of the members, if the system is a vote
 
 
 SYSTEMS = {
@@ -77,7 +77,7 @@ class _Bench:
 
     data: Path
     preset: str
-    settings: Settings  # its checkpoints folder holds this ablation's models
+    settings: Settings  # their checkpoints folder holds the ablation's models
     disease_class: str | None
     overrides: tuple[str, ...]
     frozen: dict[str, Frozen | None] = field(default_factory=dict)  # memo, by image
@@ -94,25 +94,25 @@ def run_ablation(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train and measure the systems, each with seeds 0 .. n_seeds - 1.
+    """Train and measure each system with seeds 0 .. n_seeds - 1.
 
     Args:
-        data: folder with a test split; validation is drawn by the seed of the run.
-        preset: of the systems that do not bring their own.
-        systems: keys of SYSTEMS; members of a vote are added where missing.
+        data: folder with a test split; validation images are drawn with the run's seed.
+        preset: for the systems that do not have their own.
+        systems: keys of SYSTEMS; missing members of a vote are added.
         n_seeds: training runs per system.
-        settings: the work is kept in ``.ablation`` of its checkpoints folder.
-        disease_class: which class is disease, where names do not say.
-        overrides: ``section.key=value`` for every system; what a system sets itself comes after.
+        settings: results are kept in ``.ablation`` in its checkpoints folder.
+        disease_class: which class is the disease, if the names do not tell.
+        overrides: ``section.key=value`` for every system; a system's own overrides take precedence.
         progress: called with the fraction done and a message.
 
     Returns:
-        ``runs`` (the evaluate JSON of each with system, seed, recipe, seconds), ``floors`` (the
-        same for plain KNN and logistic regression on frozen features), ``summary`` (mean and 95 %
+        ``runs`` (each run's evaluate JSON with system, seed, recipe, seconds), ``floors`` (the same
+        for plain KNN and logistic regression on frozen features), ``summary`` (mean and 95 %
         interval over seeds and test images) and ``tests`` (paired, against system 1 and floors).
 
     Raises:
-        ConfigError: an unknown system, or no seed.
+        ConfigError: a system is unknown, or there is no seed.
         CoreError: what training or reading the data raises.
     """
     chosen = _choose_systems(systems)
@@ -201,7 +201,7 @@ def _run_system(bench: _Bench, system: System, *, seed: int) -> dict[str, Any]:
     config = _configure(bench, system, seed=seed)
     dataset = _read_data(bench, config)
     if system.members:
-        shutil.rmtree(directory / name, ignore_errors=True)  # may name members of before
+        shutil.rmtree(directory / name, ignore_errors=True)  # may refer to earlier members
         members = [f"system-{key}-seed-{seed}" for key in system.members]
         build_ensemble(directory, name, members, min_val_accuracy=0.0)
     else:
@@ -227,7 +227,7 @@ def _measure_system(model: Model, dataset: Dataset) -> dict[str, Any]:
 
 
 def _train_system(bench: _Bench, dataset: Dataset, config: RunConfig, *, name: str) -> None:
-    """Train a model, or reuse the one an interrupted ablation made with the same recipe."""
+    """Train a model, or reuse one that an interrupted ablation trained with the same recipe."""
     folder = bench.settings.checkpoints_dir / name
     if folder.is_dir():
         if read_bundle_config(folder).run == config:
@@ -251,9 +251,9 @@ def _identify(configs: Sequence[RunConfig]) -> str:
 
 
 def _read_kept(path: Path, recipe_id: str) -> list[dict[str, Any]]:
-    """Rows kept by an earlier ablation with the same recipe; empty otherwise.
+    """Rows saved by an earlier ablation with the same recipe; empty otherwise.
 
-    Rows without a ``recipe_id``, kept before there was one, count as of this recipe.
+    Rows without a ``recipe_id`` predate that field and are assumed to match.
     """
     if not path.is_file():
         return []
@@ -263,7 +263,7 @@ def _read_kept(path: Path, recipe_id: str) -> list[dict[str, Any]]:
 
 
 def _keep(path: Path, outcome: _T) -> _T:
-    """Write an outcome and return what a later run will read."""
+    """Write an outcome and return it as a later run will read it."""
     text = json.dumps(outcome)
     write_text(path, text)
     kept: _T = json.loads(text)
@@ -280,7 +280,7 @@ def _describe_recipe(model: Model) -> dict[str, Any]:
 
 
 def _sum_seconds(model: Model) -> dict[str, float]:
-    """Seconds of training without, and of running, the trunks; of all members."""
+    """Seconds of training (without the trunks) and of running the trunks, over all members."""
     parts = [member.bundle.metrics["seconds"] for member in model.members]
     return {key: float(sum(part[key] for part in parts)) for key in parts[0]}
 
@@ -295,7 +295,7 @@ def _list_predictions(reading: SplitReading) -> dict[str, Any]:
 
 
 def _run_floors(bench: _Bench, *, seed: int) -> list[dict[str, Any]]:
-    """The baselines' rows, against which every system of the seed is compared."""
+    """The baselines' rows, to which every system with this seed is compared."""
     path = bench.settings.checkpoints_dir / f".floors-seed-{seed}.json"
     config = _configure(bench, SYSTEMS["1"], seed=seed)
     recipe_id = _identify([config])

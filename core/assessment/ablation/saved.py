@@ -1,7 +1,6 @@
-"""Read ablations that were saved earlier.
+"""Read saved ablations.
 
-Owns where their files lie: ``ablation*.json`` in the checkpoints folder and in
-``benchmarks/results``, as written by ``python -m core ablation --json``.
+Owns their location: ``ablation*.json`` in the checkpoints folder and in
 """
 
 import json
@@ -16,11 +15,11 @@ _NEEDED = ("data_name", "preset", "n_seeds", "created", "summary")
 
 @dataclass(frozen=True)
 class Ablation:
-    """The table of one ablation."""
+    """The results table of one ablation."""
 
-    name: str  # of its file, without suffix
+    name: str  # file name without suffix
     data_name: str
-    preset: str  # with what was set differently
+    preset: str  # with any overrides
     n_seeds: int
     created: str
     summary: tuple[Mapping[str, Any], ...]  # rows of ``ablation.run_ablation``

@@ -1,6 +1,6 @@
 """Summarise an ablation: means over seeds, paired tests, the Markdown table.
 
-Owns the statistics and the words; trains nothing and reads no file.
+Owns the statistics and their wording; trains nothing and reads no files.
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ def _gather(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 
 def _stack(rows: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
-    """(S, N) probabilities; every seed answered on the same images."""
+    """Stack probabilities as (S, N); every seed must have the same images."""
     return np.array([row["predictions"]["p_disease"] for row in rows], dtype=np.float64)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per system, in the order of the runs: means over seeds with 95 % intervals.
+    """Summarise each system in one row: means over seeds with 95 % intervals.
 
     Args:
-        rows: runs and floors; every seed of a system answered on the same images.
+        rows: runs and floors; all seeds of a system were tested on the same images.
 
     Returns:
-        ``system, label, n_seeds, accuracy, auroc`` (``mean, low, high`` each), ``seconds_train``
-        and ``seconds_per_image`` (None where nothing was timed).
+        In the order of the runs: ``system, label, n_seeds, accuracy, auroc`` (``mean, low, high``
+        each), ``seconds_train`` and ``seconds_per_image`` (None if nothing was timed).
     """
     summary = []
     for key in dict.fromkeys(row["system"] for row in rows):
@@ -86,7 +86,7 @@ def _measure_over_seeds(rows: Sequence[dict[str, Any]]) -> tuple[Interval, Inter
 def compare_pairs(
     runs: Sequence[dict[str, Any]], floors: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Each system against system 1 and the floors: tests per seed, difference over all seeds."""
+    """Compare each system with system 1 and the floors: tests per seed, overall difference."""
     rows = [*runs, *floors]
     keys = list(dict.fromkeys(row["system"] for row in runs))
     references = [key for key in ("1", "knn_frozen", "logreg_frozen") if _gather(rows, key)]
@@ -125,7 +125,7 @@ def _test_pair(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]
 
 
 def write_table(result: dict[str, Any]) -> str:
-    """The summary as a Markdown table, then the tests."""
+    """Format the summary as a Markdown table, followed by the tests."""
     preset = " ".join([result["preset"], *result["overrides"]])
     seeds = "1 seed" if result["n_seeds"] == 1 else f"{result['n_seeds']} seeds"
     lines = [

@@ -1,9 +1,9 @@
 """A case as DICOM: a Secondary Capture of the overlay and a Structured Report of the answer.
 
-Owns how the answer becomes DICOM objects (highdicom; the report is TID 1500 with one TID 1501
-group). Study and patient identifiers are those of the source file where it was DICOM; a picture
-gets a study of its own without a patient. Both objects say that they are for research use. Codes
-of what no standard code names are of the private scheme 99NBDX.
+Owns the conversion of the answer to DICOM objects (highdicom; the report is TID 1500 with one TID
+1501 group). Study and patient identifiers are those of the source file if it was DICOM; any other
+image gets its own study without a patient. Both objects are marked for research use. Concepts
+without a standard code get one in the private scheme 99NBDX.
 """
 
 import copy
@@ -48,8 +48,8 @@ from core.images.quiet import hush
 
 SCHEME = "99NBDX"
 MANUFACTURER = "NeighborDx"
-_CHARACTERS = "ISO_IR 192"  # UTF-8: class names may be in any letters
-_REPORT_SERIES, _PICTURE_SERIES = 9001, 9002  # apart from the scanner's own numbers
+_CHARACTERS = "ISO_IR 192"  # UTF-8: class names may be in any script
+_REPORT_SERIES, _PICTURE_SERIES = 9001, 9002  # unlike a scanner's own series numbers
 
 __all__ = [
     "PATIENT_TAGS",
@@ -64,7 +64,7 @@ __all__ = [
 
 @contextmanager
 def _hide_tag_values() -> Iterator[None]:
-    """Replace library errors, which may quote the source's tags, by an ImageError."""
+    """Replace library errors, which may quote the source's tags, with an ImageError."""
     try:
         with hush():
             yield
@@ -83,16 +83,16 @@ def _hide_tag_values() -> Iterator[None]:
 def build_secondary_capture(
     diagnosis: Diagnosis, picture: NDArray[np.uint8], *, source: bytes | None = None
 ) -> Dataset:
-    """The overlay as a Secondary Capture in the source's study, in a series of its own.
+    """Build a Secondary Capture of the overlay, in its own series in the source's study.
 
     Args:
         diagnosis: the case.
-        picture: (H, W, 3) uint8 RGB to store; the research line belongs into it.
-        source: the file that was read; DICOM or not.
+        picture: (H, W, 3) uint8 RGB to store; must include the research notice.
+        source: the original file, DICOM or not.
 
     Raises:
-        ShapeError: not a colour picture.
-        ImageError: the source's tags cannot be carried over.
+        ShapeError: not a colour image.
+        ImageError: the source's tags cannot be copied.
     """
     check_shape("picture", picture, (None, None, 3))
     reference = _read_reference(diagnosis, source)
@@ -112,7 +112,7 @@ def build_secondary_capture(
         manufacturer=MANUFACTURER,
         specific_character_set=_CHARACTERS,
     )
-    capture.PatientOrientation = None  # what was shown need not lie as a patient does
+    capture.PatientOrientation = None  # the displayed image may be in any orientation
     capture.Laterality = None
     capture.SeriesDescription = _cut(f"NeighborDx overlay. {RESEARCH_USE}", 64)
     capture.ImageComments = f"{say_answer(diagnosis)}. Model {diagnosis.model_id}. {RESEARCH_USE}"
@@ -127,17 +127,17 @@ def build_secondary_capture(
 def build_report(
     diagnosis: Diagnosis, *, source: bytes | None = None, picture: Dataset | None = None
 ) -> Dataset:
-    """The answer as a Structured Report (TID 1500) on the source image.
+    """Build a Structured Report (TID 1500) of the answer, referring to the source image.
 
     Args:
         diagnosis: an answered or abstained case.
-        source: the file that was read.
-        picture: the Secondary Capture; the image that is reported on where the source is no DICOM
-            or of no standard kind.
+        source: the original file.
+        picture: the Secondary Capture, which is reported on instead if the source is not DICOM
+            or not of a standard kind.
 
     Raises:
         ImageError: the case was rejected, there is no DICOM image to report on, or the source's
-            tags cannot be carried over.
+            tags cannot be copied.
     """
     if diagnosis.status == "rejected":
         raise ImageError(
@@ -146,7 +146,7 @@ def build_report(
         )
     header = read_source(source) if source else None
     for evidence in (complete(header) if header is not None else None, picture):
-        with suppress(KeyError):  # a private or retired kind of image, which highdicom knows not
+        with suppress(KeyError):  # a private or retired SOP class, unknown to highdicom
             if evidence is not None:
                 return _write_report(diagnosis, evidence)
     raise ImageError(
@@ -183,7 +183,7 @@ def _write_report(diagnosis: Diagnosis, evidence: Dataset) -> ComprehensiveSR:
 
 @_hide_tag_values()
 def encode(dataset: Dataset) -> bytes:
-    """A DICOM object as a file's bytes, its text in UTF-8."""
+    """Encode a DICOM object as file bytes, with text in UTF-8."""
     written = copy.deepcopy(dataset)
     written.SpecificCharacterSet = _CHARACTERS
     buffer = io.BytesIO()
@@ -247,9 +247,9 @@ def _build_group(
 
 
 def _code(meaning: str) -> CodedConcept:
-    """A private code; its value is the meaning's beginning and a hash of the whole meaning.
+    """Build a private code from the start of the meaning and a hash of the whole meaning.
 
-    Equal meanings share it in every file, and no two meanings do.
+    The code is the same in every file, and different meanings have different codes.
     """
     short = "".join(c if c.isascii() and c.isalnum() else "_" for c in meaning).upper()
     digest = hashlib.sha256(meaning.encode()).hexdigest().upper()
@@ -261,7 +261,7 @@ def _code(meaning: str) -> CodedConcept:
 
 
 def _name(diagnosis: Diagnosis, kind: str) -> str:
-    """A UID: the same for the same kind of object of the same reading of the same file."""
+    """A UID, deterministic for a kind of object, a file and its diagnosis."""
     shown = f"{diagnosis.frame}:{diagnosis.window}:{diagnosis.is_inverted}"
     parts = (diagnosis.file, diagnosis.sha256, shown, diagnosis.created, diagnosis.model_id, kind)
     return str(generate_uid(entropy_srcs=["\n".join(parts)]))

@@ -1,7 +1,7 @@
-"""The sheet of the Secondary Capture: overlays side by side under the answer.
+"""The image of the Secondary Capture: overlays side by side below the answer.
 
-Lines are wrapped, never cut off; the research notice is the first and stands alone. A class name in
-letters that Pillow's own font lacks is told by its number.
+Lines are wrapped, never truncated; the research notice comes first, on its own line. Class names
+that Pillow's font cannot display are replaced by their number.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from PIL import ImageDraw, ImageFont
 
 from core.answers.diagnosis import RESEARCH_USE, Diagnosis, write_percent
 
-_MIN_SHEET_PX = 900  # wide enough for the lines above
-_LINE = 1.4  # times the letters' size
+_MIN_SHEET_PX = 900  # wide enough for the text
+_LINE = 1.4  # relative to the font size
 _WHITE, _ORANGE = (255, 255, 255), (255, 200, 120)
-_NO_LETTER = "\U0010ffff"  # what a font draws for it, it draws for every letter that it lacks
+_NO_LETTER = "\U0010ffff"  # drawn with the font's glyph for missing characters
 
 
 def say_answer(diagnosis: Diagnosis) -> str:
@@ -29,15 +29,15 @@ def say_answer(diagnosis: Diagnosis) -> str:
 
 
 def lay_out(diagnosis: Diagnosis, pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The sheet of a Secondary Capture: overlays side by side, the answer and its limits above.
+    """Lay out a Secondary Capture: overlays side by side, the answer and its limits above.
 
     Args:
         diagnosis: with pixels.
-        pictures: caption -> (H, W, 3) overlay of one size; empty: the image alone, as for a novel
-            image: there is no answer to speak for.
+        pictures: caption -> (H, W, 3) overlay, all of one size. Empty: only the image is shown, as
+            for a novel image, which has no answer to explain.
 
     Returns:
-        (H', W', 3) uint8; overlays keep their pixels.
+        (H', W', 3) uint8; overlays are not resampled.
     """
     assert diagnosis.pixels is not None
     is_novel = diagnosis.abstain_reason == "novel"
@@ -61,12 +61,12 @@ def lay_out(diagnosis: Diagnosis, pictures: Mapping[str, NDArray[np.uint8]]) -> 
 def _write_head(diagnosis: Diagnosis, font: ImageFont.FreeTypeFont) -> list[str]:
     return [
         RESEARCH_USE,
-        _spell(f"{say_answer(diagnosis)}{_say_probabilities(diagnosis)}", diagnosis, font),
+        _spell(f"{say_answer(diagnosis)}{_format_probabilities(diagnosis)}", diagnosis, font),
         f"Model {diagnosis.model_id}, data {diagnosis.data_id}",
     ]
 
 
-def _say_probabilities(diagnosis: Diagnosis) -> str:
+def _format_probabilities(diagnosis: Diagnosis) -> str:
     if diagnosis.abstain_reason == "novel":
         return ""
     parts = [f"{name} {write_percent(p)}" for name, p in diagnosis.probabilities.items()]
@@ -75,7 +75,7 @@ def _say_probabilities(diagnosis: Diagnosis) -> str:
 
 def _load_font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow brings one
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow includes one
     return font
 
 
@@ -87,7 +87,7 @@ def _draw(
     at: tuple[int, int],
     fill: tuple[int, int, int],
 ) -> None:
-    """Write lines from a place: pixels from the left, lines from the top."""
+    """Write lines at a position: pixels from the left, lines from the top."""
     left, first = at
     for index, line in enumerate(lines, start=first):
         place = (left + font.size / 2, (index + 0.15) * _LINE * font.size)
@@ -95,7 +95,7 @@ def _draw(
 
 
 def _wrap_all(texts: list[str], font: ImageFont.FreeTypeFont, *, width: int) -> list[str]:
-    """Lines within a width in pixels, margins of half a letter's size included."""
+    """Wrap lines to a width in pixels, including margins of half the font size."""
     return [line for text in texts if text for line in _wrap(text, font, width=width - font.size)]
 
 
@@ -108,7 +108,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, *, width: float) -> list[str]
             continue
         if lines[-1]:
             lines.append("")
-        for letter in word:  # a word that is wider than a line goes on in the next
+        for letter in word:  # a word wider than a line continues on the next
             if lines[-1] and font.getlength(lines[-1] + letter) > width:
                 lines.append("")
             lines[-1] += letter
@@ -116,9 +116,9 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, *, width: float) -> list[str]
 
 
 def _spell(text: str, diagnosis: Diagnosis, font: ImageFont.FreeTypeFont) -> str:
-    """A text in letters that the font has: other class names by number, other letters as "?"."""
+    """Make text displayable: class names the font lacks by number, other characters as "?"."""
     numbers = {name: n for n, name in enumerate(diagnosis.probabilities, start=1)}
-    for name in sorted(numbers, key=len, reverse=True):  # one name may be part of another
+    for name in sorted(numbers, key=len, reverse=True):  # one name may contain another
         if not all(_has(font, letter) for letter in name):
             kind = "disease" if name == diagnosis.disease_class else "not disease"
             text = text.replace(name, f"class {numbers[name]} ({kind})")

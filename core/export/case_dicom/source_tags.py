@@ -1,7 +1,7 @@
-"""The source file's DICOM header, and which of its tags a derived object repeats.
+"""The source file's DICOM header, and which of its tags a derived object copies.
 
-Owns reading patient and study tags, and mending or leaving empty those whose value breaks the
-standard: archives hold decades of them, and highdicom refuses them with the value in its message.
+Owns reading patient and study tags, and repairing or emptying those whose values violate the
+standard: archives have many of them, and highdicom rejects them with the value in its message.
 """
 
 import datetime
@@ -55,10 +55,10 @@ _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # with dots: ACR-NEMA
 
 @hush()
 def read_patient_tags(data: bytes) -> dict[str, str]:
-    """The file's patient and study tags: keyword -> text, without empty ones.
+    """Read the file's patient and study tags: keyword -> text, without empty ones.
 
-    For a reader who asks; nothing else in the program looks at them. That none of PATIENT_TAGS is
-    filled does not say that the file names nobody.
+    Only for a reader who asks; nothing else in the program reads them. Even if all PATIENT_TAGS are
+    empty, the file may still identify a patient.
     """
     header = _read_header(data)
     if header is None:
@@ -74,7 +74,7 @@ def _write(value: object) -> str:
 
 @hush()
 def read_source(data: bytes) -> Dataset | None:
-    """The header of a DICOM file that can be referred to; None for all else."""
+    """Read the header of a DICOM file that can be referenced; None for any other file."""
     header = _read_header(data)
     if header is None or not all(header.get(tag) for tag in _UIDS):
         return None
@@ -82,7 +82,7 @@ def read_source(data: bytes) -> Dataset | None:
 
 
 def _read_header(data: bytes) -> Dataset | None:
-    """All that can be read before the pixels, as text in Unicode; an odd element is dropped."""
+    """Read everything before the pixels, as Unicode; invalid elements are dropped."""
     if not is_dicom(data):
         return None
     try:
@@ -101,7 +101,7 @@ def _read_header(data: bytes) -> Dataset | None:
 
 @hush()
 def complete(header: Dataset) -> Dataset:
-    """A copy of the header with the type 2 tags of patient and study: conformant, or empty."""
+    """Copy the header with all type 2 tags of patient and study, conformant or empty."""
     done = Dataset()
     done.update(header)
     for tag in _NAMES:
@@ -120,7 +120,7 @@ def complete(header: Dataset) -> Dataset:
 
 
 def _find_text(header: Dataset, tag: str) -> str:
-    """A tag's single value; empty for several, which these tags may not have."""
+    """A tag's value; empty if it has several, which these tags must not."""
     value = header.get(tag)
     return "" if value is None or isinstance(value, MultiValue) else str(value).strip()
 

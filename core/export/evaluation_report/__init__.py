@@ -1,8 +1,8 @@
 """The evaluation report with model card, in the order of CLAIM 2024: HTML and PDF.
 
-Owns what the report says; every figure comes from a kept evaluation and core.stats.metrics's
-functions, so that command, page and report agree. Items that no program can know (funding, ethics,
-acquisition) are named as left to the author. English only, as all of core.
+Owns the content of the report. Every number comes from a saved evaluation and the functions of
+core.stats.metrics, so that command, page and report agree. Items that a program cannot know
+(funding, ethics, acquisition) are left to the author. English only, like all of core.
 """
 
 from pathlib import Path
@@ -24,10 +24,10 @@ def write_report(
     html: Path | None = None,
     pdf: Path | None = None,
 ) -> None:
-    """Write a model's report on a kept evaluation into files, each whole or not at all.
+    """Write a model's report on a saved evaluation to files, each atomically.
 
     Raises:
-        CheckpointError: no such model or evaluation.
+        CheckpointError: there is no such model or evaluation.
         ConfigError: a file cannot be written.
     """
     report = build_report(checkpoints_dir, model_id, evaluation)

@@ -1,4 +1,4 @@
-"""The building blocks of a report: sections of paragraphs, tables and pictures."""
+"""The building blocks of a report: sections of paragraphs, tables and images."""
 
 from dataclasses import dataclass
 
@@ -20,16 +20,16 @@ class TableBlock:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure or image with its caption, which also stands in for it where it cannot be seen."""
+    """A figure or image with its caption, which is also its alternative text."""
 
     png: bytes
     caption: str
-    width_share: float = 0.48  # of the text's width
+    width_share: float = 0.48  # fraction of the text width
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures side by side, wrapped."""
+    """Images side by side, wrapped."""
 
     pictures: tuple[Picture, ...]
 
@@ -39,7 +39,7 @@ Block = Paragraph | TableBlock | Pictures
 
 @dataclass(frozen=True)
 class Section:
-    """One heading of the report and the checklist items it answers."""
+    """One heading of the report and the checklist items it covers."""
 
     title: str
     items: tuple[int, ...]

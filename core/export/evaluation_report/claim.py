@@ -56,7 +56,7 @@ ITEMS: Mapping[int, str] = {
     43: "availability of software, trained model and data",
     44: "sources of funding and other support, role of funders",
 }
-# Items that a section answers only as far as a program can know: what the author must add.
+# Items that a section covers only in part: what the author must add.
 IN_PART: Mapping[int, str] = {
     2: "conclusions",
     3: "background",

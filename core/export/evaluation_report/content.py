@@ -37,11 +37,11 @@ from core.stats.headlines import Figure, compute_headlines
 
 
 def build_report(checkpoints_dir: Path, model_id: str, name: str) -> Report:
-    """Gather a model's report on a kept evaluation.
+    """Build a model's report on a saved evaluation.
 
     Raises:
-        CheckpointError: no such model or evaluation.
-        DataError: the evaluation holds one class only.
+        CheckpointError: there is no such model or evaluation.
+        DataError: the evaluation has only one class.
     """
     evaluation = store.load_evaluation(checkpoints_dir, model_id, name)
     summary = find_model(checkpoints_dir, model_id)
@@ -112,7 +112,7 @@ def _summarise(
 
 
 def _list_items(sections: Sequence[Section]) -> Section:
-    """Every item by name, with the section that answers it or what is left to the author."""
+    """List every item with the section that covers it or what is left to the author."""
     places = {item: section.title for section in sections for item in section.items}
     n_in_part = sum(item in claim.IN_PART for item in places)
     return Section(

@@ -18,7 +18,7 @@ _DPI = 160
 
 
 def draw_roc(curves: Curves, auroc: float) -> bytes:
-    """ROC curve."""
+    """Draw the ROC curve."""
     figure, axes = _start()
     axes.plot([0, 1], [0, 1], ":", color=_GREY)
     axes.plot(curves.false_positive_rate, curves.true_positive_rate, color=_BLUE, lw=2)
@@ -27,7 +27,7 @@ def draw_roc(curves: Curves, auroc: float) -> bytes:
 
 
 def draw_pr(curves: Curves, prevalence: float) -> bytes:
-    """Precision-recall curve, with the share of disease as floor."""
+    """Draw the precision-recall curve, with the prevalence as baseline."""
     figure, axes = _start()
     axes.axhline(prevalence, ls=":", color=_GREY)
     axes.step(curves.recall, curves.precision, where="post", color=_BLUE, lw=2)
@@ -35,7 +35,7 @@ def draw_pr(curves: Curves, prevalence: float) -> bytes:
 
 
 def draw_reliability(bins: Sequence[Bin]) -> bytes:
-    """Observed share against the probability said, with 95 % intervals."""
+    """Draw observed frequency against predicted probability, with 95 % intervals."""
     figure, axes = _start()
     axes.plot([0, 1], [0, 1], ":", color=_GREY)
     shares = [b.observed.share or 0.0 for b in bins]
@@ -50,7 +50,7 @@ def draw_reliability(bins: Sequence[Bin]) -> bytes:
 
 
 def draw_coverage(rows: Sequence[Coverage]) -> bytes:
-    """Accuracy of the answered images against their share."""
+    """Draw the accuracy of the answered images against coverage."""
     figure, axes = _start()
     drawn = [row for row in rows if row.accuracy is not None]
     accuracies = [row.accuracy or 0.0 for row in drawn]
@@ -60,7 +60,7 @@ def draw_coverage(rows: Sequence[Coverage]) -> bytes:
 
 
 def draw_robustness(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Accuracy at each level of damage."""
+    """Draw the accuracy at each level of corruption."""
     figure, axes = _start()
     clean = next(row for row in rows if row["level"] == 0)
     kinds = list(dict.fromkeys(row["kind"] for row in rows if row["level"]))
@@ -79,7 +79,7 @@ def draw_robustness(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def draw_confusion(confusion: Mapping[str, int], *, disease: str, other: str) -> bytes:
-    """Confusion matrix with counts; by their roles where the font lacks a letter of the names."""
+    """Draw the confusion matrix; classes are named by role if the font lacks a character."""
     if not (_has_letters(disease) and _has_letters(other)):
         disease, other = "disease", "other"
     figure, axes = _start()
@@ -94,7 +94,7 @@ def draw_confusion(confusion: Mapping[str, int], *, disease: str, other: str) ->
 
 
 def _has_letters(text: str) -> bool:
-    """Whether the font of the pictures can draw a text."""
+    """Whether the figures' font can draw a text."""
     letters = FT2Font(findfont("DejaVu Sans")).get_charmap()
     return all(ord(letter) in letters for letter in text)
 

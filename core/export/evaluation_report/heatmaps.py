@@ -9,7 +9,7 @@ from core.export.evaluation_report.blocks import Block, Paragraph, Section, Tabl
 
 
 def build_explanations(study: Mapping[str, Any] | None) -> Section:
-    """Say what the heatmap study found; None where it was not made."""
+    """Describe the results of the heatmap study; ``study`` is None if there was none."""
     if study is None:
         return Section("Explanations", (), (Paragraph("Heatmaps were not measured."),))
     rows = tuple(
@@ -53,7 +53,7 @@ def build_explanations(study: Mapping[str, Any] | None) -> Section:
 
 
 def _name(method: str) -> str:
-    return METHODS[method].name if method in METHODS else method  # a random map, the centre
+    return METHODS[method].name if method in METHODS else method  # a baseline
 
 
 def _say(value: float | None, interval: Sequence[float] | None) -> str:

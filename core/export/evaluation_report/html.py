@@ -29,7 +29,7 @@ figure img { width: 100%; } figcaption { font-size: .8rem; color: #5f6270; }
 
 
 def to_html(report: Report) -> str:
-    """Render a report; pictures are inside, nothing is fetched."""
+    """Render a report with embedded images; nothing is fetched."""
     notice = RESEARCH_USE
     if report.is_synthetic:
         notice = f"SYNTHETIC: drawn images, no patients. {notice}"

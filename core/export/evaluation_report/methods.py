@@ -1,4 +1,4 @@
-"""The report's sections on purpose, data, model and methods: what was done, no figures."""
+"""The report's sections on purpose, data, model and methods: what was done, without results."""
 
 import importlib.metadata
 import platform

@@ -35,9 +35,9 @@ from core.export.evaluation_report.blocks import (
 )
 from core.export.pdf_text import spell
 
-_FONT, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # matplotlib's: Latin, Greek, Cyrillic, signs
+_FONT, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # from matplotlib; also Greek, Cyrillic, symbols
 _MARGIN = 18 * mm
-_CHARACTER = 5.2  # points, of a cell's text and generous
+_CHARACTER = 5.2  # points per character of a cell's text, a generous estimate
 _WIDTH = A4[0] - 2 * _MARGIN
 _TEXT = ParagraphStyle("text", fontName=_FONT, fontSize=9, leading=13, spaceAfter=5)
 _SMALL = ParagraphStyle("small", parent=_TEXT, fontSize=7, leading=9, textColor="#5f6270")
@@ -102,7 +102,7 @@ def _section(section: Section) -> list[Flowable]:
     note = f'  <font size="7" color="#5f6270">CLAIM {items}</font>' if items else ""
     head = Words(_spell(section.title) + note, _HEAD)
     blocks = [flowable for block in section.blocks for flowable in _block(block)]
-    # a heading never stands alone at the foot of a page
+    # never leave a heading alone at the foot of a page
     return [KeepTogether([head, *blocks[:1]]), *blocks[1:]]
 
 
@@ -133,9 +133,9 @@ def _table(block: TableBlock) -> Table:
 
 
 def _share_width(block: TableBlock) -> list[float]:
-    """Widths of the columns: by their longest cell, and never less than their longest word."""
+    """Column widths, by the longest cell and at least the longest word."""
     columns = list(zip(block.header, *block.rows, strict=True))
-    bounded = [min(max(max(map(len, c)) + 3, 9), 60) for c in columns]  # and the padding
+    bounded = [min(max(max(map(len, c)) + 3, 9), 60) for c in columns]  # plus padding
     scale = min(_WIDTH / sum(bounded), _CHARACTER)
     wanted = [n * scale for n in bounded]
     least = [

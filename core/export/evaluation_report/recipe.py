@@ -1,6 +1,6 @@
 """Describe how a model was trained, from its run configuration and metrics.
 
-Owns the words only; what a setting does is told beside it in core.config.
+Owns the wording only; the settings themselves are documented in core.config.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from core.training.objectives import LOSSES
 
 
 def say_way(run: RunConfig) -> str:
-    """How the model answers, in a few words."""
+    """Describe briefly how the model answers."""
     if run.objective.n_adapters == 0:
         return "a linear classifier"
     return "a metric embedding and a vote of the nearest training images"
 
 
 def say_network(config: BundleConfig) -> str:
-    """The trained part of the network, how it answers, and its initialisation."""
+    """Describe the trained part of the network, how it answers, and its initialisation."""
     run = config.run
     n_adapters, seed = run.objective.n_adapters, run.train.seed
     known = "random (for tests)" if run.embedder.random_weights else "pretrained"
@@ -35,14 +35,14 @@ def say_network(config: BundleConfig) -> str:
         )
     else:
         text += (
-            f"{_say_adapters(run)} The answer is the 1/distance-weighted vote of the K nearest "
-            f"training images{' of each adapter, averaged and' if n_adapters > 1 else ','} "
+            f"{_describe_adapters(run)} The answer is the 1/distance-weighted vote of the K "
+            f"nearest training images{' of each adapter, averaged and' if n_adapters > 1 else ','} "
             "calibrated on validation."
         )
-    return f"{text} {_say_test_views(run)}"
+    return f"{text} {_describe_test_views(run)}"
 
 
-def _say_adapters(run: RunConfig) -> str:
+def _describe_adapters(run: RunConfig) -> str:
     n, hidden = run.objective.n_adapters, run.embedder.hidden_dim
     who = "One adapter turns" if n == 1 else f"{n} adapters side by side each turn"
     if hidden == 0:
@@ -58,7 +58,7 @@ def _say_adapters(run: RunConfig) -> str:
     )
 
 
-def _say_test_views(run: RunConfig) -> str:
+def _describe_test_views(run: RunConfig) -> str:
     sizes = run.embedder
     if sizes.n_test_views == 1:
         return "Every image is embedded as it is."
@@ -74,12 +74,12 @@ def _say_test_views(run: RunConfig) -> str:
 
 
 def say_fitting(config: BundleConfig) -> str:
-    """The loss, the batches, the learning rates' course and what became of the parameters."""
+    """Describe the loss, the batches, the learning-rate schedule and weight averaging."""
     run = config.run
     aim, plan = run.objective, run.train
     text = (
-        f"{config.model_id}: {_say_loss(run)}, on batches of {plan.n_images_per_class} images of "
-        "each class. "
+        f"{config.model_id}: {_describe_loss(run)}, on batches of {plan.n_images_per_class} images "
+        "of each class. "
     )
     if plan.warmup_share:
         text += f"The learning rates rise over the first {plan.warmup_share:.0%} of the steps. "
@@ -89,10 +89,10 @@ def say_fitting(config: BundleConfig) -> str:
             f"{plan.start_share:g} of the untrained ones (Wortsman et al. 2022, "
             "arXiv:2109.01903). "
         )
-    return text + _say_views(run)
+    return text + _describe_views(run)
 
 
-def _say_loss(run: RunConfig) -> str:
+def _describe_loss(run: RunConfig) -> str:
     aim = run.objective
     text = LOSSES[aim.name].describe(aim)
     if aim.auxiliary_weight and aim.n_adapters:
@@ -103,8 +103,8 @@ def _say_loss(run: RunConfig) -> str:
     return text
 
 
-def _say_views(run: RunConfig) -> str:
-    """How training images are varied."""
+def _describe_views(run: RunConfig) -> str:
+    """Describe the augmentation of training images."""
     how = run.preprocess
     cut = f"{how.crop_scale_min:.0%} to {how.crop_scale_max:.0%}"
     return (
@@ -118,7 +118,7 @@ def _say_views(run: RunConfig) -> str:
 
 
 def say_choice(config: BundleConfig) -> str:
-    """How K was chosen."""
+    """Describe how K was chosen."""
     run = config.run
     if run.objective.n_adapters == 0:
         return f"{config.model_id}: there is no K to choose; the last step's parameters are kept."
@@ -133,10 +133,10 @@ def say_choice(config: BundleConfig) -> str:
 
 
 def say_validation(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
-    """Where the validation images come from, as far as their names tell."""
+    """Describe where the validation images come from, as far as their names tell."""
     answers = metrics.get("validation_answers", {})
     keys = answers.get("keys", [])
-    groups = [group for group in answers.get("groups", []) if group]  # "val:7": of a given split
+    groups = [group for group in answers.get("groups", []) if group]  # "val:7": predefined split
     plan = config.run.train
     drawn = (
         f"about {plan.val_fraction:.0%} of training, drawn by seed {plan.seed}, stratified by "

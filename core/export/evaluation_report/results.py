@@ -1,4 +1,4 @@
-"""The report's sections of figures, as computed elsewhere in core."""
+"""The report's sections of results, as computed elsewhere in core."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ def count_images(evaluation: Evaluation) -> Section:
         ("images measured", str(n)),
         (f"of them {evaluation.disease_class}", str(n_disease)),
         (f"of them {evaluation.other_class}", str(n - n_disease)),
-        ("of them the model was trained or calibrated on", _say_known(evaluation)),
+        ("of them the model was trained or calibrated on", _describe_known(evaluation)),
         ("patients named", str(len({g for g in evaluation.groups if g}))),
         ("left out as unreadable", str(len(evaluation.result["unreadable"]))),
         ("answered as the model is set", str(answered["n_answered"])),
@@ -56,7 +56,7 @@ def count_images(evaluation: Evaluation) -> Section:
     return Section("Numbers", (35,), (TableBlock(("", "n"), (*rows,)),))
 
 
-def _say_known(evaluation: Evaluation) -> str:
+def _describe_known(evaluation: Evaluation) -> str:
     return str(evaluation.n_known) if "n_in_gallery" in evaluation.result else "–"
 
 
@@ -115,7 +115,7 @@ def show_performance(
                 f"{agreement['disagree']}."
             )
         )
-    where = 32 if is_internal else 33  # on the training data's own test split, or elsewhere
+    where = 32 if is_internal else 33  # internal or external test set
     return Section("Performance", (where, 37, 38), (*blocks, Pictures(pictures)))
 
 

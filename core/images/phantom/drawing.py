@@ -1,9 +1,9 @@
 """Synthetic colour fundus images with lesion masks, for the demo and for tests.
 
-Owns the drawing. One seed is one eye: the anatomy is the same with and without disease, which
-only adds microaneurysms, haemorrhages and exudates. Every picture says SYNTHETIC. Healthy eyes
-carry drusen-like specks, reflections and dust, and mild disease few and small lesions, so that
-the task is not trivial. Nothing here is derived from a patient's image.
+Owns the drawing. One seed is one eye: the anatomy is the same with and without disease, which only
+adds microaneurysms, haemorrhages and exudates. Every image is marked SYNTHETIC. To keep the task
+from being trivial, healthy eyes have drusen-like specks, reflections and dust, and mild disease has
+few, small lesions. Nothing here is derived from a patient's image.
 """
 
 import math
@@ -28,7 +28,7 @@ class Phantom:
 
 @dataclass(frozen=True, eq=False)
 class _Eye:
-    """Where things lie, in pixels."""
+    """Positions of the anatomy, in pixels."""
 
     size: int
     centre: tuple[float, float]
@@ -42,9 +42,9 @@ def draw(seed: int, *, is_diseased: bool, size: int = 384) -> Phantom:
     """Draw one eye.
 
     Args:
-        seed: fixes everything; the same seed with and without disease is the same eye.
+        seed: determines the image; the same seed with and without disease is the same eye.
         is_diseased: add lesions.
-        size: side of the square picture in pixels, at least 64.
+        size: side of the square image in pixels, at least 64.
 
     Raises:
         DataError: the size is too small to hold an eye.
@@ -67,7 +67,7 @@ def draw(seed: int, *, is_diseased: bool, size: int = 384) -> Phantom:
 
 
 def _place(rng: np.random.Generator, size: int) -> _Eye:
-    """Left or right eye, a little off centre."""
+    """Choose a left or right eye, slightly off centre."""
     side = rng.choice([-1.0, 1.0])
     centre = tuple(size / 2 + size * rng.uniform(-0.02, 0.02, 2))
     radius = size * rng.uniform(0.45, 0.48)
@@ -122,7 +122,7 @@ def _paint_background(rng: np.random.Generator, eye: _Eye) -> NDArray[np.float32
 
 
 def _paint_vessels(rng: np.random.Generator, eye: _Eye, canvas: NDArray[np.float32]) -> None:
-    """Arcades that leave the disc, arch around the macula and branch; veins darker and wider."""
+    """Paint arcades from the disc around the macula, with branches; veins darker and wider."""
     veins = np.zeros((eye.size, eye.size), dtype=np.float32)
     arteries = np.zeros_like(veins)
     side = math.copysign(1.0, eye.macula[0] - eye.disc[0])
@@ -199,7 +199,7 @@ def _paint_disc(
 def _blob(
     rng: np.random.Generator, size: int, point: tuple[float, float], radius: float, *, rough: float
 ) -> tuple[tuple[slice, slice], NDArray[np.float32]]:
-    """A soft irregular spot: the window of the picture it covers, and its strength 0..1."""
+    """A soft irregular spot: the window of the image it covers, and its strength 0..1."""
     reach = int(2.2 * radius) + 3
     left, top = max(0, int(point[0]) - reach), max(0, int(point[1]) - reach)
     window = (
@@ -217,7 +217,7 @@ def _blob(
 
 
 def _random_place(rng: np.random.Generator, eye: _Eye) -> tuple[float, float]:
-    """Somewhere on the retina, not on the disc."""
+    """A random position on the retina, off the disc."""
     while True:
         angle, reach = rng.uniform(0, 2 * math.pi), eye.radius * 0.85 * math.sqrt(rng.uniform(0, 1))
         point = eye.centre[0] + reach * math.cos(angle), eye.centre[1] + reach * math.sin(angle)
@@ -230,7 +230,7 @@ def _paint_specks(
     eye: _Eye,
     canvas: NDArray[np.float32],
 ) -> None:
-    """What healthy eyes have too: drusen-like pale specks, dust, a reflection."""
+    """Paint what healthy eyes also have: drusen-like pale specks, dust, a reflection."""
     for _ in range(int(rng.poisson(5))):
         radius = eye.size * rng.uniform(0.003, 0.007)
         window, spot = _blob(rng, eye.size, _random_place(rng, eye), radius, rough=0.2)
@@ -252,7 +252,7 @@ def _paint_lesions(
     canvas: NDArray[np.float32],
     field: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Microaneurysms, haemorrhages and hard exudates; severity from a few dots to many."""
+    """Microaneurysms, haemorrhages and hard exudates; from a few dots to many."""
     canvas, covered = canvas.copy(), np.zeros(canvas.shape[:2], dtype=np.float32)
     severity = rng.beta(1.3, 2.2)
     dark = np.array([0.55, 0.28, 0.32], dtype=np.float32)
@@ -288,7 +288,7 @@ def _expose(
     canvas: NDArray[np.float32],
     field: NDArray[np.float32],
 ) -> NDArray[np.uint8]:
-    """The camera: uneven light, focus, colour balance, sensor noise, black surround."""
+    """Simulate the camera: uneven light, focus, colour balance, sensor noise, black border."""
     y, x = np.mgrid[: eye.size, : eye.size].astype(np.float32) / eye.size - 0.5
     tilt = 1 + rng.uniform(-0.25, 0.25) * x + rng.uniform(-0.25, 0.25) * y
     seen = canvas * tilt[:, :, None] * rng.uniform(0.8, 1.12)

@@ -1,4 +1,4 @@
-"""Write and detect the SYNTHETIC mark on drawn images."""
+"""Write and detect the SYNTHETIC mark on synthetic images."""
 
 import cv2
 import numpy as np
@@ -6,15 +6,15 @@ from numpy.typing import NDArray
 
 from core.images.text_region import TextRegion
 
-MIN_SIZE = 64  # px of a drawn picture
+MIN_SIZE = 64  # minimum px of a drawn image
 _MARK = "SYNTHETIC"
-_MARK_LIKENESS = 0.85  # correlation with the mark as drawn: 0.98 and more, elsewhere far below
+_MARK_LIKENESS = 0.85  # minimum correlation; a real mark has 0.98 or more, other content far less
 
 
 def find_mark(pixels: NDArray[np.uint8]) -> TextRegion | None:
-    """Where the generator's own mark stands in a picture; None where it does not.
+    """Find the generator's own mark in an image; None if it is not there.
 
-    Only a picture of the size it was drawn in is recognised; lossy compression does not matter.
+    The image must have the size it was drawn in; lossy compression does not matter.
 
     Args:
         pixels: (H, W, 3) uint8 RGB.
@@ -43,7 +43,7 @@ def find_mark(pixels: NDArray[np.uint8]) -> TextRegion | None:
 
 
 def burn_in(pixels: NDArray[np.uint8]) -> None:
-    """Write the mark into a square (S, S, 3) picture, in place."""
+    """Write the mark into a square (S, S, 3) image, in place."""
     size = pixels.shape[0]
     cv2.putText(
         pixels,

@@ -1,4 +1,4 @@
-"""Write a folder of drawn images in the layout that training reads."""
+"""Write a folder of synthetic images in the layout used for training."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from core.errors import DataError
 from core.images.phantom.drawing import Phantom, draw
 
 _LABELS = ("normal", "disease")
-_RECIPE = 1  # raise it when the drawing changes: older data sets are then drawn anew
+_RECIPE = 1  # increase when the drawing changes, so that older data sets are redrawn
 
 
 def write_dataset(
@@ -25,15 +25,15 @@ def write_dataset(
     size: int = 384,
     progress: Callable[[float, str], None] | None = None,
 ) -> None:
-    """Write a data folder of phantoms with manifest and masks, whole or not at all.
+    """Write a data folder of phantoms with manifest and masks, atomically.
 
     Args:
-        folder: becomes the data folder; left alone if it already holds this very data set.
+        folder: the data folder; left unchanged if it already holds the same data set.
         n_train: images in train, half of them diseased.
         n_test: images in test.
         seed: of the first eye; no eye is in both splits.
         size: side in pixels.
-        progress: called with the fraction drawn.
+        progress: called with the fraction done.
 
     Raises:
         DataError: the folder exists and holds something else.
