@@ -243,7 +243,7 @@ def test_errors_of_the_file_system_are_one_line_and_exit_code_2(
     def refuse(*_arguments: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr("core.data.datasets.read_splits", refuse)
+    monkeypatch.setattr("core.data.plan.make_plan", refuse)
     assert run("audit", "--data", ".") == 2
     assert capsys.readouterr().err.strip().startswith(f"Error: {said}")
 

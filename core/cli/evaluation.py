@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from core.cli.data_options import with_data_options
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
     Data,
-    DiseaseClass,
     JsonFile,
     Model,
     read_settings,
     show_progress,
     write_json,
 )
+from core.data.options import DataOptions
 from core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Split = Annotated[str, typer.Option(help="train, val or test.")]
 
 
+@with_data_options
 def evaluate(
     model: Model,
     data: Data,
@@ -35,8 +37,9 @@ def evaluate(
     parts: Annotated[
         str, typer.Option(help="Longer studies, with commas: robustness,explanations.")
     ] = "",
-    disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Evaluate a model on a split: accuracy, AUROC, calibration, with 95 % intervals.
 
@@ -52,7 +55,7 @@ def evaluate(
             split=split,
             settings=read_settings(checkpoints),
             parts=[part.strip() for part in parts.split(",") if part.strip()],
-            disease_class=disease_class,
+            options=options,
             progress=progress,
         )
     value = to_json(evaluation)

@@ -6,39 +6,50 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from core.cli.data_options import print_plan, with_data_options
 from core.cli.gate import print_findings
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
     Data,
-    DiseaseClass,
     JsonFile,
     read_settings,
     show_progress,
     write_json,
 )
+from core.data.options import DataOptions
 
 
+@with_data_options
 def audit(
     data: Data,
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", help="Of the validation split, repeatable.")
     ] = None,
     json_file: JsonFile = None,
-    disease_class: DiseaseClass = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Check a data folder: unreadable files, duplicates, leaks between splits, counts, sizes."""
     from core.data.audit import audit as run_audit
     from core.data.audit import restate
-    from core.data.datasets import read_splits
+    from core.data.datasets import split_plan
+    from core.data.plan import make_plan
     from core.data.readiness import combine, judge
 
-    splits = read_splits(data, seeds=seeds or [0], disease_class=disease_class)
+    plan = make_plan(data, options)
+    print_plan(plan)
+    splits = split_plan(plan, seeds=seeds or [0])
     dataset = next(iter(splits.values()))
     with show_progress("audit") as report:
         result = run_audit(dataset, progress=report)
     findings = combine(judge(restate(result, mine)) for mine in splits.values())
-    told = {"findings": [dataclasses.asdict(finding) for finding in findings]}
+    told = {
+        "plan": [decision.to_json() for decision in plan.decisions],
+        "class_names": plan.class_names,
+        "disease_class": plan.disease_class,
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+    }
     write_json(json_file, {**result.to_json(), **told})
     table = Table("split", "class", "images", title=f"{data} ({dataset.data_id})")
     for split, counts in result.counts.items():

@@ -11,11 +11,11 @@ import typer
 from rich.table import Table
 
 from core.assessment.activation_gate import LIMIT
+from core.cli.data_options import with_data_options
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
     Data,
-    DiseaseClass,
     JsonFile,
     Model,
     read_settings,
@@ -23,6 +23,7 @@ from core.cli.terminal import (
     write_json,
 )
 from core.config import RECIPES
+from core.data.options import DataOptions
 from core.errors import ConfigError
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is written down.")]
@@ -37,14 +38,16 @@ def card(model: Model, checkpoints: Checkpoints = None) -> None:
     typer.echo((folder / "card.md").read_text(encoding="utf-8"))
 
 
+@with_data_options
 def compare(
     first: Annotated[str, typer.Option("--first", help="The model in use.")],
     second: Annotated[str, typer.Option("--second", help="The one that may replace it.")],
     data: Data,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     json_file: JsonFile = None,
-    disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Compare two models image by image; the activation gate uses the result."""
     from core.assessment.model_comparison import compare_models, save_comparison
@@ -59,8 +62,8 @@ def compare(
     run = one.lead.config.run.train
     dataset = read_dataset(
         data,
-        disease_class=disease_class,
-        model_disease=one.disease_class,
+        options,
+        model=one.lead.training_data,
         val_fraction=run.val_fraction,
         seed=run.seed,
     )
@@ -200,6 +203,7 @@ def delete_data(
     typer.echo(f"{name} is gone.")
 
 
+@with_data_options
 def estimate(
     data: Data,
     preset: Annotated[str, typer.Option(help="As for `train`.")] = "offline",
@@ -210,8 +214,9 @@ def estimate(
         list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
     ] = None,
     json_file: JsonFile = None,
-    disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Estimate the time, memory and disk space of a run from a few steps."""
     from core.cli.terminal import quiet_lightning
@@ -229,7 +234,7 @@ def estimate(
     )
     dataset = read_dataset(
         data,
-        disease_class=disease_class,
+        options,
         val_fraction=config.train.val_fraction,
         seed=config.train.seed,
     )

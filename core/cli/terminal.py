@@ -12,10 +12,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from core.config import Settings
 from core.errors import ConfigError
 from core.files import whole
+from core.files.names import show_name
 
 CONSOLE = Console(stderr=True)
 
@@ -25,9 +27,6 @@ Checkpoints = Annotated[
     Path | None, typer.Option("--checkpoints", help="Folder of the models [checkpoints].")
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")]
-DiseaseClass = Annotated[
-    str | None, typer.Option("--disease-class", help="Which class is disease, if names do not say.")
-]
 
 
 def quiet_lightning() -> None:
@@ -64,6 +63,11 @@ def write_text(path: Path, text: str) -> None:
         whole.write_text(path, text)
     except OSError as err:
         raise ConfigError(f"cannot write {path} ({err.strerror}).") from err
+
+
+def print_text(text: str) -> None:
+    """Print a line as it is: nothing in it is markup, and nothing in it wraps."""
+    CONSOLE.print(Text(show_name(text)), highlight=False, soft_wrap=True)
 
 
 @contextmanager

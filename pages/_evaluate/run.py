@@ -9,7 +9,7 @@ from core.assessment import store
 from core.assessment.assess import PARTS
 from core.assessment.store import Summary
 from core.config import Settings
-from core.data.datasets import SPLITS, read_dataset
+from core.data.plan import SPLITS, make_plan
 from core.errors import CoreError
 from core.jobs import queue
 from core.jobs.kinds import lane_of
@@ -90,7 +90,7 @@ def part_label(part: str) -> str:
 def data_root(model_id: str) -> str:
     """Where the model's own training data lay; empty where it cannot be told."""
     directory = Settings.from_env().checkpoints_dir
-    return store.find_data_root(directory, model_id)
+    return store.find_training_data(directory, model_id).root
 
 
 def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
@@ -137,14 +137,16 @@ def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
 
 def _start(model: ModelSummary, data: str, split: str, parts: list[str]) -> None:
     """Queue a job; a folder that is not there is refused at once."""
+    settings = Settings.from_env()
     try:
         root = Path(data).expanduser().resolve()
-        read_dataset(root, model_disease=model.disease_class)
+        training_data = store.find_training_data(settings.checkpoints_dir, model.model_id)
+        make_plan(root, model=training_data).require_answers()
         queue.start(
             "evaluate",
             {"model": model.model_id, "data": str(root), "split": split, "parts": parts},
             title=model.model_id,  # in no language: everybody reads it, the kind is said beside it
-            settings=Settings.from_env(),
+            settings=settings,
         )
     except CoreError as error:
         st.error(describe(error), icon=":material/error:")
