@@ -146,7 +146,21 @@ ERRORS: dict[str, str] = {
     "config.model_id": N_(
         "A model name may contain letters, digits, dots, dashes and underscores."
     ),
-    "data.disease_class": N_("The class names do not tell which class is the disease: {found}."),
+    "data.disease_class": N_("Say which class is the disease. The classes are: {found}."),
+    "data.splits": N_(
+        "The folders {found} have the names of splits but do not hold the same class folders. Put "
+        "one folder per class into each, or say what they are."
+    ),
+    "data.no_folder": N_("There is no folder “{name}” in the data."),
+    "data.layout": N_(
+        "The data can be read in more than one way, because of {name}. Keep only one of them in the "
+        "folder."
+    ),
+    "data.one_class": N_(
+        "The split “{split}” has no image of the class “{class_name}”; every split needs both."
+    ),
+    "data.missing": N_("There is no data at this place any more."),
+    "data.npz": N_("The npz file cannot be used: it does not have the arrays of MedMNIST."),
     "data.classes": N_("Expected exactly two classes. Sort the images into two class folders."),
     "data.empty": N_("No images found. Expected one folder per class."),
     "data.beside": N_(
@@ -157,7 +171,7 @@ ERRORS: dict[str, str] = {
         "“{key}” cannot be followed: a broken or circular link, or a folder without read "
         "permission. Repair or remove it."
     ),
-    "data.manifest": N_("The file manifest.csv cannot be used."),
+    "data.manifest": N_("The table cannot be used: it {reason}."),
     "zip.path": N_("The ZIP is rejected: a name in it points outside its folder."),
     "zip.names": N_("The ZIP is rejected: a file and a folder in it have the same name."),
     "zip.link": N_("The ZIP is rejected: it contains a symbolic link."),

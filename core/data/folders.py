@@ -225,7 +225,7 @@ def _find_folds(
 
 
 def _refuse_split_words(worded: Sequence[tuple[Folder, str]]) -> None:
-    """Refuse to take folders for classes that are called like splits; one "valid" may be a class."""
+    """Refuse to take folders called like splits for classes; a single "valid" may be one."""
     is_sure = any(split != "val" or folder_words.is_exact_split(f.name) for f, split in worded)
     if len(worded) > 1 or is_sure:
         raise _refuse_splits([f.name for f, _split in worded])

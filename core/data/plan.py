@@ -20,6 +20,7 @@ from core.data.folders import read_folders
 from core.data.medmnist import has_arrays, read_arrays
 from core.data.options import DataOptions, TrainingData, choose_options
 from core.data.patients import find_patients
+from core.data.tree import list_tree
 from core.errors import DataError
 from core.files.names import fold, show_name
 
@@ -49,6 +50,7 @@ class Plan:
     class_names: tuple[str, ...]  # in label order, normal first, once the disease is known
     disease_class: str | None
     decisions: tuple[Decision, ...]
+    source_classes: tuple[str, ...] = ()  # as found, before other names were given
 
     @property
     def questions(self) -> tuple[Decision, ...]:
@@ -110,6 +112,7 @@ def make_plan(
             "{normal,disease}/..., a manifest.csv or a MedMNIST .npz file.",
             code="data.empty",
         )
+    sources = tuple(sorted({one.class_name for one in found}))
     found, merged = _name_classes(found, options)
     said += merged
     names = tuple(sorted({one.class_name for one in found}))
@@ -121,9 +124,22 @@ def make_plan(
     if not any(one.split == "val" for one in found):
         said.append(Decision("splits.drawn"))
     in_order = tuple(sorted(found, key=lambda one: one.key))
-    plan = Plan(root, options, in_order, names, disease, tuple(said))
+    plan = Plan(root, options, in_order, names, disease, tuple(said), sources)
     _check_splits(plan)
     return plan
+
+
+def list_folders(root: Path, *, most: int = 200) -> tuple[str, ...]:
+    """Names of the folders of the data, of which options may say what they are; at most ``most``.
+
+    Raises:
+        DataError: an unreadable folder or link.
+    """
+    if not root.is_dir():
+        return ()
+    tree = list_tree(root, is_skipped=lambda _name, _key: None)
+    names = dict.fromkeys(folder.name for folder in tree.root.walk_folders() if folder.count())
+    return tuple(names)[:most]
 
 
 def _choose_disease(
@@ -223,7 +239,9 @@ def _read_table(path: Path) -> tuple[list[Found], list[Decision]]:
     twice = [key for key, n in Counter(one.key for one in found).items() if n > 1]
     if twice:
         raise manifest.refuse(f"names {len(twice)} files twice, first {twice[0]}", path.name)
-    columns = ", ".join(f"{theirs} = {ours}" for ours, theirs in table.columns.items())
+    columns = ", ".join(
+        ours if theirs == ours else f"{theirs} = {ours}" for ours, theirs in table.columns.items()
+    )
     said = [Decision("layout.table", {"name": path.name, "columns": columns})]
     groups = {one.group for one in found if one.group}
     if groups:

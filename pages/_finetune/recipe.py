@@ -7,6 +7,7 @@ import streamlit as st
 
 from core.config import OBJECTIVES, PRESETS, RECIPES, Settings, build_preset
 from core.config.presets import build_config
+from core.data.plan import Plan
 from core.errors import ConfigError, CoreError
 from core.jobs import queue
 from core.models.bundle import check_model_id
@@ -40,7 +41,7 @@ _ELSEWHERE = ("train.seed", "train.epochs", "train.val_fraction", "objective.nam
 _EXAMPLE = "train.adapter_lr=0.001\ntrain.tail_lr=0.0001\ntrain.n_views=6"
 
 
-def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
+def choose_recipe(plan: Plan, audit: dict[str, Any]) -> dict[str, Any] | None:
     """The parameters of a train job; None while something in them is wrong."""
     st.markdown("#### " + _("Recipe"))
     name = st.text_input(
@@ -92,15 +93,15 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
             icon=":material/copyright:",
         )
     params = {
-        "data": str(data.resolve()),
-        "disease_class": audit["disease_class"],
+        "data": str(plan.root.resolve()),
+        "options": plan.options.to_json(),
         "preset": preset,
         "recipe": recipe,
         "objective": next(iter(OBJECTIVES)) if is_ensemble else objective,
         "is_ensemble": is_ensemble,
         "overrides": overrides,
         "cache_trunk": bool(st.session_state.get(shared.FT_CACHE_KEY, True)),
-        "is_synthetic": ".demo-data" in data.parts,
+        "is_synthetic": ".demo-data" in plan.root.parts,
     }
     try:
         _check_overrides(more)
