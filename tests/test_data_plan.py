@@ -156,7 +156,7 @@ def test_masks_are_masks_at_every_level(tmp_path: Path) -> None:
     assert {one.group for one in plan.found} == {""}
     one = next(found for found in plan.found if found.key == "COVID/images/x3.png")
     assert one.mask == tmp_path / "COVID" / "masks" / "x3.png"
-    assert "16 files in folders of masks (“masks”)" in say(plan, "masks.folders")
+    assert "16 files in the folders “masks”" in say(plan, "masks.folders")
     assert "“images”" in say(plan, "levels")
     top = make_plan(fill(tmp_path / "top", "data/normal", "data/flu", "masks/normal", "masks/flu"))
     assert len(top.found) == 12
@@ -178,11 +178,13 @@ def test_masks_beside_their_image_are_known_by_name_and_look(tmp_path: Path) -> 
     assert all(
         one.mask and one.mask.stem == f"{one.path.stem}_mask" for one in masks.found if one.path
     )
-    assert say(masks, "masks.files").startswith("16 files such as “x (0)_mask.png” are masks")
+    assert say(masks, "masks.files") == (
+        "Masks of the image of the same name: 16, such as “x (0)_mask.png”."
+    )
     copies = make_plan(tmp_path / "b")
     assert len(copies.found) == 16
     assert not any(one.mask for one in copies.found)
-    assert "look like pictures: left out" in say(copies, "masks.copies")
+    assert "Left out: 16 named like masks" in say(copies, "masks.copies")
     assert "left.outside" not in codes(copies)
     images = make_plan(tmp_path / "b", DataOptions(mask_files="none"))
     assert len(images.found) == 32
@@ -276,8 +278,8 @@ def test_stray_files_and_system_folders_change_nothing(tmp_path: Path) -> None:
     plan = make_plan(tmp_path)
     assert len(plan.found) == 12
     assert plan.class_names == ("normal", "flu")
-    assert say(plan, "left.system").startswith("6 files in folders of the system")
-    assert say(plan, "left.kinds").startswith("4 files are left out")
+    assert say(plan, "left.system").startswith("Left out: 6 in folders of the system")
+    assert say(plan, "left.kinds").startswith("Left out: 4 whose names")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +326,7 @@ def test_more_classes_are_merged_by_name(tmp_path: Path) -> None:
     assert make_plan(tmp_path, said).class_names == ("normal", "pneumonia")
     left = make_plan(tmp_path, DataOptions(folders=(("virus", "skip"),)))
     assert left.class_names == ("normal", "bacteria")
-    assert say(left, "left.skipped").startswith("6 files in folders you named (“virus”)")
+    assert say(left, "left.skipped").startswith("Left out: 6 in folders that you named (“virus”)")
     with pytest.raises(DataError, match="there is no such folder in the data"):
         make_plan(tmp_path, DataOptions(folders=(("vrius", "skip"),)))
     with pytest.raises(DataError, match="--class 'x' is not one of the classes"):
@@ -341,7 +343,7 @@ def test_patients_in_kaggle_names_are_held_together(tmp_path: Path) -> None:
                 seed=50 + 3 * person + i,
             )
     plan = make_plan(tmp_path)
-    assert "10 patients, from the file names (“person0”: 3)" in say(plan, "patients.files")
+    assert "Patients: 10, from the file names (“person0”: 3)" in say(plan, "patients.files")
     data = read_dataset(tmp_path, val_fraction=0.3)
     groups = [{r.group for r in data.subset(s) if r.group} for s in ("train", "val")]
     assert all(groups)
@@ -375,7 +377,7 @@ def test_the_patient_of_dicom_files_is_their_hashed_id(tmp_path: Path) -> None:
         (group, 3) for group in dict.fromkeys(one.group for one in plan.found)
     ]
     assert len({one.group for one in plan.found}) == 6
-    assert "6 patients, from the DICOM PatientID" in say(plan, "patients.dicom")
+    assert "Patients: 6, from the DICOM PatientID" in say(plan, "patients.dicom")
     assert "Secret" not in repr(plan.found)
     for path in tmp_path.rglob("IM*"):
         write_dicom(path, "ANON")
@@ -451,7 +453,7 @@ def test_names_that_are_not_utf8_are_carried_and_shown(tmp_path: Path) -> None:
     assert record.path == odd
     record.key.encode()
     assert data.plan is not None
-    assert say(data.plan, "names.bytes").startswith("1 file names are not UTF-8")
+    assert say(data.plan, "names.bytes").startswith("File names that are not UTF-8")
 
 
 def test_options_are_checked(tmp_path: Path) -> None:

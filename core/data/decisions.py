@@ -43,17 +43,17 @@ _SENTENCES: dict[str, str] = {
         "or leave folders out."
     ),
     "classes.merged": N_("{found} are one class, “{name}”."),
-    "masks.folders": N_("{n} files in folders of masks ({names}) are masks, not images."),
-    "masks.files": N_("{n} files such as {example} are masks of the image of the same name."),
+    "masks.folders": N_("Masks, not images: {n} files in the folders {names}."),
+    "masks.files": N_("Masks of the image of the same name: {n}, such as {example}."),
     "masks.copies": N_(
-        "{n} files such as {example} are named like masks but look like pictures: left out."
+        "Left out: {n} named like masks but looking like pictures, such as {example}."
     ),
     "levels": N_("{names}: folders that every class has are not patients."),
     "kinds": N_("{names} are kinds of “{class_name}”, not patients: few folders, many images."),
-    "patients.table": N_("{n} patients, from the table's column {name}."),
-    "patients.folders": N_("{n} patients, from the folders inside the classes ({example})."),
-    "patients.files": N_("{n} patients, from the file names ({example})."),
-    "patients.dicom": N_("{n} patients, from the DICOM PatientID, of which only a hash is kept."),
+    "patients.table": N_("Patients: {n}, from the table's column {name}."),
+    "patients.folders": N_("Patients: {n}, from the folders inside the classes ({example})."),
+    "patients.files": N_("Patients: {n}, from the file names ({example})."),
+    "patients.dicom": N_("Patients: {n}, from the DICOM PatientID, of which only a hash is kept."),
     "patients.proposed": N_(
         "The file names may hold patient numbers ({example}); these are not used unless you say so."
     ),
@@ -61,13 +61,13 @@ _SENTENCES: dict[str, str] = {
         "Nothing tells which images are of the same patient: one patient may be in training and "
         "in validation."
     ),
-    "left.system": N_("{n} files in folders of the system ({names}) are left out."),
-    "left.skipped": N_("{n} files in folders you named ({names}) are left out."),
-    "left.kinds": N_(
-        "{n} files are left out, because their names are not those of images: {names}."
+    "left.system": N_("Left out: {n} in folders of the system ({names})."),
+    "left.skipped": N_("Left out: {n} in folders that you named ({names})."),
+    "left.kinds": N_("Left out: {n} whose names are not those of images ({names})."),
+    "left.outside": N_("Left out: {n} outside the class folders, such as {example}."),
+    "names.bytes": N_(
+        "File names that are not UTF-8, shown with backslashes: {n}, such as {example}."
     ),
-    "left.outside": N_("{n} files lie outside the class folders and are left out ({example})."),
-    "names.bytes": N_("{n} file names are not UTF-8; they are shown with backslashes ({example})."),
 }
 _KINDS: dict[str, Kind] = {
     "disease.ask": "question",

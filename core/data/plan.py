@@ -120,7 +120,7 @@ def make_plan(
     if disease is not None:
         names = (*(name for name in names if name != disease), disease)
     found, patients = _group(found, options)
-    said += [*decided, *patients]
+    said = [*decided, *said, *patients]
     if not any(one.split == "val" for one in found):
         said.append(Decision("splits.drawn"))
     in_order = tuple(sorted(found, key=lambda one: one.key))

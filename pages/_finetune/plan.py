@@ -95,7 +95,7 @@ def forget_plans() -> None:
 
 def _show_decisions(plan: Plan) -> None:
     counts = plan.count()
-    st.markdown("\n".join(f"- {_ICONS[one.kind]} {say_decision(one)}" for one in plan.decisions))
+    st.markdown("  \n".join(f"{_ICONS[one.kind]} {say_decision(one)}" for one in plan.decisions))
     if len(plan.class_names) == 2:
         splits = {"train": _("training"), "val": _("validation"), "test": _("test"), "": ""}
         parts = [
@@ -135,23 +135,18 @@ def _choose_more(data: Path, plan: Plan | None, key: str) -> None:
     with st.expander(
         _("Change how these images are read"), icon=":material/tune:", expanded=plan is None
     ):
-        left, right = st.columns([3, 2], gap="large")
-        with left:
-            _edit_roles(data, key)
-        with right:
-            if plan is not None:
-                _edit_classes(plan, key)
-            st.selectbox(
-                _("Which images are of one patient?"),
-                list(_PATIENT_WORDS),
-                format_func=lambda name: _(_PATIENT_WORDS[name]),
-                key=f"{key}_patients",
-            )
-            st.checkbox(
-                _("Take files such as x_mask.png for masks of x.png"),
-                value=True,
-                key=f"{key}_masks",
-            )
+        _edit_roles(data, key)
+        if plan is not None:
+            _edit_classes(plan, key)
+        st.selectbox(
+            _("Which images are of one patient?"),
+            list(_PATIENT_WORDS),
+            format_func=lambda name: _(_PATIENT_WORDS[name]),
+            key=shared.keep_choice(f"{key}_patients"),
+        )
+        st.checkbox(
+            _("Take files such as x_mask.png for masks of x.png"), value=True, key=f"{key}_masks"
+        )
 
 
 def _edit_roles(data: Path, key: str) -> None:
