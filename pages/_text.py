@@ -153,13 +153,12 @@ ERRORS: dict[str, str] = {
     ),
     "data.no_folder": N_("There is no folder “{name}” in the data."),
     "data.layout": N_(
-        "The data can be read in more than one way, because of {name}. Keep only one of them in the "
-        "folder."
+        "The data can be read in more than one way, because of {name}. Keep only one of them in "
+        "the folder."
     ),
     "data.one_class": N_(
         "The split “{split}” has no image of the class “{class_name}”; every split needs both."
     ),
-    "data.missing": N_("There is no data at this place any more."),
     "data.npz": N_("The npz file cannot be used: it does not have the arrays of MedMNIST."),
     "data.classes": N_("Expected exactly two classes. Sort the images into two class folders."),
     "data.empty": N_("No images found. Expected one folder per class."),
