@@ -1,20 +1,21 @@
 """Commands that measure a model: evaluate, external, report."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from core.cli.data_options import with_data_options
 from core.cli.terminal import (
-    CONSOLE,
     Checkpoints,
     Data,
     JsonFile,
     Model,
+    output_file,
+    print_json,
+    print_table,
+    print_text,
     read_settings,
     show_progress,
     write_json,
@@ -61,7 +62,7 @@ def evaluate(
     value = to_json(evaluation)
     write_json(json_file, value)
     if json_file is None:
-        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        print_json(value)
     _warn_of_seen(evaluation)
 
 
@@ -90,7 +91,7 @@ def external(
     value = dataclasses.asdict(result)
     write_json(json_file, value)
     if json_file is None:
-        typer.echo(json.dumps(value, indent=2))
+        print_json(value)
     _warn_of_seen(other)
 
 
@@ -98,7 +99,7 @@ def _warn_of_seen(evaluation: "Evaluation") -> None:
     from core.assessment.record import say_seen
 
     if evaluation.is_fitted_on:
-        CONSOLE.print(f"Warning: {say_seen(evaluation)}", highlight=False, soft_wrap=True)
+        print_text(f"Warning: {say_seen(evaluation)}")
 
 
 def report(
@@ -106,8 +107,8 @@ def report(
     evaluation: Annotated[
         str | None, typer.Option(help="DATA-SPLIT of a kept evaluation [the newest].")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report here as HTML.")] = None,
-    pdf: Annotated[Path | None, typer.Option(help="Write the report here as PDF.")] = None,
+    html: Annotated[Path | None, output_file("--html", help="The report as HTML.")] = None,
+    pdf: Annotated[Path | None, output_file("--pdf", help="The report as PDF.")] = None,
     checkpoints: Checkpoints = None,
 ) -> None:
     """Write the evaluation report with the model card, in the order of CLAIM 2024."""
@@ -123,9 +124,7 @@ def report(
             f"model {model!r} has no kept evaluation; run `python -m core evaluate` first."
         )
     write_report(directory, model, evaluation or kept[0].name, html=html, pdf=pdf)
-    table = Table("evaluation", "data", "split", "n", "accuracy", "made")
-    for one in kept:
-        table.add_row(
-            one.name, one.data_name, one.split, str(one.n), f"{one.accuracy:.3f}", one.created
-        )
-    CONSOLE.print(table)
+    print_table(
+        ("evaluation", "data", "split", "n", "accuracy", "made"),
+        [(e.name, e.data_name, e.split, e.n, f"{e.accuracy:.3f}", e.created) for e in kept],
+    )

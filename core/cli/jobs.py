@@ -1,13 +1,11 @@
 """Commands for background jobs: jobs start, list, show, cancel, resume, delete."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from core.cli.data_options import print_plan, with_data_options
 from core.cli.gate import Check, check_data
@@ -16,6 +14,9 @@ from core.cli.terminal import (
     Checkpoints,
     Data,
     JsonFile,
+    print_json,
+    print_table,
+    print_text,
     read_settings,
     show_progress,
     write_json,
@@ -104,20 +105,29 @@ def list_all(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> Non
     """List all jobs, newest first."""
     found = queue.list_jobs(read_settings(checkpoints).checkpoints_dir)
     write_json(json_file, [_to_json(job) for job in found])
-    table = Table("job", "kind", "title", "status", "progress", "message")
-    for job in found:
-        share = f"{job.progress:.0%}" if job.started else ""
-        table.add_row(job.job_id, job.kind, job.title, job.status, share, job.error or job.message)
-    CONSOLE.print(table if found else "No job yet.")
+    if not found:
+        print_text("No job yet.")
+        return
+    print_table(
+        ("job", "kind", "title", "status", "progress", "message"),
+        [
+            (
+                *(job.job_id, job.kind, job.title, job.status),
+                f"{job.progress:.0%}" if job.started else "",
+                job.error or job.message,
+            )
+            for job in found
+        ],
+    )
 
 
 def show(job_id: JobId, checkpoints: Checkpoints = None) -> None:
     """Show one job: its state as JSON, and the last lines of its log."""
     directory = read_settings(checkpoints).checkpoints_dir
     job = queue.find(directory, job_id)
-    typer.echo(json.dumps(_to_json(job), indent=2, ensure_ascii=False))
+    print_json(_to_json(job))
     for line in metrics.read_log(queue.folder_of(directory, job_id)):
-        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_text(line)
 
 
 def cancel(job_id: JobId, checkpoints: Checkpoints = None) -> None:

@@ -4,15 +4,15 @@ import dataclasses
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from core.cli.data_options import print_plan, with_data_options
 from core.cli.gate import print_findings
 from core.cli.terminal import (
-    CONSOLE,
     Checkpoints,
     Data,
     JsonFile,
+    print_table,
+    print_text,
     read_settings,
     show_progress,
     write_json,
@@ -51,14 +51,18 @@ def audit(
         "findings": [dataclasses.asdict(finding) for finding in findings],
     }
     write_json(json_file, {**result.to_json(), **told})
-    table = Table("split", "class", "images", title=f"{data} ({dataset.data_id})")
-    for split, counts in result.counts.items():
-        for class_name, n in counts.items():
-            table.add_row(split, class_name, str(n))
-    CONSOLE.print(table)
+    print_table(
+        ("split", "class", "images"),
+        [
+            (split, class_name, n)
+            for split, counts in result.counts.items()
+            for class_name, n in counts.items()
+        ],
+        title=f"{data} ({dataset.data_id})",
+    )
     print_findings(findings)
     if not findings:
-        CONSOLE.print("Nothing suspicious was found.")
+        print_text("Nothing suspicious was found.")
 
 
 def models(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
@@ -71,17 +75,22 @@ def models(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
         json_file,
         [{**dataclasses.asdict(m), "is_active": m.model_id == active} for m in found],
     )
-    table = Table("", "model", "preset", "made", "val accuracy", "val AUROC", "K", "gallery")
+    rows: list[tuple[object, ...]] = []
     for summary in found:
         if summary.problem:
-            table.add_row("!", summary.model_id, summary.problem)
+            rows.append(("!", summary.model_id, summary.problem))
             continue
         figures = [
             f"{v:.3f}" if v is not None else "" for v in (summary.val_accuracy, summary.val_auroc)
         ]
-        table.add_row(
-            "*" if summary.model_id == active else "",
-            *(summary.model_id, summary.preset, summary.created, *figures),
-            *(str(summary.k or ""), str(summary.n_gallery)),
+        rows.append(
+            (
+                "*" if summary.model_id == active else "",
+                *(summary.model_id, summary.preset, summary.created, *figures),
+                *(summary.k or "", summary.n_gallery),
+            )
         )
-    CONSOLE.print(table if found else f"No model in {directory} yet: `python -m core demo`.")
+    if not found:
+        print_text(f"No model in {directory} yet: `python -m core demo`.")
+        return
+    print_table(("", "model", "preset", "made", "val accuracy", "val AUROC", "K", "gallery"), rows)

@@ -1,23 +1,25 @@
 """Commands for finished models: compare, activate, roll-back, export, import, delete, card."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Annotated
 
 import psutil
 import typer
-from rich.table import Table
 
 from core.assessment.activation_gate import LIMIT
 from core.cli.data_options import with_data_options
 from core.cli.terminal import (
-    CONSOLE,
     Checkpoints,
     Data,
     JsonFile,
     Model,
+    check_file,
+    print_json,
+    print_output,
+    print_table,
+    print_text,
     read_settings,
     show_progress,
     write_json,
@@ -35,7 +37,7 @@ def card(model: Model, checkpoints: Checkpoints = None) -> None:
 
     directory = read_settings(checkpoints).checkpoints_dir
     folder = directory / find_model(directory, model).model_id
-    typer.echo((folder / "card.md").read_text(encoding="utf-8"))
+    print_output((folder / "card.md").read_text(encoding="utf-8"))
 
 
 @with_data_options
@@ -73,21 +75,21 @@ def compare(
         )
     save_comparison(directory, found)
     if not found.is_evidence:
-        typer.echo(
+        print_output(
             "The gate of `activate` does not count this comparison: it wants test images, none of "
             f"which one of the models was trained or validated on ({found.n_known} were)."
         )
     write_json(json_file, dataclasses.asdict(found))
     test, auc = found.mcnemar, found.delong
     p_calls, p_auroc = write_p(test.p_value), write_p(auc.p_value)
-    typer.echo(
+    print_output(
         f"{found.n} images. Accuracy {found.accuracy_first:.3f} -> {found.accuracy_second:.3f}: "
         f"{test.n_only_second} fixed, {test.n_only_first} broken (McNemar p {p_calls}). "
         f"AUROC {auc.auroc_first:.3f} -> {auc.auroc_second:.3f} (DeLong p {p_auroc})."
     )
     for group in found.subgroups:
         mark = "HARMED" if group.is_harmed else ""
-        typer.echo(
+        print_output(
             f"{group.column}={group.value}: n {group.n}, {group.accuracy_first:.3f} -> "
             f"{group.accuracy_second:.3f} {mark}".rstrip()
         )
@@ -105,7 +107,7 @@ def activate(
     entry = run_activation(
         read_settings(checkpoints).checkpoints_dir, model, reason=reason, limit=limit
     )
-    typer.echo(f"{entry.model_id} is active ({entry.action}). {entry.message}")
+    print_output(f"{entry.model_id} is active ({entry.action}). {entry.message}")
 
 
 def roll_back(reason: Reason = "", checkpoints: Checkpoints = None) -> None:
@@ -113,7 +115,7 @@ def roll_back(reason: Reason = "", checkpoints: Checkpoints = None) -> None:
     from core.assessment.activation_gate import roll_back as run_roll_back
 
     entry = run_roll_back(read_settings(checkpoints).checkpoints_dir, reason=reason)
-    typer.echo(f"{entry.model_id} is active again.")
+    print_output(f"{entry.model_id} is active again.")
 
 
 def history(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
@@ -122,22 +124,27 @@ def history(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None
 
     found = read_history(read_settings(checkpoints).checkpoints_dir)
     write_json(json_file, [dataclasses.asdict(entry) for entry in found])
-    table = Table("time", "model", "action", "before", "reason", "gate")
-    for e in found:
-        table.add_row(e.time, e.model_id, e.action, e.previous, e.reason, e.message)
-    CONSOLE.print(table if found else "No model was activated yet.")
+    if not found:
+        print_text("No model was activated yet.")
+        return
+    print_table(
+        ("time", "model", "action", "before", "reason", "gate"),
+        [(e.time, e.model_id, e.action, e.previous, e.reason, e.message) for e in found],
+    )
 
 
 def export(
     model: Model,
-    file: Annotated[Path, typer.Argument(help="The new file, NAME.neighbordx.")],
+    file: Annotated[
+        Path, typer.Argument(help="The new file, NAME.neighbordx.", callback=check_file)
+    ],
     checkpoints: Checkpoints = None,
 ) -> None:
     """Export a model as one file: safetensors and JSON, nothing executable."""
     from core.models.exchange import export_model
 
     path = export_model(read_settings(checkpoints).checkpoints_dir, model, file)
-    typer.echo(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+    print_output(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def import_file(
@@ -151,7 +158,7 @@ def import_file(
     settings = read_settings(checkpoints)
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
     added = import_model(settings.checkpoints_dir, file, settings=settings, name=name)
-    typer.echo(f"{added} was added; compare it, then `activate` it.")
+    print_output(f"{added} was added; compare it, then `activate` it.")
 
 
 def delete(
@@ -167,7 +174,7 @@ def delete(
     if not yes and not typer.confirm(f"Delete {model} for good?"):
         raise ConfigError("nothing was deleted.")
     delete_model(directory, model)
-    typer.echo(f"{model} is gone.")
+    print_output(f"{model} is gone.")
 
 
 def unpack(
@@ -183,7 +190,7 @@ def unpack(
             folder = store(handle, name=file.name, checkpoints_dir=settings.checkpoints_dir)
     except OSError as err:
         raise ConfigError(f"cannot unpack {file} ({err.strerror or err}).") from err
-    typer.echo(str(folder))
+    print_output(str(folder))
 
 
 def delete_data(
@@ -200,7 +207,7 @@ def delete_data(
     if not yes and not typer.confirm(f"Delete the uploaded images of {name} for good?"):
         raise ConfigError("nothing was deleted.")
     delete_upload(directory, name)
-    typer.echo(f"{name} is gone.")
+    print_output(f"{name} is gone.")
 
 
 @with_data_options
@@ -250,4 +257,4 @@ def estimate(
         )
     value = {**dataclasses.asdict(found), "total_s": found.total_s}
     write_json(json_file, value)
-    typer.echo(json.dumps(value, indent=2))
+    print_json(value)

@@ -8,9 +8,10 @@ import typer
 from core.cli.data_options import print_plan, with_data_options
 from core.cli.gate import Check, check_data
 from core.cli.terminal import (
-    CONSOLE,
     Checkpoints,
     Data,
+    output_file,
+    print_text,
     quiet_lightning,
     read_settings,
     show_progress,
@@ -66,7 +67,7 @@ def train(
     )
     settings = read_settings(checkpoints)
     if resume and (settings.checkpoints_dir / name / "config.json").is_file():
-        CONSOLE.print(f"model {name} is finished; nothing to resume.")
+        print_text(f"model {name} is finished; nothing to resume.")
         return
     plan = make_plan(data, options)
     print_plan(plan)
@@ -86,7 +87,7 @@ def train(
             cache_trunk=cache_trunk,
             progress=report,
         )
-    CONSOLE.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, markup=False)
+    print_text((folder / "card.md").read_text(encoding="utf-8"))
 
 
 def ensemble(
@@ -106,13 +107,13 @@ def ensemble(
         [part.strip() for part in members.split(",") if part.strip()],
         min_val_accuracy=min_val_accuracy,
     )
-    CONSOLE.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, markup=False)
+    print_text((folder / "card.md").read_text(encoding="utf-8"))
 
 
 @with_data_options
 def ablation(
     data: Data,
-    json_file: Annotated[Path, typer.Option("--json", help="Result; a table goes beside it.")],
+    json_file: Annotated[Path, output_file("--json", help="Result; a table goes beside it.")],
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "offline",
     systems: Annotated[str, typer.Option(help="Systems of the report, with commas.")] = "1,4,5,6",
     seeds: Annotated[int, typer.Option(help="Training runs per system.")] = 3,
@@ -139,4 +140,4 @@ def ablation(
     write_json(json_file, result)
     table = write_table(result)
     write_text(json_file.with_suffix(".md"), table)
-    CONSOLE.print(table, highlight=False, markup=False)
+    print_text(table)

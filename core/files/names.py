@@ -51,3 +51,19 @@ def clean(part: str) -> str:
 def fold(name: str) -> str:
     """A name for comparison: full-width letters, case and outer spaces make no difference."""
     return unicodedata.normalize("NFKC", name).casefold().strip()
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a log: no control character moves the cursor or hides what follows.
+
+    Line breaks stay; other control, format (bidirectional) and undecodable characters become
+    escapes.
+    """
+    shown = show_name(text)
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() or c in "\n " else _escape(c) for c in shown)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
