@@ -18,6 +18,8 @@ from babel.messages.pofile import read_po
 
 from core.answers.diagnosis import write_percent as percent  # noqa: F401 - the pages say it so
 from core.errors import CoreError
+from core.files.names import escape_markdown
+from core.jobs.state import Job
 
 LOCALE_DIR = Path(__file__).parents[1] / "assets" / "locale"
 DOMAIN = "neighbordx"
@@ -278,7 +280,10 @@ def class_label(name: str) -> str:
 
 
 def describe_error(code: str | None, message: str, params: Mapping[str, object]) -> str:
-    """A core error in the session's language; English keeps core's own, fuller message."""
+    """A core error in the session's language, as plain text for tables.
+
+    English keeps core's own, fuller message.
+    """
     message = message[:1].upper() + message[1:]
     template = ERRORS.get(code or "") or ERRORS.get((code or "").partition(".")[0])
     if language() == "en" or template is None:
@@ -290,13 +295,18 @@ def describe_error(code: str | None, message: str, params: Mapping[str, object])
 
 
 def describe(error: CoreError) -> str:
-    """``describe_error`` for an exception."""
-    return describe_error(error.code, str(error), error.params)
+    """``describe_error`` of an exception, safe for Markdown."""
+    return plain(describe_error(error.code, str(error), error.params))
+
+
+def describe_job(job: Job) -> str:
+    """Why a job failed, safe for Markdown."""
+    return plain(describe_error(job.error_code, job.error, job.error_params))
 
 
 def plain(text: str) -> str:
     """Foreign text (file names, keys) made safe for Markdown: shown as is, never as markup."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>~$:&-])", r"\\\1", text)
+    return escape_markdown(text)
 
 
 def moment(iso: str) -> str:

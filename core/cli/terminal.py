@@ -58,7 +58,14 @@ def output_folder(*names: str, help: str) -> Any:  # noqa: A002
     return typer.Option(*names, help=help, callback=_check_folder)
 
 
-Data = Annotated[Path, typer.Option("--data", help="Data folder, table or MedMNIST .npz file.")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Data folder, table or MedMNIST .npz file.",
+        callback=lambda path: path.expanduser(),
+    ),
+]
 Model = Annotated[str, typer.Option("--model", help="Name of a model; see `models`.")]
 Checkpoints = Annotated[
     Path | None, typer.Option("--checkpoints", help="Folder of the models [checkpoints].")

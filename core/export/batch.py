@@ -20,7 +20,7 @@ from core.answers.diagnose import diagnose, reject
 from core.answers.diagnosis import Diagnosis
 from core.answers.scrutiny import draw_maps, scrutinise
 from core.data.folder_words import is_system_file, is_system_folder
-from core.errors import ConfigError, CoreError, ImageError
+from core.errors import ConfigError, CoreError, ImageError, locate
 from core.explanations.grad_cam import overlay, resize_heatmap
 from core.explanations.methods import SHOWN
 from core.export.formats import Case, CaseFormat
@@ -163,8 +163,8 @@ def _diagnose_file(model: Model, path: Path, extras: Extras) -> Diagnosis:
             done = dataclasses.replace(done, maps=maps)
     except CoreError as err:
         return reject(name, err, model=model)
-    except Exception as err:  # one file must not end a batch of thousands
-        logger.exception("a file of a batch failed unexpectedly")
+    except Exception as err:  # noqa: BLE001 - one file must not end a batch of thousands
+        logger.error("a file of a batch failed unexpectedly: %s", locate(err))
         reason = ImageError(
             f"the image could not be read because of an internal error ({type(err).__name__}); "
             "please report it with the file.",

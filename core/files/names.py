@@ -7,6 +7,7 @@ table of the same data says (composed or decomposed letters, characters that wer
 """
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -63,6 +64,13 @@ def printable(text: str) -> str:
     if shown.isprintable():
         return shown
     return "".join(c if c.isprintable() or c in "\n " else _escape(c) for c in shown)
+
+
+def escape_markdown(text: str) -> str:
+    """Text shown by Markdown as it is: on one line, never as markup, link, list, math or emoji."""
+    line = " ".join(printable(text).split("\n"))
+    escaped = re.sub(r"([\\`*_{}\[\]()#+!|<>~$:&@-])", r"\\\1", line)
+    return re.sub(r"(?i)(\bwww|^\s*\d+)\.", r"\1\\.", escaped)
 
 
 def _escape(character: str) -> str:

@@ -19,7 +19,7 @@ from pages import _shared as shared
 from pages._finetune.findings import SPLITS, show_findings, show_pictures
 from pages._finetune.plan import forget_plans
 from pages._job import show_short_job
-from pages._text import _, class_label, describe, describe_error, plain
+from pages._text import _, class_label, describe, describe_job, plain
 
 SEEDS = tuple(range(10))  # of the validation split and the adapter; the check looks at all
 _SOURCES = ("folder", "zip")
@@ -120,7 +120,7 @@ def _take_zip(settings: Settings) -> None:
         with st.spinner(_("Unpacking")):
             folder = store(upload, name=upload.name, checkpoints_dir=settings.checkpoints_dir)
     except CoreError as error:
-        st.error(plain(describe(error)), icon=":material/block:")
+        st.error(describe(error), icon=":material/block:")
         return
     places = find_data(settings)
     name = next(label for label, path in places.items() if path == folder)
@@ -187,9 +187,7 @@ def _start_audit(params: dict[str, Any], title: str, settings: Settings) -> None
 
 def _show_failure(job: queue.Job) -> None:
     st.error(
-        _("Training cannot start with this data.")
-        + " "
-        + plain(describe_error(job.error_code, job.error, job.error_params)),
+        _("Training cannot start with this data.") + " " + describe_job(job),
         icon=":material/block:",
     )
 

@@ -79,7 +79,7 @@ def _try_plan(data: Path, options: DataOptions) -> Plan | None:
         if error.code == "data.disease_class" and options.disease_class is not None:
             st.session_state.pop(f"{shared.FT_OPTIONS_KEY}_{data}_said", None)
             return _try_plan(data, dataclasses.replace(options, disease_class=None))
-        st.error(plain(describe(error)), icon=":material/block:")
+        st.error(describe(error), icon=":material/block:")
         return None
 
 

@@ -15,7 +15,7 @@ from core.training.ensemble import name_members
 from pages import _shared as shared
 from pages._finetune.data import SEEDS, read_findings
 from pages._job import show_short_job
-from pages._text import N_, _, describe, describe_error, plain
+from pages._text import N_, _, describe, describe_job, plain
 
 _PRESET_WORDS = {
     "offline": N_("offline: small, needs no network connection, runs on a CPU"),
@@ -107,7 +107,7 @@ def choose_recipe(plan: Plan, audit: dict[str, Any]) -> dict[str, Any] | None:
         _check_overrides(more)
         build_config(params)
     except CoreError as error:
-        st.error(plain(describe(error)), icon=":material/error:")
+        st.error(describe(error), icon=":material/error:")
         return None
     return {**params, "name": name.strip(), "seeds": seeds}
 
@@ -209,7 +209,7 @@ def show_estimate(params: dict[str, Any]) -> None:
         return
     if job is not None and job.status == "failed":
         st.error(
-            plain(describe_error(job.error_code, job.error, job.error_params)),
+            describe_job(job),
             icon=":material/error:",
         )
     if job is None or job.status != "done":
