@@ -9,7 +9,7 @@ the answers to single images), the same as a Markdown table, and results/accurac
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Case:
     path: str
     systems: tuple[str, ...] = ("1", "4", "5", "6")
     overrides: tuple[str, ...] = ()
-    options: DataOptions = DataOptions()
+    options: DataOptions = field(default_factory=DataOptions)
     is_judged: bool = True  # whether to compare the vote with the baselines, in a separate file
 
 
