@@ -39,7 +39,7 @@ from pydicom.uid import (
 
 from core.errors import ImageError
 from core.images.codestream import Codestream, is_j2k_whole, read_codestream
-from core.images.dicom_layout import Layout, check_native
+from core.images.dicom_layout import PACKED_BITS, Layout, check_native, refuse_tag
 from core.images.jpeg_segments import fill_scans, list_segments, mend_scan_header
 
 _DAMAGE = (RuntimeError, ValueError, TypeError, IndexError, KeyError, OSError, MemoryError)
@@ -65,6 +65,8 @@ def decode_frame(dataset: Dataset, layout: Layout, index: int) -> Frame:
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax in _NATIVE:
         check_native(dataset, layout)
+        if layout.bits_allocated == PACKED_BITS:
+            return _unpack(dataset, layout, index)
         return _decode_native(dataset, layout, index)
     if syntax != RLELossless and syntax not in _DECODERS:
         raise ImageError(
@@ -116,6 +118,26 @@ def _decode_native(dataset: Dataset, layout: Layout, index: int) -> Frame:
         is_lossy=False,
         photometric="YBR_FULL" if was_422 else layout.photometric,
     )
+
+
+def _unpack(dataset: Dataset, layout: Layout, index: int) -> Frame:
+    """Uncompressed values of 12 bits without gaps, as ACR-NEMA files have them."""
+    if layout.n_samples > 1:
+        raise refuse_tag("BitsAllocated", "is 12 for colour, expected 8 or 16")
+    n_values = layout.rows * layout.columns
+    first, n_bits = index * n_values * PACKED_BITS, n_values * PACKED_BITS
+    begin, end = first // 16 * 2, -(-(first + n_bits) // 16) * 2
+    cells = bytes(dataset.PixelData[begin:end]).ljust(end - begin, b"\0")
+    order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+    stream = np.frombuffer(cells, dtype=f"{order}u2").astype("<u2").view(np.uint8)
+    bits = np.unpackbits(stream, bitorder="little")[first % 16 :][:n_bits]
+    whole = np.pad(bits.reshape(-1, PACKED_BITS), ((0, 0), (0, 16 - PACKED_BITS)))
+    words = (
+        np.packbits(whole, axis=1, bitorder="little")
+        .view("<u2")
+        .reshape(layout.rows, layout.columns)
+    )
+    return Frame(words, precision=PACKED_BITS, is_lossy=False, photometric=layout.photometric)
 
 
 def _find_frame(dataset: Dataset, layout: Layout, index: int) -> bytes:

@@ -13,7 +13,7 @@ from core.images.intensity import check_frame_bytes, check_size
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _N_SAMPLES = {"PALETTE COLOR": 1, "RGB": 3, "HSV": 3}
-_PACKED_BITS = 12  # of ACR-NEMA
+PACKED_BITS = 12  # of ACR-NEMA
 _NATIVE_BITS = (1, 8, 16, 32, 64)
 
 
@@ -49,14 +49,14 @@ def read_layout(dataset: Dataset) -> Layout:
     keyword = next(k for k in PIXEL_KEYWORDS if k in dataset)
     photometric = str(dataset.get("PhotometricInterpretation") or "")
     if not photometric:
-        raise _refuse("PhotometricInterpretation", "is missing")
+        raise refuse_tag("PhotometricInterpretation", "is missing")
     n_samples = _read_samples(dataset, photometric)
     allocated = _read_number(dataset, "BitsAllocated") or _allocate(keyword)
     check_frame_bytes(columns * rows * n_samples * max(8, allocated) // 8)
     stored, high = _read_bits(dataset, allocated, is_float=keyword != "PixelData")
     representation = _read_number(dataset, "PixelRepresentation")
     if representation not in (None, 0, 1):
-        raise _refuse("PixelRepresentation", f"is {representation}, expected 0 or 1")
+        raise refuse_tag("PixelRepresentation", f"is {representation}, expected 0 or 1")
     is_signed = None if representation is None else representation == 1
     return Layout(
         columns=columns,
@@ -88,10 +88,10 @@ def check_native(dataset: Dataset, layout: Layout) -> None:
     Raises:
         ImageError: with the tag, or the number of bytes.
     """
-    if layout.bits_allocated not in (*_NATIVE_BITS, _PACKED_BITS):
-        raise _refuse("BitsAllocated", f"is {layout.bits_allocated}, expected 1, 8, 12, 16 or 32")
+    if layout.bits_allocated not in (*_NATIVE_BITS, PACKED_BITS):
+        raise refuse_tag("BitsAllocated", f"is {layout.bits_allocated}, expected 8, 12 or 16")
     if layout.n_samples > 1 and dataset.get("PlanarConfiguration") not in (0, 1):
-        raise _refuse("PlanarConfiguration", "is missing; expected 0 or 1")
+        raise refuse_tag("PlanarConfiguration", "is missing; expected 0 or 1")
     n_values = layout.rows * layout.columns * layout.n_samples * layout.n_frames
     if layout.photometric == "YBR_FULL_422":
         n_values = n_values * 2 // 3
@@ -108,7 +108,7 @@ def check_native(dataset: Dataset, layout: Layout) -> None:
 
 def refuse_sign() -> ImageError:
     """Build the error for values that are negative or large, which the file does not say."""
-    return _refuse("PixelRepresentation", "is missing and its values could be negative")
+    return refuse_tag("PixelRepresentation", "is missing and its values could be negative")
 
 
 def _read_number(dataset: Dataset, keyword: str) -> int | None:
@@ -117,7 +117,7 @@ def _read_number(dataset: Dataset, keyword: str) -> int | None:
         value = dataset.get(keyword)
         return None if value is None or value == "" else int(value)
     except (TypeError, ValueError, AttributeError, OverflowError) as err:
-        raise _refuse(keyword, "is not a number") from err
+        raise refuse_tag(keyword, "is not a number") from err
 
 
 def _read_samples(dataset: Dataset, photometric: str) -> int:
@@ -127,13 +127,13 @@ def _read_samples(dataset: Dataset, photometric: str) -> int:
     is_grey = photometric.startswith("MONOCHROME")
     known = 1 if is_grey else 3 if photometric.startswith("YBR") else _N_SAMPLES.get(photometric)
     if known is None:
-        raise _refuse("SamplesPerPixel", "is missing")
+        raise refuse_tag("SamplesPerPixel", "is missing")
     return known
 
 
 def _allocate(keyword: str) -> int:
     if keyword == "PixelData":
-        raise _refuse("BitsAllocated", "is missing")
+        raise refuse_tag("BitsAllocated", "is missing")
     return 32 if keyword == "FloatPixelData" else 64
 
 
@@ -144,14 +144,15 @@ def _read_bits(dataset: Dataset, allocated: int, *, is_float: bool) -> tuple[int
         return allocated, allocated - 1
     if not stored:
         if high is None and allocated > 8:
-            raise _refuse("BitsStored", "is missing")
+            raise refuse_tag("BitsStored", "is missing")
         stored = allocated if high is None else high + 1
     if not 1 <= stored <= allocated:
-        raise _refuse("BitsStored", f"is {stored}, expected 1 to {allocated}")
+        raise refuse_tag("BitsStored", f"is {stored}, expected 1 to {allocated}")
     return stored, high if high is not None and stored <= high < allocated else stored - 1
 
 
-def _refuse(tag: str, what: str) -> ImageError:
+def refuse_tag(tag: str, what: str) -> ImageError:
+    """Build the error for a tag that is missing or impossible."""
     return ImageError(
         f"the DICOM file cannot be shown safely: its tag {tag} {what}. Export it again from the "
         "archive, or ask for it in another format.",
