@@ -299,6 +299,29 @@ def test_a_missing_sign_is_no_matter_for_small_values_and_colour() -> None:
     np.testing.assert_array_equal(decode(drop(data, "PixelRepresentation")).pixels, colour)
     with pytest.raises(ImageError, match="PlanarConfiguration is missing"):
         decode(drop(data, "PlanarConfiguration"))
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    dataset.compress(RLELossless)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)  # RLE always has planes
+    np.testing.assert_array_equal(
+        decode(drop(buffer.getvalue(), "PlanarConfiguration")).pixels, colour
+    )
+
+
+def test_a_palette_that_is_missing_is_named() -> None:
+    data = build_dicom(ramp(), PhotometricInterpretation="PALETTE COLOR")
+    with pytest.raises(ImageError, match="RedPaletteColorLookupTableDescriptor is missing"):
+        decode(data)
+
+
+def test_a_single_bit_has_no_sign() -> None:
+    bits = np.random.default_rng(9).integers(0, 2, (8, 8), dtype=np.uint8)
+    data = build_dicom(bits, BitsAllocated=1, BitsStored=1, HighBit=0, PixelRepresentation=1)
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    dataset.PixelData = np.packbits(bits, bitorder="little").tobytes()
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    np.testing.assert_array_equal(read_stored(buffer.getvalue()), bits)
 
 
 def pack_12_bits(values: np.ndarray) -> bytes:

@@ -29,7 +29,7 @@ from pydicom.uid import (
 from core.errors import ImageError
 from core.images.dicom_codecs import decode_frame
 from core.images.dicom_grey import FileDisplay, WindowPreset, show_grey
-from core.images.dicom_layout import PIXEL_KEYWORDS, Layout, complete, read_layout
+from core.images.dicom_layout import PIXEL_KEYWORDS, Layout, complete, read_layout, refuse_tag
 from core.images.intensity import (
     check_frame_bytes,
     divide_to_uint8,
@@ -207,6 +207,8 @@ def _check_colour(photometric: str) -> None:
 
 @hush()
 def _apply_palette(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.uint8]:
+    if not dataset.get("RedPaletteColorLookupTableDescriptor"):
+        raise refuse_tag("RedPaletteColorLookupTableDescriptor", "is missing")
     n_entries, first, _ = (int(v) for v in dataset.RedPaletteColorLookupTableDescriptor)
     # pydicom counts entries in the table's data type, which would overflow
     within = np.clip(stored.astype(np.int32), first, first + (n_entries or 2**16) - 1)

@@ -58,6 +58,8 @@ def read_layout(dataset: Dataset) -> Layout:
     if representation not in (None, 0, 1):
         raise refuse_tag("PixelRepresentation", f"is {representation}, expected 0 or 1")
     is_signed = None if representation is None else representation == 1
+    if stored == 1 or (n_samples > 1 and is_signed is None):
+        is_signed = False  # colour is unsigned (C.7.6.3.1), and a single bit has no sign
     return Layout(
         columns=columns,
         rows=rows,
@@ -66,7 +68,7 @@ def read_layout(dataset: Dataset) -> Layout:
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=high,
-        is_signed=False if n_samples > 1 and is_signed is None else is_signed,  # C.7.6.3.1
+        is_signed=is_signed,
         photometric=photometric,
         keyword=keyword,
     )
@@ -80,6 +82,8 @@ def complete(dataset: Dataset, layout: Layout) -> None:
     dataset.BitsStored = layout.bits_stored
     dataset.HighBit = layout.high_bit
     dataset.PixelRepresentation = int(bool(layout.is_signed))
+    if layout.n_samples > 1 and dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        dataset.PlanarConfiguration = 0  # a codestream defines its own, and RLE has planes
 
 
 def check_native(dataset: Dataset, layout: Layout) -> None:
@@ -91,7 +95,7 @@ def check_native(dataset: Dataset, layout: Layout) -> None:
     if layout.bits_allocated not in (*_NATIVE_BITS, PACKED_BITS):
         raise refuse_tag("BitsAllocated", f"is {layout.bits_allocated}, expected 8, 12 or 16")
     if layout.n_samples > 1 and dataset.get("PlanarConfiguration") not in (0, 1):
-        raise refuse_tag("PlanarConfiguration", "is missing; expected 0 or 1")
+        raise refuse_tag("PlanarConfiguration", "is missing or neither 0 nor 1")
     n_values = layout.rows * layout.columns * layout.n_samples * layout.n_frames
     if layout.photometric == "YBR_FULL_422":
         n_values = n_values * 2 // 3

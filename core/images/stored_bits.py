@@ -32,11 +32,12 @@ def take_stored_bits(
     n_below = max(0, layout.high_bit + 1 - bits) if precision > layout.high_bit else 0
     size = next(s for s in (8, 16, 32, 64) if s >= max(bits + n_below, precision))
     wide = words.astype(f"{words.dtype.kind}{size // 8}", copy=False)
+    is_signed = bool(layout.is_signed)
     if is_lossy and precision > bits:
-        return _clamp(_extend(wide, precision, is_signed=bool(layout.is_signed)), layout, n_below)
-    if n_below:
-        wide = wide >> n_below  # type: ignore[operator]
-    values = _extend(wide, bits, is_signed=bool(layout.is_signed))
+        values = _clamp(_extend(wide, precision, is_signed=is_signed), layout, n_below)
+    else:
+        shifted = wide >> n_below if n_below else wide  # type: ignore[operator]
+        values = _extend(shifted, bits, is_signed=is_signed)
     if layout.is_signed is None and bool((values >> (bits - 1)).any()):  # type: ignore[operator]
         raise refuse_sign()
     return values
