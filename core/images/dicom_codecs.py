@@ -40,6 +40,7 @@ from pydicom.uid import (
 from core.errors import ImageError
 from core.images.codestream import Codestream, is_j2k_whole, read_codestream
 from core.images.dicom_layout import PACKED_BITS, Layout, check_native, refuse_tag
+from core.images.jpeg_scans import has_all_scans
 from core.images.jpeg_segments import fill_scans, list_segments, mend_scan_header
 
 _DAMAGE = (RuntimeError, ValueError, TypeError, IndexError, KeyError, OSError, MemoryError)
@@ -187,7 +188,7 @@ def _find_photometric(header: Codestream, layout: Layout) -> str:
 
 def _decode_jpeg(encoded: bytes) -> NDArray[np.generic]:
     segments = list_segments(encoded)
-    if not segments.is_ended:
+    if not segments.is_ended or not has_all_scans(segments):
         raise refuse_damage()
     mended = mend_scan_header(encoded, segments)
     words: NDArray[np.generic] = decode_with_libjpeg(mended, 0)
@@ -198,7 +199,8 @@ def _decode_jpeg(encoded: bytes) -> NDArray[np.generic]:
 
 
 def _decode_jpeg_ls(encoded: bytes) -> NDArray[np.generic]:
-    if not list_segments(encoded).is_ended:
+    segments = list_segments(encoded)
+    if not segments.is_ended or not has_all_scans(segments):
         raise refuse_damage()
     decoded, info = jpeg_ls.decode_pixel_data(encoded)
     words = np.frombuffer(decoded, dtype="u1" if info["bits_per_sample"] <= 8 else "<u2")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from core.errors import ImageError
+from core.images.jpeg_scans import has_all_scans
 from core.images.jpeg_segments import fill_scans, list_segments
 from core.images.quiet import hush
 
@@ -25,7 +26,7 @@ def check_jpeg_whole(data: bytes) -> None:
     except for progressive pictures.
     """
     segments = list_segments(data)
-    if not segments.is_ended:
+    if not segments.is_ended or not has_all_scans(segments):
         raise _refuse()
     filled = fill_scans(data, segments)
     if filled is None or segments.frame is None:

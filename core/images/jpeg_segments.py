@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_END, _SCAN, _JPEG_LS_FRAME = 0xD9, 0xDA, 0xF7
+_END, SCAN, _JPEG_LS_FRAME = 0xD9, 0xDA, 0xF7
 _RESTARTS = range(0xD0, 0xD8)
 _ALONE = {0x01, 0xD8, *_RESTARTS}  # markers without a segment
 # Start-of-frame markers: C0..CF without tables (C4), extensions (C8) and conditioning (CC); and
@@ -50,7 +50,7 @@ class Segments:
     @property
     def scan(self) -> Segment | None:
         """The first scan's header."""
-        return next((s for s in self.found if s.marker == _SCAN), None)
+        return next((s for s in self.found if s.marker == SCAN), None)
 
 
 def list_segments(frame: bytes) -> Segments:
@@ -68,7 +68,7 @@ def list_segments(frame: bytes) -> Segments:
         ends: tuple[int, ...] = ()
         if marker == _JPEG_LS_FRAME:
             pattern = _MARKER_IN_LS
-        elif marker == _SCAN:
+        elif marker == SCAN:
             ends = _find_data_ends(frame, position, pattern)
         found.append(Segment(marker, begin, frame[begin:position], ends))
         position = ends[-1] if ends else position
@@ -117,7 +117,7 @@ def mend_scan_header(frame: bytes, segments: Segments) -> bytes:
         return frame
     mended = bytearray(frame)
     for segment in segments.found:
-        if segment.marker != _SCAN or len(segment.content) < 6:
+        if segment.marker != SCAN or len(segment.content) < 6:
             continue
         first, last = segment.content[-3:-1]
         if first == 0 and last == 0:
