@@ -24,6 +24,7 @@ from core.images.deep_colour import find_raw_mode, is_deep_colour, read_deep_col
 from core.images.dicom import decode_dicom, is_dicom
 from core.images.dicom_grey import FileDisplay, WindowPreset
 from core.images.intensity import MAX_PIXELS, check_size, refuse_frame, stretch
+from core.images.jpeg_picture import check_jpeg_whole
 from core.images.quiet import hush
 from core.images.tiff import Samples, is_whole, mend_samples, read_samples, refuse_kind
 
@@ -239,6 +240,8 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
     try:
         with _open(data) as picture:
             kind, n_frames = _turn_to_frame(picture, frame)
+            if kind == "JPEG":
+                check_jpeg_whole(data)
             bit_depth = _find_bit_depth(picture, data)
             samples = read_samples(picture)
             if is_deep_colour(find_raw_mode(picture)) and (kind == "TIFF" or n_frames == 1):
