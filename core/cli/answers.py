@@ -97,7 +97,7 @@ def predict(
             written.append(_save_heatmaps(done, explain, index=index) if explain else {})
             if chosen and done.pixels is not None:
                 _export(chosen, bundle, done, path, folder=export_to, index=index)
-            diagnoses.append(dataclasses.replace(done, maps=(), pixels=None))
+            diagnoses.append(dataclasses.replace(done, maps=(), pixels=None, overlay=None))
             report((index + 1) / len(files), f"{index + 1} of {len(files)} files")
     rows = [to_json(d, heatmap_files=f) for d, f in zip(diagnoses, written, strict=True)]
     write_json(json_file, rows)
@@ -223,4 +223,7 @@ def _print_worklist(diagnoses: Sequence[Diagnosis]) -> None:
             d.error or d.abstain_reason or "",
         )
     CONSOLE.print(table)
+    for d in diagnoses:
+        for notice in d.notices:
+            CONSOLE.print(f"{Path(d.file).name}: {notice.text}", markup=False)
     CONSOLE.print(RESEARCH_USE)

@@ -79,6 +79,7 @@ def to_json(
         "software_version": diagnosis.software,
         "notice": RESEARCH_USE,
         "error": diagnosis.error,
+        "notices": [{"code": n.code, "text": n.text} for n in diagnosis.notices],
     }
 
 
@@ -103,7 +104,7 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
             *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
             *("abstain_reason", "frame_number", "n_frames"),  # frame number as in DICOM, from 1
             *("window_centre", "window_width", "is_inverted", "reader_before_answer"),
-            "software_version",
+            *("software_version", "notices"),
         ]
     )
     for d in diagnoses:
@@ -123,6 +124,7 @@ def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
         else:
             row += [d.frame + 1, d.n_frames, *(d.window or ("", "")), d.is_inverted]
         row += [d.reader.is_before_answer if d.reader else "", d.software]
+        row.append(" ".join(n.text for n in d.notices))
         writer.writerow([defuse(cell) for cell in row])
     return out.getvalue()
 
