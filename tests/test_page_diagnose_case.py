@@ -392,14 +392,14 @@ def test_how_a_file_was_read_is_said_and_its_graphics_are_drawn_on_request(app: 
         )
         app.run()
         assert drawn == []  # off until asked for
-        find(app.toggle, "Show the file's overlay graphics").set_value(True).run()
+        find(app.toggle, "Show overlays").set_value(True).run()
     assert not app.exception
     expected = file.overlay_array(0x6000).astype(bool)
     np.testing.assert_array_equal(drawn[0], expected)
     (after,) = (d.pixels for d in app.session_state[shared.RESULTS_KEY].values())
     np.testing.assert_array_equal(after, before)
     upload(app, deep_file())
-    assert "Show the file's overlay graphics" not in {t.label for t in app.toggle}
+    assert "Show overlays" not in {t.label for t in app.toggle}
 
 
 def test_notices_and_kinds_of_objects_are_translated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,11 +171,11 @@ def choose_overlay(diagnosis: Diagnosis) -> bool:
     if diagnosis.overlay is None:
         return False
     return st.toggle(
-        _("Show the file's overlay graphics"),
+        _("Show overlays"),
         key=f"{shared.OVERLAY_KEY}_{diagnosis.sha256}_{diagnosis.frame}",
         help=_(
-            "Marks or text stored beside the picture. They are drawn on this view only: the model "
-            "never sees them."
+            "Graphics in the file beside the picture, such as marks or text. They are drawn on "
+            "this view only: the model never sees them."
         ),
     )
 
