@@ -127,6 +127,19 @@ def test_impossible_and_contradicting_statements_are_said() -> None:
     assert both.pixels.shape == (60, 60, 3)
 
 
+def test_a_measured_spacing_outweighs_the_ratio_and_a_filler_is_no_contradiction() -> None:
+    squashed = draw_circle(1.5)
+    filled = decode(build_dicom(squashed, PixelSpacing=[0.3, 0.2], PixelAspectRatio=[1, 1]))
+    assert (list_codes(filled), filled.pixels.shape) == (["image.aspect"], (60, 60, 3))
+    square = decode(build_dicom(squashed, PixelSpacing=[0.2, 0.2], PixelAspectRatio=[3, 2]))
+    assert (list_codes(square), square.pixels.shape) == (["image.aspect_conflict"], (40, 60, 3))
+    frame = {
+        "PerFrameFunctionalGroupsSequence": _measures([0.3, 0.2]),
+        "SharedFunctionalGroupsSequence": _measures([0.2, 0.2]),
+    }
+    assert list_codes(decode(build_dicom(squashed, **frame))) == ["image.aspect"]
+
+
 def test_the_pixel_limit_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aspect, "MAX_PIXELS", 3000)
     image = decode(build_dicom(draw_circle(1.5), PixelAspectRatio=[3, 2]))

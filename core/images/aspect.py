@@ -65,10 +65,10 @@ def correct(
     if not usable:
         return pixels, tuple(notices)
     chosen = usable[0]
-    rivals = [s for s in usable[1:] if not _is_same(s.ratio, chosen.ratio)]
+    rivals = [s for s in usable[1:] if not (_is_same(s.ratio, chosen.ratio) or _is_filler(s))]
     height, width = pixels.shape[:2]
     new_height, new_width = _find_size(height, width, chosen.ratio)
-    if rivals and not (_is_same(chosen.ratio, 1.0) and rivals[0].source == "PixelAspectRatio"):
+    if rivals:
         notices.append(_say_conflict(chosen, rivals[0]))
     if _is_same(chosen.ratio, 1.0) or (new_height, new_width) == (height, width):
         return pixels, tuple(notices)
@@ -99,6 +99,11 @@ def fit_mask(mask: NDArray[np.bool_], *, height: int, width: int) -> NDArray[np.
 
 def _is_same(one: float, other: float) -> bool:
     return abs(math.log(one / other)) <= _TOLERANCE
+
+
+def _is_filler(statement: Statement) -> bool:
+    """A PixelAspectRatio of 1 says little: devices write it beside a measured spacing."""
+    return statement.source == "PixelAspectRatio" and _is_same(statement.ratio, 1.0)
 
 
 def _find_size(height: int, width: int, ratio: float) -> tuple[int, int]:
@@ -143,11 +148,7 @@ def read_dicom(dataset: Dataset, *, frame: int) -> list[Statement]:
     with suppress(*_DAMAGE):
         levels.extend(_list_measures(dataset, frame))
     readings: list[tuple[str, Callable[[], tuple[float, float] | None]]] = [
-        *(
-            (tag, functools.partial(_read_pair, level, tag))
-            for tag in _SPACINGS
-            for level in levels
-        ),
+        *((tag, functools.partial(_read_spacing, levels, tag)) for tag in _SPACINGS),
         ("SequenceOfUltrasoundRegions", functools.partial(_read_regions, dataset)),
         ("PixelAspectRatio", functools.partial(_read_pair, dataset, "PixelAspectRatio")),
     ]
@@ -157,6 +158,12 @@ def read_dicom(dataset: Dataset, *, frame: int) -> list[Statement]:
             if (pair := read()) is not None:
                 found.append(Statement(source, pair[0] / pair[1]))
     return found
+
+
+def _read_spacing(levels: Sequence[Dataset], tag: str) -> tuple[float, float] | None:
+    """The spacing of the first level that has one: the image, the frame, or all frames."""
+    pairs = (_read_pair(level, tag) for level in levels)
+    return next((pair for pair in pairs if pair is not None), None)
 
 
 def _read_pair(dataset: Dataset, tag: str) -> tuple[float, float] | None:
