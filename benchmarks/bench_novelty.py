@@ -313,7 +313,7 @@ def sum_up(
         "quantiles": {
             kind: np.round(np.quantile(values, [0.01, 0.05, 0.5, 0.95, 0.99]), 4).tolist()
             for kind, values in scores.items()
-            if len(values)
+            if len(values) and ", " not in kind  # copies have their own table
         },
     }
 
