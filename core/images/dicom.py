@@ -6,6 +6,7 @@ message quotes a tag value that could identify a patient. Grey values are conver
 levels in core.images.dicom_grey.
 """
 
+import dataclasses
 import io
 import itertools
 import struct
@@ -27,17 +28,27 @@ from pydicom.uid import (
 )
 
 from core.errors import ImageError
+from core.images import aspect
 from core.images.dicom_codecs import decode_frame
 from core.images.dicom_grey import FileDisplay, WindowPreset, show_grey
 from core.images.dicom_layout import PIXEL_KEYWORDS, Layout, complete, read_layout, refuse_tag
+from core.images.dicom_objects import check_object
 from core.images.intensity import (
     check_frame_bytes,
     divide_to_uint8,
     refuse_frame,
     scale_colour_to_uint8,
 )
+from core.images.notices import Notice
+from core.images.overlays import read_overlays
 from core.images.quiet import hush
 from core.images.stored_bits import take_stored_bits
+from core.images.supplemental_palette import (
+    PALETTE_IGNORED,
+    find_coloured,
+    hide_coloured,
+    take_palette,
+)
 
 _ERRORS = (
     BytesLengthException,
@@ -73,6 +84,9 @@ class DecodedDicom:
     presets: tuple[WindowPreset, ...] = ()
     value_range: tuple[float, float] | None = None  # of a grey frame, modality units
     file_display: FileDisplay | None = None  # of a grey frame
+    notices: tuple[Notice, ...] = ()
+    proportions: tuple[aspect.Statement, ...] = ()  # of its pixels, the most reliable first
+    overlay: NDArray[np.bool_] | None = None  # (H, W), the file's graphics; no part of ``pixels``
 
 
 def is_dicom(data: bytes) -> bool:
@@ -99,7 +113,10 @@ def decode_dicom(
     try:
         with hush():
             dataset = _read(data)
-        return _decode(dataset, frame=frame, window=window, invert=invert)
+            notices = check_object(dataset)
+            _check_has_pixels(dataset)
+        decoded = _decode(dataset, frame=frame, window=window, invert=invert)
+        return _add_surroundings(dataset, decoded, frame=frame, notices=notices)
     except ImageError:
         raise
     except _ERRORS as err:
@@ -119,12 +136,6 @@ def _read(data: bytes) -> Dataset:
         return tag > _PIXEL_DATA_TAG or next(count) > _MAX_ELEMENTS
 
     dataset = read_partial(io.BytesIO(data), stop_when=is_enough, force=True)
-    if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
-        raise ImageError(
-            "the DICOM file holds no image (it may be a report, a plan, a waveform or a directory, "
-            "or be cut off before its pixels). Choose the image series.",
-            code="image.dicom_no_pixels",
-        )
     if "TransferSyntaxUID" not in getattr(dataset, "file_meta", FileMetaDataset()):
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -132,6 +143,29 @@ def _read(data: bytes) -> Dataset:
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
         dataset.file_meta = meta
     return dataset
+
+
+def _check_has_pixels(dataset: Dataset) -> None:
+    if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
+        raise ImageError(
+            "the DICOM file holds no image (it may be a report, a plan, a waveform or a directory, "
+            "or be cut off before its pixels). Choose the image series.",
+            code="image.dicom_no_pixels",
+        )
+
+
+@hush()
+def _add_surroundings(
+    dataset: Dataset, decoded: DecodedDicom, *, frame: int, notices: tuple[Notice, ...]
+) -> DecodedDicom:
+    """Add what the file holds beside the pixels: their proportion, and overlay graphics."""
+    overlay, said = read_overlays(dataset, frame=frame)
+    return dataclasses.replace(
+        decoded,
+        notices=(*notices, *decoded.notices, *said),
+        proportions=tuple(aspect.read_dicom(dataset, frame=frame)),
+        overlay=overlay,
+    )
 
 
 def _check_inflated_size(data: bytes) -> None:
@@ -162,15 +196,22 @@ def _decode(
         if stored.photometric == "YBR_FULL":
             colour = convert_color_space(colour, "YBR_FULL", "RGB")
         return DecodedDicom(colour, bits, n_frames)
-    shades = show_grey(dataset, stored.values, frame=frame, window=window, invert=invert)
+    coloured, colours, notices = _find_colours(dataset, stored.values, frame=frame)
+    grey = stored.values if coloured is None else hide_coloured(stored.values, coloured)
+    invert = invert and coloured is None
+    shades = show_grey(dataset, grey, frame=frame, window=window, invert=invert)
+    pixels = np.repeat(shades.grey[:, :, None], 3, axis=2)
+    if coloured is not None:
+        pixels[coloured] = colours
     return DecodedDicom(
-        np.repeat(shades.grey[:, :, None], 3, axis=2),
+        pixels,
         bits,
         n_frames,
         window=shades.window,
         presets=shades.presets,
         value_range=shades.value_range,
         file_display=shades.file_display,
+        notices=notices,
     )
 
 
@@ -181,6 +222,20 @@ class _Stored:
     layout: Layout
     values: NDArray[np.generic]  # (H, W) or (H, W, S)
     photometric: str  # of these values: a decoder may have converted them
+
+
+def _find_colours(
+    dataset: Dataset, stored: NDArray[np.generic], *, frame: int
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.uint8], tuple[Notice, ...]]:
+    """Where a supplemental palette colours a grey frame, (H, W), with the (N, 3) colours there."""
+    none = np.zeros((0, 3), dtype=np.uint8)
+    try:
+        coloured = find_coloured(dataset, stored, frame=frame)
+        if coloured is None:
+            return None, none, ()
+        return coloured, _apply_palette(take_palette(dataset), stored)[coloured], ()
+    except _ERRORS:
+        return None, none, (PALETTE_IGNORED,)
 
 
 @hush()
