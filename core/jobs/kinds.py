@@ -96,6 +96,8 @@ def _is_complete(work: Work, config: RunConfig) -> bool:
     Raises:
         JobError: another model took its name, or a member's, while the job was not running.
     """
+    from core.models.marks import is_model
+
     directory, name = work.settings.checkpoints_dir, str(work.params["name"])
     recipes = config.for_members(name) if work.params.get("is_ensemble") else {name: config}
     for model_id in dict.fromkeys((name, *recipes)):
@@ -103,7 +105,9 @@ def _is_complete(work: Work, config: RunConfig) -> bool:
         if folder.exists() and not _is_own(work, folder, recipes):
             raise JobError(
                 f"another model called {model_id!r} was made meanwhile; delete it, or train under "
-                "another name.",
+                "another name."
+                if is_model(folder)
+                else f"{folder} is not a model and is left alone; train under another name.",
                 code="job.name_taken",
                 params={"name": model_id},
             )

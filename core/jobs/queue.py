@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from core.config import MEMBERS, Settings
-from core.errors import JobError
+from core.errors import CheckpointError, JobError
+from core.files import abandoned
 from core.files.locks import hold_run
 from core.jobs import ending, state
 from core.jobs.kinds import KINDS, makes_model
 from core.jobs.state import Job
+from core.models.marks import check_free
 
 logger = logging.getLogger(__name__)
 
@@ -191,13 +193,13 @@ def _delete_runs(checkpoints_dir: Path, names: Sequence[str]) -> None:
     """Delete unfinished runs: all of them, or none if another process is using one."""
     with ExitStack() as held:
         folders = [checkpoints_dir / ".runs" / name for name in names]
-        folders = [folder for folder in folders if folder.is_dir()]
+        folders = [f for f in folders if f.is_dir() and not f.is_symlink()]
         for folder in folders:
             held.enter_context(hold_run(folder, called=repr(folder.name)))
         for folder in folders:  # rename first, so that a new run starts in a new folder
             doomed = checkpoints_dir / f".deleted-{folder.name}-{os.getpid()}"
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            abandoned.mark(folder).rename(doomed)
+            abandoned.remove(doomed)
 
 
 def _list_runs(job: Job) -> list[str]:
@@ -232,12 +234,12 @@ def _check_name(checkpoints_dir: Path, directory: Path, job: Job) -> None:
                 params={"name": name},
             )
     for name in mine:  # not for a resumed job, which may have made the model itself
-        if (checkpoints_dir / name).exists() and job.n_spawns == 0:
-            raise JobError(
-                f"model {name!r} exists; choose another name or delete it first.",
-                code="job.name_taken",
-                params={"name": name},
-            )
+        if job.n_spawns:
+            continue
+        try:
+            check_free(checkpoints_dir, name)
+        except CheckpointError as err:
+            raise JobError(str(err), code="job.name_taken", params={"name": name}) from err
 
 
 def _settle_all(directory: Path) -> None:

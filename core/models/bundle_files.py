@@ -12,7 +12,8 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save
 
 from core.config import Settings, build_record
 from core.errors import CheckpointError, ConfigError, CoreError
+from core.files import abandoned
 from core.files.mapped_memory import release_pages
 from core.files.whole import hash_file, write_text
 from core.gallery import novelty
@@ -31,6 +33,7 @@ from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
 from core.models.bundle import BundleConfig, Contents, ModelBundle, check_model_id
+from core.models.marks import WEIGHTS_FILE, check_free
 from core.network.backbone import Backbone
 from core.network.build import build_embedder
 from core.network.devices import choose_device, choose_precision
@@ -39,7 +42,6 @@ from core.stats.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "weights.safetensors"
 _ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
 
 
@@ -57,25 +59,30 @@ def save_bundle(
     Raises:
         CheckpointError: the name is taken.
     """
-    final = directory / check_model_id(config.model_id)
-    if final.exists():
-        raise CheckpointError(
-            f"model {config.model_id!r} exists; finished models are never overwritten. "
-            "Choose another name or delete it first.",
-            code="checkpoint.exists",
-            params={"model_id": config.model_id},
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".writing-{config.model_id}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    check_free(directory, check_model_id(config.model_id))
+    with write_folder(directory / config.model_id) as temporary:
         _write_files(temporary, config, embedder, contents)
+    return directory / config.model_id
+
+
+@contextmanager
+def write_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write a model to; flush and rename it when the block ends."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".writing-{final.name}-{os.getpid()}")
+    if abandoned.is_ours(temporary):  # of an earlier process with this id
+        abandoned.remove(temporary)
+    temporary.mkdir()
+    try:
+        yield abandoned.mark(temporary)
+        abandoned.unmark(temporary)
+        for path in temporary.iterdir():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
         temporary.rename(final)
-    except BaseException:  # e.g. full disk or Ctrl-C: leave no partial bundle behind
+    except BaseException:  # e.g. full disk or Ctrl-C: leave no partial model behind
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return final
 
 
 def _write_files(
@@ -93,9 +100,6 @@ def _write_files(
         write_text(folder / name, json.dumps(value, indent=2))
     write_text(folder / "card.md", contents.card)
     write_text(folder / "train.log", contents.log)
-    for path in folder.iterdir():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
 
 
 def _pack_weights(embedder: Embedder) -> bytes:

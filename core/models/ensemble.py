@@ -8,8 +8,6 @@ image.
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +25,8 @@ from core.files.whole import write_text
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
 from core.models.bundle import BundleConfig, Member, ModelBundle, check_model_id
-from core.models.bundle_files import read_bundle, read_bundle_config, read_json
+from core.models.bundle_files import read_bundle, read_bundle_config, read_json, write_folder
+from core.models.marks import check_free, is_model
 from core.stats.metrics import compute_metrics
 
 KIND = "ensemble"
@@ -172,13 +171,7 @@ def build_ensemble(
         ConfigError: too few members, a member listed twice or below the threshold, or classes that
             differ.
     """
-    final = directory / check_model_id(name)
-    if final.exists():
-        raise CheckpointError(
-            f"model {name!r} exists; choose another --name or delete it first.",
-            code="checkpoint.exists",
-            params={"model_id": name},
-        )
+    check_free(directory, check_model_id(name))
     if len(model_ids) < 2 or len(set(model_ids)) != len(model_ids):
         raise ConfigError(
             "an ensemble needs two or more different members, got "
@@ -202,19 +195,16 @@ def build_ensemble(
         min_val_accuracy=min_val_accuracy,
     )
     joint = _measure_validation(configs, metrics, [member.weight for member in records])
-    temporary = directory / f".writing-{name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    write_text(temporary / "config.json", json.dumps(dataclasses.asdict(record), indent=2))
-    write_text(temporary / "metrics.json", json.dumps(joint, indent=2))
-    write_text(temporary / "card.md", _write_card(record, joint))
-    temporary.rename(final)
-    return final
+    with write_folder(directory / name) as temporary:
+        write_text(temporary / "config.json", json.dumps(dataclasses.asdict(record), indent=2))
+        write_text(temporary / "metrics.json", json.dumps(joint, indent=2))
+        write_text(temporary / "card.md", _write_card(record, joint))
+    return directory / name
 
 
 def _find_member(directory: Path, model_id: str) -> Path:
     folder = directory / check_model_id(model_id)
-    if not folder.is_dir():
+    if not is_model(folder):
         raise CheckpointError(
             f"no model {model_id!r} in {directory}; see `python -m core models`.",
             code="checkpoint.unknown",

@@ -21,10 +21,12 @@ from safetensors.numpy import save_file
 
 from core.config import Settings
 from core.errors import BackboneError, CheckpointError, CoreError
+from core.files import abandoned
 from core.files.whole import write_whole
 from core.models.bundle import check_model_id
-from core.models.bundle_files import WEIGHTS_FILE, read_bundle, read_bundle_config
+from core.models.bundle_files import read_bundle, read_bundle_config
 from core.models.ensemble import is_ensemble, read_record
+from core.models.marks import WEIGHTS_FILE, check_free, is_model
 from core.models.registry import find_model
 
 _FORMAT = "neighbordx-model-1"
@@ -114,6 +116,7 @@ def import_model(directory: Path, path: Path, *, settings: Settings, name: str =
     manifest, tensors = _read(path)
     directory.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(prefix=".importing-", suffix=f"-{os.getpid()}", dir=directory))
+    abandoned.mark(workshop)
     try:
         folders = _unpack(workshop, manifest, tensors, name=name)
         new = [f for f in folders if not _is_known(directory, f)]
@@ -246,7 +249,8 @@ def _put(directory: Path, folder: Path) -> None:
 def _is_known(directory: Path, folder: Path) -> bool:
     """Whether the identical model already exists; a different one of that name is an error."""
     there = directory / folder.name
-    if not there.exists():
+    if not is_model(there):
+        check_free(directory, folder.name)
         return False
     read = read_record if is_ensemble(folder) else read_bundle_config
     try:

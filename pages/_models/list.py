@@ -10,7 +10,7 @@ from core.assessment import activation_gate
 from core.assessment.activation_gate import Verdict
 from core.config import Settings
 from core.errors import CoreError
-from core.models import registry
+from core.models import marks, registry
 from core.models.registry import ModelSummary
 from pages import _shared as shared
 from pages._text import N_, _, class_label, describe, language, moment, ngettext, plain
@@ -71,6 +71,12 @@ def show_list(models: Sequence[ModelSummary]) -> None:
             "validation images."
         )
     )
+
+
+def show_foreign() -> None:
+    """Name what lies beside the models and is none; nothing here touches it."""
+    if names := marks.list_foreign(_directory()):
+        st.caption(_("Not a model, left alone: {names}").format(names=", ".join(map(plain, names))))
 
 
 def _row(model: ModelSummary, *, is_active: bool) -> dict[str, str]:
