@@ -131,6 +131,7 @@ class Diagnosis:
     has_synthetic_mark: bool = False  # has the mark of core.images.phantom: synthetic
     reader: ReaderRead | None = None
     software: str = ""  # the NeighborDx version that produced the answer
+    model_identity: str = ""  # hash of the model's files; empty for a model of an earlier version
     error: str | None = None
     error_code: str | None = None
     error_params: Mapping[str, object] = field(default_factory=dict)

@@ -148,7 +148,9 @@ def import_file(
     settings = read_settings(checkpoints)
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
     added = import_model(settings.checkpoints_dir, file, settings=settings, name=name)
-    typer.echo(f"{added} was added; compare it, then `activate` it.")
+    typer.echo(f"{added.name} was added; compare it, then `activate` it.")
+    for told in added.corrections:
+        CONSOLE.print(str(told), highlight=False, markup=False, soft_wrap=True)
 
 
 def delete(

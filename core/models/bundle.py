@@ -87,6 +87,7 @@ class ModelBundle:
     projection: Projection
     novelty_limit: float
     curation: GalleryState = field(default_factory=GalleryState)  # corrections made since training
+    identity: str = ""  # hash of all that answers; empty for a model of an earlier version
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property

@@ -33,7 +33,8 @@ from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
 from core.models.bundle import BundleConfig, Contents, ModelBundle, check_model_id
-from core.models.marks import WEIGHTS_FILE, check_free
+from core.models.marks import MANIFEST_FILE, WEIGHTS_FILE, check_free
+from core.models.seal import check_seal, compute_seal, write_seal
 from core.network.backbone import Backbone
 from core.network.build import build_embedder
 from core.network.devices import choose_device, choose_precision
@@ -98,8 +99,16 @@ def _write_files(
         ("metrics.json", contents.metrics),
     ):
         write_text(folder / name, json.dumps(value, indent=2))
-    write_text(folder / "card.md", contents.card)
     write_text(folder / "train.log", contents.log)
+    write_card(folder, contents.card)
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Write the card with the model's identity, then seal the folder, whose files are complete."""
+    identity = compute_seal(folder).identity
+    line = f"Identity: `{identity}` (SHA-256 of all that takes part in its answers)"
+    write_text(folder / "card.md", f"{text.rstrip()}\n\n{line}\n")
+    write_seal(folder)
 
 
 def _pack_weights(embedder: Embedder) -> bytes:
@@ -154,6 +163,14 @@ def read_bundle(
         BackboneError: the backbones' parameters are not available on this machine.
     """
     config = read_bundle_config(folder)
+    seal = check_seal(folder)
+    if seal is None:
+        logger.warning(
+            "model %s has no %s: it was made by an earlier version, or that file was lost. Changes "
+            "in its gallery and calibration would not be noticed",
+            folder.name,
+            MANIFEST_FILE,
+        )
     contents = _load_contents(folder, config)
     embedder = _build_embedder(config, settings, shared=shared)
     for info, backbone in zip(config.backbones, embedder.backbones, strict=True):
@@ -169,23 +186,30 @@ def read_bundle(
     embedder = embedder.freeze(name=config.weights_sha256)
     release_pages(folder / WEIGHTS_FILE)  # the tails may run on copies in another precision
     if embedder.precision != config.precision:
-        logger.info(
-            "model %s was built in %s and runs here in %s",
-            folder.name,
-            config.precision,
-            embedder.precision,
-        )
+        logger.warning("model %s: %s", folder.name, say_precision(config, embedder))
     limit = contents.novelty.compute_limit(
         percentile=config.run.knn.novelty_percentile, slack=config.run.knn.novelty_slack
     )
     projection = Projection(contents.gallery_xy, contents.projection_key)
     state = _read_curation(settings.database_url or default_url(folder.parent), config.data_id)
-    bundle = ModelBundle(config, embedder, contents, projection, limit, state)
+    identity = seal.identity if seal else ""
+    bundle = ModelBundle(config, embedder, contents, projection, limit, state, identity=identity)
     width = config.run.embedder.embedding_dim * contents.gallery.n_parts
     found = contents.gallery.embeddings.shape[1]
     if bundle.has_vote and found != width:
         raise _damaged(folder, f"gallery embeddings have {found} values, not {width}")
     return bundle
+
+
+def say_precision(config: BundleConfig, embedder: Embedder) -> str:
+    """Say that the model runs in another precision than it was built in; empty if it does not."""
+    if embedder.precision == config.precision:
+        return ""
+    return (
+        f"its gallery was embedded in {config.precision}, and this machine computes in "
+        f"{embedder.precision}; answers may differ slightly from those of the machine it was "
+        "trained on"
+    )
 
 
 def _build_embedder(

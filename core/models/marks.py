@@ -18,7 +18,6 @@ FILES = frozenset(
     {
         *(CONFIG_FILE, WEIGHTS_FILE, "gallery.npz", "projection.npz", "thumbnails.npz"),
         *("calibration.json", "metrics.json", "card.md", "train.log", MANIFEST_FILE),
-        "corrections.json",
     }
 )
 FOLDERS = frozenset({"evaluations", "maps"})  # results that are kept with a model

@@ -17,6 +17,7 @@ from core.files.whole import write_text
 from core.models.bundle_files import read_bundle, read_bundle_config, read_json
 from core.models.ensemble import Model, is_ensemble, read_ensemble, read_record
 from core.models.marks import list_folders, list_foreign, list_strangers
+from core.models.seal import read_identity
 
 _ACTIVE_FILE = "active"
 _DEMO_ID = "demo"
@@ -32,6 +33,8 @@ class ModelSummary:
     preset: str = ""
     created: str = ""
     weights_sha256: str = ""
+    identity: str = ""  # see core.models.seal; empty for a model of an earlier version
+    precision: str = ""  # of the trunks when the gallery was embedded
     data_id: str = ""
     class_names: tuple[str, ...] = ()
     disease_class: str = ""
@@ -59,6 +62,7 @@ def _summarise(folder: Path) -> ModelSummary:
             return _summarise_ensemble(folder)
         config = read_bundle_config(folder)
         metrics = read_json(folder / "metrics.json")
+        identity = read_identity(folder)
     except CoreError as err:
         return ModelSummary(folder.name, problem=str(err))
     report = metrics.get("validation", {})
@@ -67,6 +71,8 @@ def _summarise(folder: Path) -> ModelSummary:
         preset=config.run.preset,
         created=config.created,
         weights_sha256=config.weights_sha256,
+        identity=identity,
+        precision=config.precision,
         data_id=config.data_id,
         class_names=config.class_names,
         disease_class=config.class_names[config.disease_index],
@@ -99,6 +105,8 @@ def _summarise_ensemble(folder: Path) -> ModelSummary:
         preset="ensemble",
         created=record.created,
         weights_sha256=record.weights_sha256,
+        identity=read_identity(folder),
+        precision="; ".join(dict.fromkeys(summary.precision for summary in summaries)),
         data_id="+".join(dict.fromkeys(summary.data_id for summary in summaries)),
         class_names=record.class_names,
         disease_class=record.disease_class,

@@ -141,6 +141,13 @@ def _show_card(summary: ModelSummary) -> None:
             st.caption(_("The model card is in English only."))
         text = path.read_text(encoding="utf-8")
         st.markdown(text.replace("# ", "#### ", 1))
+    if not summary.identity:
+        st.caption(
+            _(
+                "Made by an earlier version: changes in its gallery and calibration would not be "
+                "noticed. Export and import it once to seal it."
+            )
+        )
     if st.button(_("Delete"), icon=":material/delete:", key="models_delete"):
         st.dialog(_("Please confirm"))(_confirm_deletion)(summary.model_id)
 
