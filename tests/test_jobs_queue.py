@@ -326,7 +326,9 @@ def test_a_run_in_progress_is_not_deleted_with_an_older_job(directory: Path) -> 
     pair = put_train(directory, "failed", "p", is_ensemble=True)
     lock = FileLock(directory / ".runs" / "p-metric" / "lock")
     lock.acquire()  # as `python -m core train --resume` in a terminal does
-    with pytest.raises(JobError, match="another process is training 'p-metric'") as caught:
+    with pytest.raises(
+        JobError, match="model 'p-metric' is being trained by another process"
+    ) as caught:
         queue.delete(directory, pair)
     assert caught.value.code == "job.busy"
     assert list_runs(directory) == ["p", "p-cache", "p-metric", "p-triplet"]

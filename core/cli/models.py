@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
 from rich.table import Table
 
@@ -24,6 +22,7 @@ from core.cli.terminal import (
 )
 from core.config import RECIPES
 from core.errors import ConfigError
+from core.files.processes import read_age
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is written down.")]
 
@@ -242,7 +241,7 @@ def estimate(
             config,
             settings=read_settings(checkpoints),
             is_ensemble=is_ensemble,
-            process_s=time.time() - psutil.Process().create_time(),
+            process_s=read_age(),
             progress=report,
         )
     value = {**dataclasses.asdict(found), "total_s": found.total_s}

@@ -5,6 +5,8 @@ clock that is set forward or back changes neither. Elsewhere, and for records of
 its start on the wall clock is compared.
 """
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +53,15 @@ def is_alive(process: ProcessId | None) -> bool:
         return False
     except psutil.AccessDenied:  # the pid now belongs to another user's process
         return False
+
+
+def read_age(pid: int | None = None) -> float:
+    """Seconds since a process (this one) started, on Linux by a clock that nobody sets."""
+    pid = pid or os.getpid()
+    _boot, ticks = _read_start(pid)
+    if ticks:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.time() - float(psutil.Process(pid).create_time()))
 
 
 def _read_start(pid: int) -> tuple[str, int]:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from core.config import RunConfig, Settings, TrainConfig
 from core.config.presets import build_config
 from core.errors import CoreError, JobError
+from core.files.processes import read_age
 from core.jobs import state
 
 _REPORT_EVERY_S = 0.3
@@ -199,7 +198,7 @@ def _trial(work: Work) -> dict[str, Any]:
         settings=work.settings,
         cache_trunk=bool(work.params.get("cache_trunk", True)),
         is_ensemble=bool(work.params.get("is_ensemble", False)),
-        process_s=time.time() - psutil.Process().create_time(),
+        process_s=read_age(),
         progress=work.report,
     )
     return {

@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +52,11 @@ def start(kind: str, params: Mapping[str, Any], *, title: str, settings: Setting
     if kind not in KINDS:
         raise JobError(f"unknown kind of job {kind!r}; choose one of {', '.join(KINDS)}.")
     directory = state.jobs_dir(settings.checkpoints_dir)
-    job_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    job = Job(job_id, kind, title, dict(params), created=state.now())
     try:
         with state.hold_queue(directory):
             _settle_all(directory)
+            job_id = state.reserve_id(directory)
+            job = Job(job_id, kind, title, dict(params), created=state.now())
             _check_name(settings.checkpoints_dir, directory, job)
             folder = state.create(directory, job)
             return _spawn(folder, settings)
@@ -195,7 +194,7 @@ def _delete_runs(checkpoints_dir: Path, names: Sequence[str]) -> None:
         folders = [checkpoints_dir / ".runs" / name for name in names]
         folders = [f for f in folders if f.is_dir() and not f.is_symlink()]
         for folder in folders:
-            held.enter_context(hold_run(folder, called=repr(folder.name)))
+            held.enter_context(hold_run(folder, called=f"model {folder.name!r}"))
         for folder in folders:  # rename first, so that a new run starts in a new folder
             doomed = checkpoints_dir / f".deleted-{folder.name}-{os.getpid()}"
             abandoned.mark(folder).rename(doomed)

@@ -122,15 +122,14 @@ def train(
 @contextmanager
 def _open_run(folder: Path, *, resume: bool) -> Iterator[Path]:
     """Create the run's folder, or reopen it, and hold its lock."""
-    had_run = (folder / "run.json").is_file()
-    if had_run and not resume:
-        raise JobError(
-            f"an interrupted run lies in {folder}. Add --resume to go on with it, or delete that "
-            "folder to begin anew.",
-            code="job.interrupted",
-        )
     folder.mkdir(parents=True, exist_ok=True)
-    with hold_run(folder, called="this model"):
+    with hold_run(folder, called=f"model {folder.name!r}"):
+        if (folder / "run.json").is_file() and not resume:
+            raise JobError(
+                f"an interrupted run lies in {folder}, and no process is training in it. Add "
+                "--resume to go on with it, or delete that folder to begin anew.",
+                code="job.interrupted",
+            )
         yield folder
 
 
