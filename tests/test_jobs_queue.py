@@ -388,3 +388,23 @@ def test_metrics_skip_a_torn_line_and_count_a_repeated_step_once(tmp_path: Path)
     assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(20, 1.0), (40, 2.0)]
     assert read_metrics(tmp_path / "none") == []
     assert read_log(tmp_path) == []
+
+
+def test_a_worker_gets_the_servers_settings_wherever_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is started in the program's folder, so a relative path would be another one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEIGHBORDX_CACHE", "cache")
+    monkeypatch.setenv("NEIGHBORDX_DATABASE", "sqlite:///here.sqlite")
+    monkeypatch.setenv("NEIGHBORDX_THREADS", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    folder = tmp_path / "ck" / ".jobs" / "20260101-000000-000000"
+    told = queue._environment(Settings.from_env(), folder)
+    assert told["NEIGHBORDX_CACHE"] == str(tmp_path / "cache")
+    assert told["NEIGHBORDX_DATABASE"] == f"sqlite:///{tmp_path / 'here.sqlite'}"
+    assert told["NEIGHBORDX_CHECKPOINTS"] == str(tmp_path / "ck")
+    for name in ("NEIGHBORDX_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        assert told[name] == "3"
+    monkeypatch.setenv("NEIGHBORDX_THREADS", "0")
+    assert queue._environment(Settings.from_env(), folder)["OMP_NUM_THREADS"] == "64"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import MEMBERS, Settings
+from core.config.settings import find_cache_dir
 from core.errors import CheckpointError, JobError
 from core.files import abandoned
 from core.files.locks import hold_run
@@ -34,6 +35,8 @@ __all__ = [
 _ROOT = Path(__file__).parents[2]
 _MAX_SPAWNS = 3  # per waiting job, so that a failing supervisor is not restarted for ever
 _CANCEL_FLAG = "cancel"
+# Read by OpenMP (torch, faiss, scikit-learn), Numba (the map) and OpenBLAS (NumPy) at their start.
+_THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def start(kind: str, params: Mapping[str, Any], *, title: str, settings: Settings) -> Job:
@@ -290,4 +293,8 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
     }
     if settings.weights_dir:
         chosen["NEIGHBORDX_WEIGHTS_DIR"] = str(settings.weights_dir.resolve())
-    return {**os.environ, **chosen}
+    if settings.database_url:
+        chosen["NEIGHBORDX_DATABASE"] = settings.database_url
+    if settings.n_threads:  # else a library's own pool takes every core, whatever torch was told
+        chosen |= dict.fromkeys(_THREADS, str(settings.n_threads))
+    return {**os.environ, "NEIGHBORDX_CACHE": str(find_cache_dir()), **chosen}

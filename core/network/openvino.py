@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from core.config.settings import find_cache_dir
 from core.files.mapped_memory import release_pages
 from core.files.whole import hash_file, write_text
 
@@ -49,12 +50,6 @@ class Trial:
     milliseconds: dict[str, float]  # per route, one item
     agreement: dict[str, float]  # per precision, cosine with torch in float32
     sha256: dict[str, str] = field(default_factory=dict)  # per suffix, of the winner's files
-
-
-def find_cache_dir() -> Path:
-    """Find the folder of compiled parts: NEIGHBORDX_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("NEIGHBORDX_CACHE") or Path(base) / "neighbordx")
 
 
 def compile_part(
