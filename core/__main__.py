@@ -11,6 +11,7 @@ from core.answers.diagnosis import RESEARCH_USE
 from core.cli import answers, evaluation, exploring, jobs, listing, models, training
 from core.config import describe_software
 from core.errors import CoreError
+from core.files.names import printable
 from core.jobs import ending
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 def _fail(reason: str) -> NoReturn:
-    print(f"Error: {reason}", file=sys.stderr)  # noqa: T201 - one plain line, unwrapped
+    print(f"Error: {printable(reason)}", file=sys.stderr)  # noqa: T201 - one plain line, unwrapped
     sys.exit(2)
 
 

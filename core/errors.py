@@ -4,7 +4,9 @@ Owns all deliberate failures. Messages are in English; ``code`` is a stable iden
 pages use to look up a translation, filled with ``params``.
 """
 
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -80,3 +82,17 @@ def check_shape(name: str, array: NDArray[Any], expected: Sequence[int | None]) 
     if not fits:
         wanted = ", ".join("any" if n is None else str(n) for n in expected)
         raise ShapeError(f"{name}: expected shape ({wanted}), got {tuple(shape)}.")
+
+
+def locate(error: BaseException) -> str:
+    """The kind of an unexpected error and where it arose, for a log.
+
+    Its message is left out, because it may quote a file name, a tag or a path.
+    """
+    frames = [
+        f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    cause = error.__cause__ or error.__context__
+    because = f", because of {locate(cause)}" if cause is not None else ""
+    return f"{type(error).__name__} at {' > '.join(frames[-8:]) or 'an unknown place'}{because}"

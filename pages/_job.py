@@ -13,7 +13,7 @@ from core.jobs.kinds import lane_of
 from core.jobs.metrics import read_log, read_metrics
 from pages import _shared as shared
 from pages._charts import jobs as charts
-from pages._text import N_, _, class_label, describe_error, moment, percent, plain
+from pages._text import N_, _, class_label, describe_job, moment, percent, plain
 
 _POLL_S = 2.0
 _N_SHOWN = 12
@@ -100,7 +100,7 @@ def _show_row(job: queue.Job) -> None:
             words = describe_message(job.message) or _("Starting: loading libraries and data …")
             middle.progress(min(1.0, job.progress), text=words)
         elif job.status == "failed":
-            middle.markdown(plain(describe_error(job.error_code, job.error, job.error_params)))
+            middle.markdown(describe_job(job))
         elif job.status == "done":
             middle.caption(_("Ended {time} (UTC)").format(time=moment(job.ended)))
         with right.container(horizontal=True, horizontal_alignment="right"):

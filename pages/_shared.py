@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import streamlit as st
 
 from core.config import Settings
-from core.errors import CoreError
+from core.errors import CoreError, locate
 from core.explanations.methods import METHODS
 from core.gallery.corrections_db import CurationStore, default_url
 from core.models import registry
@@ -54,7 +54,7 @@ FT_SOURCE_KEY = "finetune_source"
 FT_FOLDER_KEY = "finetune_folder"
 FT_ZIP_KEY = "finetune_zip"
 FT_STORED_KEY = "finetune_stored"  # upload id -> name of the unpacked data
-FT_CLASS_KEY = "finetune_class"
+FT_OPTIONS_KEY = "finetune_options"  # prefix, one set of widgets per data set
 FT_NAME_KEY = "finetune_name"
 FT_PRESET_KEY = "finetune_preset"
 FT_RECIPE_KEY = "finetune_recipe"
@@ -200,8 +200,8 @@ def show_errors() -> Iterator[None]:
         logger.info("shown to the user: %s", error.code)
         st.error(describe(error), icon=":material/error:")
         st.stop()
-    except Exception:
-        logger.exception("unexpected error in a page")
+    except Exception as failure:  # noqa: BLE001 - shown as one sentence
+        logger.error("unexpected error in a page: %s", locate(failure))
         st.error(
             _("Something went wrong on the server. Reload the page; details are in the log."),
             icon=":material/error:",

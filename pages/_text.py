@@ -18,6 +18,8 @@ from babel.messages.pofile import read_po
 
 from core.answers.diagnosis import write_percent as percent  # noqa: F401 - the pages say it so
 from core.errors import CoreError
+from core.files.names import escape_markdown
+from core.jobs.state import Job
 
 LOCALE_DIR = Path(__file__).parents[1] / "assets" / "locale"
 DOMAIN = "neighbordx"
@@ -157,7 +159,20 @@ ERRORS: dict[str, str] = {
     "config.model_id": N_(
         "A model name may contain letters, digits, dots, dashes and underscores."
     ),
-    "data.disease_class": N_("The class names do not tell which class is the disease: {found}."),
+    "data.disease_class": N_("Say which class is the disease. The classes are: {found}."),
+    "data.splits": N_(
+        "The folders {found} have the names of splits but do not hold the same class folders. Put "
+        "one folder per class into each, or say what they are."
+    ),
+    "data.no_folder": N_("There is no folder “{name}” in the data."),
+    "data.layout": N_(
+        "The data can be read in more than one way, because of {name}. Keep only one of them in "
+        "the folder."
+    ),
+    "data.one_class": N_(
+        "The split “{split}” has no image of the class “{class_name}”; every split needs both."
+    ),
+    "data.npz": N_("The npz file cannot be used: it does not have the arrays of MedMNIST."),
     "data.classes": N_("Expected exactly two classes. Sort the images into two class folders."),
     "data.empty": N_("No images found. Expected one folder per class."),
     "data.beside": N_(
@@ -168,7 +183,7 @@ ERRORS: dict[str, str] = {
         "“{key}” cannot be followed: a broken or circular link, or a folder without read "
         "permission. Repair or remove it."
     ),
-    "data.manifest": N_("The file manifest.csv cannot be used."),
+    "data.manifest": N_("The table cannot be used: it {reason}."),
     "zip.path": N_("The ZIP is rejected: a name in it points outside its folder."),
     "zip.names": N_("The ZIP is rejected: a file and a folder in it have the same name."),
     "zip.link": N_("The ZIP is rejected: it contains a symbolic link."),
@@ -276,7 +291,10 @@ def class_label(name: str) -> str:
 
 
 def describe_error(code: str | None, message: str, params: Mapping[str, object]) -> str:
-    """A core error in the session's language; English keeps core's own, fuller message."""
+    """A core error in the session's language, as plain text for tables.
+
+    English keeps core's own, fuller message.
+    """
     message = message[:1].upper() + message[1:]
     template = ERRORS.get(code or "") or ERRORS.get((code or "").partition(".")[0])
     if language() == "en" or template is None:
@@ -288,13 +306,18 @@ def describe_error(code: str | None, message: str, params: Mapping[str, object])
 
 
 def describe(error: CoreError) -> str:
-    """``describe_error`` for an exception."""
-    return describe_error(error.code, str(error), error.params)
+    """``describe_error`` of an exception, safe for Markdown."""
+    return plain(describe_error(error.code, str(error), error.params))
+
+
+def describe_job(job: Job) -> str:
+    """Why a job failed, safe for Markdown."""
+    return plain(describe_error(job.error_code, job.error, job.error_params))
 
 
 def plain(text: str) -> str:
     """Foreign text (file names, keys) made safe for Markdown: shown as is, never as markup."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>~$:&-])", r"\\\1", text)
+    return escape_markdown(text)
 
 
 def moment(iso: str) -> str:

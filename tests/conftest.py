@@ -19,6 +19,7 @@ import pytest
 from core import __main__ as cli
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset
+from core.data.options import DataOptions
 from core.images import phantom
 from core.models.bundle import ModelBundle
 from core.models.ensemble import Ensemble
@@ -83,7 +84,9 @@ def unsaid_checkpoints(tiny_checkpoints: Path, tmp_path: Path) -> Path:
         for old, new in (("normal", "benign"), ("disease", "malignant")):
             source = tiny_checkpoints / ".demo-data" / split / old
             shutil.copytree(source, directory / ".demo-data" / split / new)
-    data = read_dataset(directory / ".demo-data", disease_class="malignant", val_fraction=0.25)
+    data = read_dataset(
+        directory / ".demo-data", DataOptions(disease_class="malignant"), val_fraction=0.25
+    )
     for name in ("demo-triplet", "demo-metric"):
         shutil.copytree(tiny_checkpoints / name, directory / name)
         path = directory / name / "config.json"

@@ -13,6 +13,7 @@ from core.assessment.heatmap_study import find_checked_method, study_heatmaps
 from core.assessment.store import load_study
 from core.config import Settings
 from core.data.datasets import read_dataset
+from core.data.options import DataOptions
 from core.errors import ConfigError
 from core.exploring.other_splits import list_guests
 from core.models.ensemble import Ensemble
@@ -51,7 +52,7 @@ def test_a_model_says_itself_which_class_is_disease(unsaid_checkpoints: Path) ->
     assert evaluation.is_internal, "the same images as in training, with the same id"
     model = load_bundle(unsaid_checkpoints, "demo-triplet", settings=settings)
     assert [one.name for one in list_guests(unsaid_checkpoints, model)] == [evaluation.name]
-    turned = read_dataset(data, disease_class="benign", val_fraction=0.25)
+    turned = read_dataset(data, DataOptions(disease_class="benign"), val_fraction=0.25)
     study = study_heatmaps(model, turned, split="test", n_images=1, n_faithful=0)
     assert study["n"] == 1
 

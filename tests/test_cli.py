@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_hold_heatmaps_is_refused_before_the_first_image(
     taken.write_text("a file", encoding="utf-8")
     monkeypatch.setattr("core.images.decode.load", lambda _path: pytest.fail("an image was read"))
     assert run("predict", "--model", "demo", str(taken), "--explain", str(taken)) == 2
-    assert f"Error: cannot write heatmaps into {taken} (File exists)" in capsys.readouterr().err
+    assert f"Error: cannot write {taken} (File exists)" in capsys.readouterr().err
 
 
 def test_heatmaps_are_drawn_by_the_method_asked_for(
@@ -243,7 +243,7 @@ def test_errors_of_the_file_system_are_one_line_and_exit_code_2(
     def refuse(*_arguments: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr("core.data.datasets.read_splits", refuse)
+    monkeypatch.setattr("core.data.plan.make_plan", refuse)
     assert run("audit", "--data", ".") == 2
     assert capsys.readouterr().err.strip().startswith(f"Error: {said}")
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image as PILImage
 
 from core.data.audit import audit, find_repeats, restate
-from core.data.datasets import read_dataset, read_splits
+from core.data.datasets import read_dataset, split_plan
+from core.data.plan import make_plan
 from core.data.readiness import judge
 from core.images import phantom
 from core.images.phantom import write_dataset
@@ -70,7 +71,7 @@ def test_a_patient_folder_in_both_classes_and_two_splits_is_told(eyes: Path) -> 
 def test_another_split_is_stated_without_reading_again(eyes: Path) -> None:
     source = eyes / "train" / "normal" / "eye00000.png"
     shutil.copy(source, eyes / "train" / "normal" / "twin.png")
-    splits = read_splits(eyes, seeds=range(6), val_fraction=0.25)
+    splits = split_plan(make_plan(eyes), seeds=range(6), val_fraction=0.25)
     report = audit(splits[0])
     for dataset in splits.values():
         assert restate(report, dataset) == audit(dataset)

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image as PILImage
 
 from core.data import datasets
-from core.data.datasets import load_ahead, load_record, read_dataset, read_splits
+from core.data.datasets import load_ahead, load_record, read_dataset, split_plan
+from core.data.options import DataOptions, TrainingData
+from core.data.plan import SPLITS, make_plan
 from core.errors import DataError, ImageError
 from core.files import untrusted_npz
 
@@ -91,16 +93,14 @@ def test_a_validation_folder_by_any_usual_name_is_the_validation_split(
     write_folders(tmp_path, n=6, splits=("Train", name, "test"))
     data = read_dataset(tmp_path)
     assert {r.key.split("/")[0] for r in data.subset("val")} == {name}
-    assert {split: len(data.subset(split)) for split in datasets.SPLITS} == dict.fromkeys(
-        datasets.SPLITS, 12
-    )
+    assert {split: len(data.subset(split)) for split in SPLITS} == dict.fromkeys(SPLITS, 12)
 
 
 def test_valid_may_be_a_class(tmp_path: Path) -> None:
     for name in ("valid", "invalid"):
         for i in range(8):
             write_image(tmp_path / name / f"{i}.png", seed=i)
-    names = read_dataset(tmp_path, disease_class="invalid").class_names
+    names = read_dataset(tmp_path, DataOptions(disease_class="invalid")).class_names
     assert names == ("valid", "invalid")
 
 
@@ -109,8 +109,8 @@ def test_class_folders_beside_the_splits_are_not_left_out_in_silence(tmp_path: P
     (tmp_path / "notes" / "drafts").mkdir(parents=True)
     write_image(tmp_path / "masks" / "normal" / "000.png")
     assert len(read_dataset(tmp_path, val_fraction=0.3).records) == 24
-    write_image(tmp_path / "holdout" / "Normal" / "000.png")
-    with pytest.raises(DataError, match="'holdout' holds class folders but is no split") as caught:
+    write_image(tmp_path / "extra" / "Normal" / "000.png")
+    with pytest.raises(DataError, match="'extra' holds class folders but is no split") as caught:
         read_dataset(tmp_path)
     assert caught.value.code == "data.beside"
 
@@ -161,7 +161,7 @@ def test_the_share_that_was_asked_for_is_set_apart(tmp_path: Path, fraction: flo
 
 
 def test_the_id_is_of_the_images_and_not_of_the_seed(tmp_path: Path) -> None:
-    splits = read_splits(write_folders(tmp_path / "one", n=20), seeds=[0, 1])
+    splits = split_plan(make_plan(write_folders(tmp_path / "one", n=20)), seeds=[0, 1])
     assert len({dataset.data_id for dataset in splits.values()}) == 1
     one, two = tmp_path / "bmp", tmp_path / "other"  # equal names and sizes, other pixels
     for root, shift in ((one, 0), (two, 1000)):
@@ -210,11 +210,14 @@ def test_a_manifest_wins_and_its_extra_columns_are_ignored(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("file,label\na,b", "has no column split"),
-        ("file,split,label\n../x.png,train,normal", "points out of its folder in line 2"),
+        ("file,split\na,b", "has no column label"),
+        (
+            "file,split,label\n../x.png,train,normal",
+            "in line 2, column 'file': points out of its folder",
+        ),
         ("file,split,label\n/etc/x.png,train,normal", "points out of its folder"),
-        ("file,split,label\nx.png,training,normal", "has split 'training' in line 2"),
-        ("file,split,label\nx.png,train,", "has no label in line 2"),
+        ("file,split,label\nx.png,third,normal", "in line 2, column 'split': is 'third'"),
+        ("file,split,label\nx.png,train,", "in line 2, column 'label': is empty"),
         ("file,split,label\nx.png,train,normal", "names 1 files that are not there, first x.png"),
     ],
 )
@@ -225,15 +228,21 @@ def test_bad_manifests_say_what_is_wrong(tmp_path: Path, text: str, reason: str)
     assert caught.value.code == "data.manifest"
 
 
-def test_a_medmnist_file(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_medmnist_file_asks_which_number_is_the_disease(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
     arrays = {}
     for split, n in (("train", 12), ("val", 6), ("test", 8)):
         arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
         arrays[f"{split}_labels"] = (np.arange(n) % 2).reshape(-1, 1)
     np.savez(tmp_path / "toy.npz", **arrays)
+    (tmp_path / "features.npz").write_bytes(b"not one of these")
+    np.savez(tmp_path / "other.npz", embeddings=np.zeros((3, 4)))
     for root in (tmp_path / "toy.npz", tmp_path):
-        dataset = read_dataset(root)
-        assert dataset.class_names == ("normal", "disease")
+        with pytest.raises(DataError, match="Which class is the disease"):
+            read_dataset(root)
+        dataset = read_dataset(root, DataOptions(disease_class="0"))
+        assert dataset.class_names == ("1", "0")
         assert [len(dataset.subset(s)) for s in ("train", "val", "test")] == [12, 6, 8]
     record = dataset.subset("test")[3]
     image = load_record(record)
@@ -248,23 +257,32 @@ def test_which_class_is_disease_is_asked_for_when_names_do_not_say(tmp_path: Pat
     for name in ("left", "right"):
         for i in range(20):
             write_image(tmp_path / name / f"{i}.png", seed=i)
-    with pytest.raises(DataError, match=r"left, right is disease cannot be told.*--disease-class"):
+    with pytest.raises(
+        DataError, match=r"Which class is the disease.*left.*right.*--disease-class"
+    ):
         read_dataset(tmp_path)
-    assert read_dataset(tmp_path, disease_class="left").class_names == ("right", "left")
+    assert read_dataset(tmp_path, DataOptions(disease_class="left")).class_names == (
+        "right",
+        "left",
+    )
     with pytest.raises(DataError, match="'up' is not one of the classes: left, right"):
-        read_dataset(tmp_path, disease_class="up")
+        read_dataset(tmp_path, DataOptions(disease_class="up"))
 
 
 def test_data_read_for_a_model_take_its_disease_where_they_have_it(tmp_path: Path) -> None:
     for name in ("covid", "pneumonia"):
         for i in range(20):
             write_image(tmp_path / name / f"{i}.png", seed=i)
-    assert read_dataset(tmp_path).class_names == ("covid", "pneumonia")
-    trained = read_dataset(tmp_path, disease_class="covid")
-    found = read_dataset(tmp_path, model_disease="covid")
+    with pytest.raises(DataError, match="Which class is the disease"):
+        read_dataset(tmp_path)
+    trained = read_dataset(tmp_path, DataOptions(disease_class="covid"))
+    found = read_dataset(tmp_path, model=TrainingData("covid"))
     assert (found.class_names, found.data_id) == (("pneumonia", "covid"), trained.data_id)
-    assert read_dataset(tmp_path, model_disease="cancer").class_names == ("covid", "pneumonia")
-    chosen = read_dataset(tmp_path, disease_class="pneumonia", model_disease="covid")
+    with pytest.raises(DataError, match="Which class is the disease"):
+        read_dataset(tmp_path, model=TrainingData("cancer"))
+    chosen = read_dataset(
+        tmp_path, DataOptions(disease_class="pneumonia"), model=TrainingData("covid")
+    )
     assert chosen.class_names == ("covid", "pneumonia")
 
 
@@ -274,7 +292,6 @@ def test_data_read_for_a_model_take_its_disease_where_they_have_it(tmp_path: Pat
         (("NORMAL", "PNEUMONIA"), ("NORMAL", "PNEUMONIA")),
         (("no_dr", "dr"), ("no_dr", "dr")),
         (("covid", "healthy"), ("healthy", "covid")),
-        (("0", "1"), ("0", "1")),
         (("benign", "disease"), ("benign", "disease")),
     ],
 )
@@ -294,7 +311,7 @@ def test_unusable_data_say_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no image was found"):
         read_dataset(tmp_path / "empty")
     write_image(tmp_path / "one" / "normal" / "a.png")
-    with pytest.raises(DataError, match="expected exactly two classes, found 1: normal"):
+    with pytest.raises(DataError, match="Exactly two classes are needed; found 1: “normal”"):
         read_dataset(tmp_path / "one")
     few = write_folders(tmp_path / "few", n=3)
     with pytest.raises(DataError, match="training images; at least 4"):

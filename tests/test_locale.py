@@ -74,7 +74,7 @@ def catalogue_path(language: str) -> Path:
 def extract() -> set[MessageId]:
     return {
         as_key(message)
-        for path in PAGES
+        for path in (*PAGES, ROOT / "core" / "data" / "decisions.py")
         for _line, message, *_rest in extract_from_file(
             "python", str(path), keywords=DEFAULT_KEYWORDS
         )

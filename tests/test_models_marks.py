@@ -41,7 +41,7 @@ def checkpoints(tiny_checkpoints: Path, tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_images_is_no_model_and_nothing_touches_it(
-    checkpoints: Path, tmp_path: Path, run
+    checkpoints: Path, tmp_path: Path, run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in put_pictures(checkpoints / "xrays")}
     assert [m.model_id for m in registry.list_models(checkpoints)] == ["eyes"]
@@ -61,6 +61,9 @@ def test_a_folder_of_images_is_no_model_and_nothing_touches_it(
     with pytest.raises((CheckpointError, ConfigError), match="no model 'xrays'"):
         build_ensemble(checkpoints, "both", ["eyes", "xrays"], min_val_accuracy=0.0)
     assert run("delete", "--model", "xrays", "--yes") == 2
+    assert "is not a model and is left alone" in capsys.readouterr().err
+    assert run("models") == 0
+    assert "Not a model: xrays; left alone." in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
 
 

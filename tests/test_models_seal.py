@@ -182,7 +182,7 @@ def test_the_identity_is_shown_and_tells_models_apart(home: Path) -> None:
     assert all(len(identity) == 64 for identity in identities)
     for name, summary in listed.items():
         card = (home / name / "card.md").read_text(encoding="utf-8")
-        assert f"Identity: `{summary.identity}`" in card
+        assert f"Identity: {summary.identity}" in card
         model = registry.load_bundle(home, name, settings=CPU)
         assert model.identity == summary.identity
         (done,) = diagnose(model, draw_eyes(1))

@@ -14,6 +14,7 @@ from test_data_readiness import report
 from core.config import OBJECTIVES, RECIPES
 from core.config.presets import build_config
 from core.data.audit import Duplicates
+from core.data.options import DataOptions
 from core.data.readiness import judge
 from core.images.decode import encode_jpeg
 from core.jobs import queue, state
@@ -107,7 +108,7 @@ def choose(
     width: int = 96,
     height: int = 96,
 ) -> AppTest:
-    params = audit_params(phantom_folder, None)
+    params = audit_params(phantom_folder, DataOptions())
     size = {"width_range": [width] * 3, "height_range": [height] * 3}
     result = {**result_of(findings), "report": report(**size).to_json()}
     folder = put_job(tmp_path / "ck", "audit", params, "done", json.loads(json.dumps(result)))
@@ -213,31 +214,39 @@ def test_data_that_cannot_be_trained_on_is_said_plainly(
     assert app.button(key="finetune_start").disabled
 
 
-def test_the_class_that_was_chosen_as_disease_stays_chosen(
+def test_what_the_data_are_taken_for_is_said_and_can_be_changed(
     app: AppTest, phantom_folder: Path, tmp_path: Path
 ) -> None:
-    ck, place = tmp_path / "ck", f"{shared.FT_CLASS_KEY}_{phantom_folder}"
-    folder = put_job(ck, "audit", audit_params(phantom_folder, None), "running")
-    told = {"error_code": "data.disease_class", "error_params": {"found": "benign, malignant"}}
-    state.transition(folder, "failed", error="cannot be told", **told)
+    place = f"{shared.FT_OPTIONS_KEY}_{phantom_folder}"
     app.selectbox(key=shared.FT_FOLDER_KEY).select("data").run()
-    assert "Cannot be told" in words(app)
-    app.selectbox(key=place).select("malignant").run()
-    assert "Cannot be told" not in words(app)
-    asked = audit_params(phantom_folder, "malignant")
-    folder = put_job(ck, "audit", asked, "running")
-    app.run()  # while the check runs
-    found = result_of([], class_names=["benign", "malignant"], disease_class="malignant")
-    state.write_json(folder / "result.json", found)
-    state.transition(folder, "done")
-    for _ in range(2):
-        app.run()
-        assert not app.exception
-        assert "Disease class: **malignant**" in words(app)
-        assert app.selectbox(key=place).value == "malignant"
-    app.selectbox(key=place).select("benign").run()  # it was the other one
-    assert "Disease class" not in words(app)
-    assert app.button(key="finetune_check").label == "Check the data"
+    shown = words(app)
+    assert "“disease” is the disease, because “normal” says that nothing was found." in shown
+    assert app.selectbox(key=f"{place}_disease").value == "disease"
+    app.selectbox(key=f"{place}_disease").select("normal").run()
+    assert "because you said so" in words(app)
+    assert "reads like the class without one" in words(app)
+    said = DataOptions(disease_class="normal", patients="none")
+    app.selectbox(key=f"{place}_patients").select("none").run()
+    put_job(tmp_path / "ck", "audit", audit_params(phantom_folder, said), "done", result_of([]))
+    app.run()
+    assert "Nothing suspicious was found" in words(app)
+
+
+def test_a_number_is_no_disease_until_somebody_says_so(
+    app: AppTest, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered = tmp_path / "places" / "numbered"
+    for name, number in (("normal", "0"), ("disease", "1, [red]*x*")):
+        shutil.copytree(next(phantom_folder.rglob(name)), numbered / number)
+    monkeypatch.setenv("NEIGHBORDX_DATA", str(numbered.parent))
+    app.run()
+    app.selectbox(key=shared.FT_FOLDER_KEY).select("numbered").run()
+    assert "Which class is the disease?" in words(app)
+    assert r"1, \[red\]\*x\*" in words(app)
+    assert app.button(key="finetune_check").disabled
+    place = f"{shared.FT_OPTIONS_KEY}_{numbered.resolve()}"
+    app.selectbox(key=f"{place}_disease").select("1, [red]*x*").run()
+    assert not app.button(key="finetune_check").disabled
 
 
 def test_warnings_share_one_box_and_their_pictures_one_fold(
@@ -303,7 +312,7 @@ def test_what_a_training_will_take_is_shown_with_and_without_a_graphics_card(
     choose(app, phantom_folder, [], tmp_path)
     app.text_input(key=shared.FT_NAME_KEY).input("eyes").run()
     wanted = {
-        "data": str(phantom_folder.resolve()), "disease_class": "disease", "preset": "offline",
+        "data": str(phantom_folder.resolve()), "options": {}, "preset": "offline",
         "recipe": "robust", "objective": "triplet", "is_ensemble": False,
         "overrides": ["train.epochs=6"], "cache_trunk": True, "is_synthetic": False,
     }  # fmt: skip

@@ -14,6 +14,7 @@ from core.assessment.run import run_evaluation
 from core.assessment.store import save_evaluation, save_study
 from core.config import Settings
 from core.data.datasets import read_dataset
+from core.data.options import DataOptions
 from core.errors import ConfigError
 from core.models.registry import load_bundle
 from core.network.embedder import Progress
@@ -28,7 +29,7 @@ def assess(
     split: str,
     settings: Settings,
     parts: Sequence[str] = (),
-    disease_class: str | None = None,
+    options: DataOptions | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Predict every image of a split, then run the requested longer studies.
@@ -39,7 +40,7 @@ def assess(
         split: "train", "val" or "test".
         settings: where the models are, device, threads.
         parts: names from PARTS.
-        disease_class: disease class of the data. Default: the model's, if the data has it.
+        options: what a person says about the data.
         progress: called with the fraction done.
 
     Raises:
@@ -56,8 +57,8 @@ def assess(
     run = model.lead.config.run.train
     dataset = read_dataset(
         data,
-        disease_class=disease_class,
-        model_disease=model.disease_class,
+        options,
+        model=model.lead.training_data,
         val_fraction=run.val_fraction,
         seed=run.seed,
     )

@@ -23,6 +23,7 @@ import numpy as np
 
 from core.assessment.record import Evaluation
 from core.config import Settings
+from core.data.options import TrainingData
 from core.errors import CheckpointError, CoreError
 from core.files import abandoned
 from core.files.whole import write_text
@@ -290,11 +291,11 @@ def list_rivals(checkpoints_dir: Path, evaluation: Evaluation) -> list[str]:
     ]
 
 
-def find_data_root(checkpoints_dir: Path, model_id: str) -> str:
-    """The training data folder of a model (for an ensemble, of its first member)."""
+def find_training_data(checkpoints_dir: Path, model_id: str) -> TrainingData:
+    """What a model (for an ensemble, its first member) was trained on."""
     model = find_model(checkpoints_dir, model_id)
     member = model.members[0] if model.members else model.model_id
-    return read_bundle_config(checkpoints_dir / member).data_root
+    return read_bundle_config(checkpoints_dir / member).training_data
 
 
 def save_study(

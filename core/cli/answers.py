@@ -1,45 +1,45 @@
 """The command that diagnoses images: predict."""
 
-import dataclasses
-import errno
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from core.answers.diagnosis import RESEARCH_USE, Diagnosis
+from core.answers.diagnosis import RESEARCH_USE
 from core.cli.terminal import (
-    CONSOLE,
     Checkpoints,
     JsonFile,
     Model,
+    output_file,
+    output_folder,
+    print_table,
+    print_text,
     read_settings,
     show_progress,
-    write_json,
-    write_text,
 )
-from core.errors import ConfigError, CoreError
-from core.export.worklist import to_csv, to_json
-from core.files.whole import write_bytes
+from core.errors import ConfigError
+from core.files.journal import Journal
+from core.files.names import show_name
+from core.files.whole import check_writable_folder
 
 if TYPE_CHECKING:
     from core.export.formats import CaseFormat
     from core.models.ensemble import Model as LoadedModel
 
-_STEM_BYTES = 100  # of the image's name in a heatmap's file name, to stay below any length limit
+_N_SHOWN = 100  # lines of the table in the terminal
 
 
 def predict(
     model: Model,
     paths: Annotated[list[Path], typer.Argument(help="Images, DICOM files or folders.")],
     json_file: JsonFile = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a table here.")] = None,
+    csv_file: Annotated[Path | None, output_file("--csv", help="Write a table here.")] = None,
     explain: Annotated[
-        Path | None, typer.Option("--explain", help="Write heatmap pictures into this folder.")
+        Path | None, output_folder("--explain", help="Write heatmap pictures into this folder.")
     ] = None,
     method: Annotated[
         str | None,
@@ -54,58 +54,55 @@ def predict(
         ),
     ] = None,
     export_to: Annotated[Path, typer.Option("--to", help="Folder of --export.")] = Path("exports"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a batch that was interrupted.")
+    ] = False,
     checkpoints: Checkpoints = None,
 ) -> None:
     """Diagnose images, each with its evidence; an unreadable file is reported and skipped.
 
-    A path that does not exist is skipped too, unless none of them exists.
+    A path that does not exist is skipped too, unless none of them exists. With --json or --csv the
+    answers are kept as they come, in a file ending in .part: a batch that was killed goes on with
+    --resume.
     """
-    from core.answers.diagnose import diagnose, reject
-    from core.answers.scrutiny import draw_maps
     from core.explanations.methods import SHOWN, find_method
-    from core.images.decode import load
-    from core.models.registry import load_bundle
+    from core.export.batch import Extras, exists, list_files
+    from core.models.registry import find_model, load_bundle
 
-    settings = read_settings(checkpoints)
-    bundle = load_bundle(settings.checkpoints_dir, model, settings=settings)
-    files = list(_find_files(paths))
-    if not any(_exists(path) for path in paths):
-        named = ", ".join(str(path) for path in paths[:3])
-        raise ConfigError(f"there is nothing at {named}; check the paths.")
-    if not files:
-        raise ConfigError("no file was found under the given paths; name images or folders.")
-    chosen = _choose_formats(exports or ())
     method = method or SHOWN
     find_method(method)
-    if explain is not None:
-        _check_writable(explain, "heatmaps")
-    if chosen:
-        _check_writable(export_to, "exports")
-    draws = explain is not None or bool(chosen)
-    diagnoses: list[Diagnosis] = []
-    written: list[dict[str, str]] = []
-    with show_progress("predict") as report:
-        for index, path in enumerate(files):
-            try:
-                image = dataclasses.replace(load(path), name=str(path))
-                done = diagnose(bundle, [image], explain=draws)[0]
-                if draws and (leading := done.predicted_class):
-                    maps = draw_maps(bundle, done, class_name=leading, method=method)
-                    done = dataclasses.replace(done, maps=maps)
-            except CoreError as err:
-                done = reject(str(path), err, model=bundle)
-            written.append(_save_heatmaps(done, explain, index=index) if explain else {})
-            if chosen and done.pixels is not None:
-                _export(chosen, bundle, done, path, folder=export_to, index=index)
-            diagnoses.append(dataclasses.replace(done, maps=(), pixels=None))
-            report((index + 1) / len(files), f"{index + 1} of {len(files)} files")
-    rows = [to_json(d, heatmap_files=f) for d, f in zip(diagnoses, written, strict=True)]
-    write_json(json_file, rows)
-    if csv_file is not None:
-        write_text(csv_file, to_csv(diagnoses))
-    if json_file is None and csv_file is None:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-    _print_worklist(diagnoses)
+    extras = Extras(explain, method, _choose_formats(exports or ()), export_to)
+    if extras.formats:
+        check_writable_folder(export_to)
+    settings = read_settings(checkpoints)
+    find_model(settings.checkpoints_dir, model)
+    listing = list_files(paths)
+    if not any(exists(path) for path in paths):
+        named = ", ".join(show_name(path) for path in paths[:3])
+        raise ConfigError(f"there is nothing at {named}; check the paths.")
+    if not listing.files:
+        raise ConfigError("no file was found under the given paths; name images or folders.")
+    if listing.n_system:
+        print_text(f"{listing.n_system} hidden and system files are left out.")
+    bundle = load_bundle(settings.checkpoints_dir, model, settings=settings)
+    about = {
+        "model": bundle.model_id,
+        "created": bundle.created,
+        "data": bundle.data_id,
+        "heatmaps": str(explain) if explain else None,
+        "method": method,
+        "exports": [str(export_to), *(exports or ())],
+    }
+    target = json_file or csv_file
+    if target is None:
+        if resume:
+            raise ConfigError("--resume needs --json or --csv: without them no answer is kept.")
+        _print_answers(bundle, listing.files, extras)
+        return
+    with Journal(target, about, resume=resume) as journal:
+        _keep_answers(bundle, listing.files, extras, journal)
+        _finish(journal, bundle, json_file=json_file, csv_file=csv_file)
+    print_text(RESEARCH_USE)
 
 
 def _choose_formats(keys: Sequence[str]) -> "list[CaseFormat]":
@@ -122,105 +119,100 @@ def _choose_formats(keys: Sequence[str]) -> "list[CaseFormat]":
     return [CASE_FORMATS[key] for key in dict.fromkeys(keys)]
 
 
-def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if _exists(path) and path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-        else:
-            yield path
-
-
-def _exists(path: Path) -> bool:
-    """Whether the path exists, readable or not; an impossible name does not."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    except OSError as err:
-        return err.errno != errno.ENAMETOOLONG
-    return True
-
-
-def _check_writable(folder: Path, what: str) -> None:
-    """Check that the folder is writable, before hours of work.
-
-    Raises:
-        ConfigError: it is not writable.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as err:
-        raise _refuse_folder(folder, what, err) from err
-
-
-def _refuse_folder(folder: Path, what: str, err: OSError) -> ConfigError:
-    return ConfigError(f"cannot write {what} into {folder} ({err.strerror or err}).")
-
-
-def _name_case(diagnosis: Diagnosis, index: int) -> str:
-    """A unique file-name prefix for a case, short enough for any file system."""
-    stem = Path(diagnosis.file).stem.encode(errors="ignore")[:_STEM_BYTES].decode(errors="ignore")
-    return f"{index:04d}-{stem}"
-
-
-def _export(
-    formats: "Sequence[CaseFormat]",
-    model: "LoadedModel",
-    diagnosis: Diagnosis,
-    path: Path,
-    *,
-    folder: Path,
-    index: int,
+def _keep_answers(
+    model: "LoadedModel", files: Sequence[Path], extras: Any, journal: Journal
 ) -> None:
-    """Write one case in each format; its heatmaps are tested first, as on the page."""
-    from core.answers.scrutiny import scrutinise
-    from core.export.formats import Case
+    """Answer the files that have no answer in the journal yet."""
+    from core.export.batch import answer_files, skip_done
 
-    scrutiny = None
-    if diagnosis.abstain_reason != "novel" and diagnosis.predicted_class:
-        scrutiny = scrutinise(model, diagnosis, diagnosis.maps)
-    case = Case(model, diagnosis, scrutiny, path.read_bytes)
-    for export in formats:
+    left = skip_done(files, journal.read_rows()) if journal.n_rows else list(files)
+    if journal.n_rows:
+        print_text(f"{len(files) - len(left)} of {len(files)} files were answered before.")
+    n_done = len(files) - len(left)
+    with show_progress("predict") as report:
         try:
-            data = export.build(case)
-            write_bytes(folder / f"{_name_case(diagnosis, index)}{export.suffix}", data)
-        except OSError as err:
-            raise _refuse_folder(folder, "exports", err) from err
-        except CoreError as err:
-            CONSOLE.print(f"{path.name}: {export.name} could not be made. {err}", markup=False)
+            answers = answer_files(model, left, extras, first=journal.n_rows, warn=print_text)
+            for n, row in enumerate(answers, start=n_done + 1):
+                journal.append(row)
+                report(n / len(files), f"{n} of {len(files)} files")
+        except (OSError, ConfigError, KeyboardInterrupt) as err:
+            why = "it was interrupted" if isinstance(err, KeyboardInterrupt) else str(err)
+            raise ConfigError(
+                f"the batch stopped after {journal.n_rows} files: {why} What was answered is kept "
+                f"in {show_name(journal.path)}; go on with --resume.",
+                code="output.stopped",
+                params={"n": journal.n_rows},
+            ) from err
 
 
-def _save_heatmaps(diagnosis: Diagnosis, folder: Path, *, index: int) -> dict[str, str]:
-    from core.explanations.grad_cam import overlay, resize_heatmap
-    from core.images.decode import encode_png
+def _finish(
+    journal: Journal, model: "LoadedModel", *, json_file: Path | None, csv_file: Path | None
+) -> None:
+    from core.export.batch import write_results
 
-    if diagnosis.pixels is None:
-        return {}
-    files = {}
-    for backbone, heatmap in diagnosis.heatmaps.items():
-        path = folder / f"{_name_case(diagnosis, index)}-{backbone}.png"
-        height, width = diagnosis.pixels.shape[:2]
-        fine = resize_heatmap(heatmap, height=height, width=width)
-        try:
-            path.write_bytes(encode_png(overlay(diagnosis.pixels, fine, opacity=0.6)))
-        except OSError as err:
-            raise _refuse_folder(folder, "heatmaps", err) from err
-        files[backbone] = str(path)
-    return files
-
-
-def _print_worklist(diagnoses: Sequence[Diagnosis]) -> None:
-    table = Table("file", "status", "class", "probability", "reason")
-    for d in diagnoses:
-        probability = d.probabilities.get(d.answer or "")
-        table.add_row(
-            Path(d.file).name,
-            d.status,
-            d.answer or "",
-            f"{probability:.3f}" if probability is not None else "",
-            d.error or d.abstain_reason or "",
+    try:
+        write_results(
+            journal.read_rows,
+            json_file=json_file,
+            csv_file=csv_file,
+            class_names=(model.disease_class, model.other_class),
         )
-    CONSOLE.print(table)
-    CONSOLE.print(RESEARCH_USE)
+    except OSError as err:
+        raise ConfigError(
+            f"the results could not be written ({err.strerror or err}). The answers are kept in "
+            f"{show_name(journal.path)}; make room, and go on with --resume.",
+            code="output.stopped",
+            params={"n": journal.n_rows},
+        ) from err
+    _print_worklist(journal.read_rows())
+    journal.remove()
+
+
+def _print_answers(model: "LoadedModel", files: Sequence[Path], extras: Any) -> None:
+    """Print answers as they come, as one JSON list."""
+    from core.export.batch import answer_files, format_list
+
+    kept: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        report = stack.enter_context(show_progress("predict"))
+
+        def watch() -> Iterable[dict[str, Any]]:
+            for row in answer_files(model, files, extras, warn=print_text):
+                kept.append({name: row[name] for name in _SHOWN})
+                yield row
+                report(len(kept) / len(files), f"{len(kept)} of {len(files)} files")
+
+        for piece in format_list(watch()):
+            shown = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in piece)
+            typer.echo("".join(shown), nl=False)
+    _print_worklist(kept)
+    print_text(RESEARCH_USE)
+
+
+_SHOWN = ("file", "status", "answer", "probabilities", "error", "abstain_reason")
+
+
+def _print_worklist(rows: Iterable[dict[str, Any]]) -> None:
+    """Print the first answers as a table, and how many there are of each kind."""
+    counts: Counter[str] = Counter()
+    first: list[dict[str, Any]] = []
+    for row in rows:
+        counts[row["status"]] += 1
+        if len(first) < _N_SHOWN:
+            first.append(row)
+    print_table(
+        ("file", "status", "class", "probability", "reason"),
+        [
+            (
+                Path(row["file"]).name,
+                row["status"],
+                row["answer"] or "",
+                f"{row['probabilities'][row['answer']]:.3f}" if row["answer"] else "",
+                row["error"] or row["abstain_reason"] or "",
+            )
+            for row in first
+        ],
+    )
+    n_more = sum(counts.values()) - len(first)
+    more = f", {n_more} of them not shown" if n_more else ""
+    print_text(", ".join(f"{n} {status}" for status, n in sorted(counts.items())) + more)

@@ -1,24 +1,26 @@
 """Commands that measure a model: evaluate, external, report."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
+from core.cli.data_options import with_data_options
 from core.cli.terminal import (
-    CONSOLE,
     Checkpoints,
     Data,
-    DiseaseClass,
     JsonFile,
     Model,
+    output_file,
+    print_json,
+    print_table,
+    print_text,
     read_settings,
     show_progress,
     write_json,
 )
+from core.data.options import DataOptions
 from core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Split = Annotated[str, typer.Option(help="train, val or test.")]
 
 
+@with_data_options
 def evaluate(
     model: Model,
     data: Data,
@@ -35,8 +38,9 @@ def evaluate(
     parts: Annotated[
         str, typer.Option(help="Longer studies, with commas: robustness,explanations.")
     ] = "",
-    disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Evaluate a model on a split: accuracy, AUROC, calibration, with 95 % intervals.
 
@@ -52,13 +56,13 @@ def evaluate(
             split=split,
             settings=read_settings(checkpoints),
             parts=[part.strip() for part in parts.split(",") if part.strip()],
-            disease_class=disease_class,
+            options=options,
             progress=progress,
         )
     value = to_json(evaluation)
     write_json(json_file, value)
     if json_file is None:
-        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        print_json(value)
     _warn_of_seen(evaluation)
 
 
@@ -87,7 +91,7 @@ def external(
     value = dataclasses.asdict(result)
     write_json(json_file, value)
     if json_file is None:
-        typer.echo(json.dumps(value, indent=2))
+        print_json(value)
     _warn_of_seen(other)
 
 
@@ -95,7 +99,7 @@ def _warn_of_seen(evaluation: "Evaluation") -> None:
     from core.assessment.record import say_seen
 
     if evaluation.is_fitted_on:
-        CONSOLE.print(f"Warning: {say_seen(evaluation)}", highlight=False, soft_wrap=True)
+        print_text(f"Warning: {say_seen(evaluation)}")
 
 
 def report(
@@ -103,8 +107,8 @@ def report(
     evaluation: Annotated[
         str | None, typer.Option(help="DATA-SPLIT of a kept evaluation [the newest].")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report here as HTML.")] = None,
-    pdf: Annotated[Path | None, typer.Option(help="Write the report here as PDF.")] = None,
+    html: Annotated[Path | None, output_file("--html", help="The report as HTML.")] = None,
+    pdf: Annotated[Path | None, output_file("--pdf", help="The report as PDF.")] = None,
     checkpoints: Checkpoints = None,
 ) -> None:
     """Write the evaluation report with the model card, in the order of CLAIM 2024."""
@@ -120,9 +124,7 @@ def report(
             f"model {model!r} has no kept evaluation; run `python -m core evaluate` first."
         )
     write_report(directory, model, evaluation or kept[0].name, html=html, pdf=pdf)
-    table = Table("evaluation", "data", "split", "n", "accuracy", "made")
-    for one in kept:
-        table.add_row(
-            one.name, one.data_name, one.split, str(one.n), f"{one.accuracy:.3f}", one.created
-        )
-    CONSOLE.print(table)
+    print_table(
+        ("evaluation", "data", "split", "n", "accuracy", "made"),
+        [(e.name, e.data_name, e.split, e.n, f"{e.accuracy:.3f}", e.created) for e in kept],
+    )

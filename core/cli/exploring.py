@@ -6,13 +6,15 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.table import Table
 
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
     JsonFile,
     Model,
+    output_file,
+    print_table,
+    print_text,
     read_settings,
     show_progress,
     write_json,
@@ -53,7 +55,7 @@ def fit_map(
 def findings(
     model: Model,
     json_file: JsonFile = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="The whole table.")] = None,
+    csv_file: Annotated[Path | None, output_file("--csv", help="The whole table.")] = None,
     top: Annotated[int, typer.Option(help="Images listed of each kind.")] = 50,
     checkpoints: Checkpoints = None,
 ) -> None:
@@ -99,11 +101,14 @@ def findings(
     write_json(json_file, result)
     if csv_file is not None:
         write_text(csv_file, export_csv(np.arange(len(seen)), seen.keys, seen.columns))
-    table = Table("list", "images", "first")
-    for name, found in lists.items():
-        first = seen.keys[int(found.rows[0])] if len(found) else ""
-        table.add_row(name.replace("_", " "), str(len(found)), first)
-    CONSOLE.print(table)
+    firsts = [seen.keys[int(found.rows[0])] if len(found) else "" for found in lists.values()]
+    print_table(
+        ("list", "images", "first"),
+        [
+            (name.replace("_", " "), len(found), first)
+            for (name, found), first in zip(lists.items(), firsts, strict=True)
+        ],
+    )
     CONSOLE.print(f"right when left out: {seen.accuracy:.3f} of {len(seen)}")
 
 
@@ -160,9 +165,7 @@ def gallery(
     history = store.read_history(scope)
     write_json(json_file, [entry.to_json() for entry in history])
     for entry in history:
-        CONSOLE.print(
-            json.dumps(entry.to_json(), ensure_ascii=False), highlight=False, markup=False
-        )
+        print_text(json.dumps(entry.to_json(), ensure_ascii=False))
     CONSOLE.print(f"gallery of {model}: version {store.read_version(scope)}")
 
 

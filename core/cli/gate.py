@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from core.cli.terminal import CONSOLE, show_progress
+from core.cli.terminal import print_text, show_progress
 from core.data.datasets import Dataset
 from core.data.readiness import Finding, judge, judge_counts, require_ready
 
@@ -44,4 +44,4 @@ def print_findings(findings: Sequence[Finding]) -> None:
     """Print one line per finding, with blocking ones marked."""
     for finding in findings:
         mark = "STOPS TRAINING: " if finding.severity == "blocker" else ""
-        CONSOLE.print(f"- {mark}{finding.message}", highlight=False, markup=False, soft_wrap=True)
+        print_text(f"- {mark}{finding.message}")

@@ -1,26 +1,28 @@
 """Commands for background jobs: jobs start, list, show, cancel, resume, delete."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from core.cli.data_options import print_plan, with_data_options
 from core.cli.gate import Check, check_data
 from core.cli.terminal import (
     CONSOLE,
     Checkpoints,
     Data,
-    DiseaseClass,
     JsonFile,
+    print_json,
+    print_table,
+    print_text,
     read_settings,
     show_progress,
     write_json,
 )
 from core.config import RECIPES
+from core.data.options import DataOptions
 from core.errors import JobError
 from core.jobs import metrics, queue
 
@@ -28,6 +30,7 @@ JobId = Annotated[str, typer.Argument(help="Id of a job; see `jobs list`.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Stay and show the progress until it ends.")]
 
 
+@with_data_options
 def train(
     data: Data,
     name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
@@ -43,13 +46,15 @@ def train(
         bool, typer.Option("--cache-trunk/--no-cache-trunk", help="Keep trunk activations on disk.")
     ] = True,
     has_look: Check = True,
-    disease_class: DiseaseClass = None,
     wait: Wait = False,
     checkpoints: Checkpoints = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Check the data and queue a fine-tuning run; it continues if this terminal is closed."""
     from core.config.presets import build_config
-    from core.data.datasets import read_dataset
+    from core.data.datasets import split_plan
+    from core.data.plan import make_plan
     from core.models.bundle import check_model_id
     from core.training.ensemble import name_members
 
@@ -63,35 +68,35 @@ def train(
         "seed": seed,
         "overrides": list(overrides or []),
         "cache_trunk": cache_trunk,
-        "disease_class": disease_class,
+        "options": options.to_json(),
     }
     config = build_config(params)  # refuse an invalid recipe now, not when the job starts
     if is_ensemble:
         name_members(name)
-    dataset = read_dataset(
-        data,
-        disease_class=disease_class,
-        val_fraction=config.train.val_fraction,
-        seed=config.train.seed,
-    )
+    plan = make_plan(data, options)
+    print_plan(plan)
+    seed = config.train.seed
+    dataset = split_plan(plan, seeds=[seed], val_fraction=config.train.val_fraction)[seed]
     check_data(dataset, has_look=has_look)
     _start("train", params, title=name, wait=wait, checkpoints=checkpoints)
 
 
+@with_data_options
 def evaluate(
     model: Annotated[str, typer.Option("--model", help="Name of a model; see `models`.")],
     data: Data,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    disease_class: DiseaseClass = None,
     wait: Wait = False,
     checkpoints: Checkpoints = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Queue the evaluation of a model on a split."""
     params = {
         "model": model,
         "data": str(data.resolve()),
         "split": split,
-        "disease_class": disease_class,
+        "options": options.to_json(),
     }
     _start("evaluate", params, title=f"{model}, {split}", wait=wait, checkpoints=checkpoints)
 
@@ -100,20 +105,29 @@ def list_all(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> Non
     """List all jobs, newest first."""
     found = queue.list_jobs(read_settings(checkpoints).checkpoints_dir)
     write_json(json_file, [_to_json(job) for job in found])
-    table = Table("job", "kind", "title", "status", "progress", "message")
-    for job in found:
-        share = f"{job.progress:.0%}" if job.started else ""
-        table.add_row(job.job_id, job.kind, job.title, job.status, share, job.error or job.message)
-    CONSOLE.print(table if found else "No job yet.")
+    if not found:
+        print_text("No job yet.")
+        return
+    print_table(
+        ("job", "kind", "title", "status", "progress", "message"),
+        [
+            (
+                *(job.job_id, job.kind, job.title, job.status),
+                f"{job.progress:.0%}" if job.started else "",
+                job.error or job.message,
+            )
+            for job in found
+        ],
+    )
 
 
 def show(job_id: JobId, checkpoints: Checkpoints = None) -> None:
     """Show one job: its state as JSON, and the last lines of its log."""
     directory = read_settings(checkpoints).checkpoints_dir
     job = queue.find(directory, job_id)
-    typer.echo(json.dumps(_to_json(job), indent=2, ensure_ascii=False))
+    print_json(_to_json(job))
     for line in metrics.read_log(queue.folder_of(directory, job_id)):
-        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_text(line)
 
 
 def cancel(job_id: JobId, checkpoints: Checkpoints = None) -> None:

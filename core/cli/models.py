@@ -1,26 +1,29 @@
 """Commands for finished models: compare, activate, roll-back, export, import, delete, card."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from core.assessment.activation_gate import LIMIT
+from core.cli.data_options import with_data_options
 from core.cli.terminal import (
-    CONSOLE,
     Checkpoints,
     Data,
-    DiseaseClass,
     JsonFile,
     Model,
+    check_file,
+    print_json,
+    print_output,
+    print_table,
+    print_text,
     read_settings,
     show_progress,
     write_json,
 )
 from core.config import RECIPES
+from core.data.options import DataOptions
 from core.errors import ConfigError
 from core.files.processes import read_age
 
@@ -33,17 +36,19 @@ def card(model: Model, checkpoints: Checkpoints = None) -> None:
 
     directory = read_settings(checkpoints).checkpoints_dir
     folder = directory / find_model(directory, model).model_id
-    typer.echo((folder / "card.md").read_text(encoding="utf-8"))
+    print_output((folder / "card.md").read_text(encoding="utf-8"))
 
 
+@with_data_options
 def compare(
     first: Annotated[str, typer.Option("--first", help="The model in use.")],
     second: Annotated[str, typer.Option("--second", help="The one that may replace it.")],
     data: Data,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     json_file: JsonFile = None,
-    disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Compare two models image by image; the activation gate uses the result."""
     from core.assessment.model_comparison import compare_models, save_comparison
@@ -58,8 +63,8 @@ def compare(
     run = one.lead.config.run.train
     dataset = read_dataset(
         data,
-        disease_class=disease_class,
-        model_disease=one.disease_class,
+        options,
+        model=one.lead.training_data,
         val_fraction=run.val_fraction,
         seed=run.seed,
     )
@@ -69,21 +74,21 @@ def compare(
         )
     save_comparison(directory, found)
     if not found.is_evidence:
-        typer.echo(
+        print_output(
             "The gate of `activate` does not count this comparison: it wants test images, none of "
             f"which one of the models was trained or validated on ({found.n_known} were)."
         )
     write_json(json_file, dataclasses.asdict(found))
     test, auc = found.mcnemar, found.delong
     p_calls, p_auroc = write_p(test.p_value), write_p(auc.p_value)
-    typer.echo(
+    print_output(
         f"{found.n} images. Accuracy {found.accuracy_first:.3f} -> {found.accuracy_second:.3f}: "
         f"{test.n_only_second} fixed, {test.n_only_first} broken (McNemar p {p_calls}). "
         f"AUROC {auc.auroc_first:.3f} -> {auc.auroc_second:.3f} (DeLong p {p_auroc})."
     )
     for group in found.subgroups:
         mark = "HARMED" if group.is_harmed else ""
-        typer.echo(
+        print_output(
             f"{group.column}={group.value}: n {group.n}, {group.accuracy_first:.3f} -> "
             f"{group.accuracy_second:.3f} {mark}".rstrip()
         )
@@ -101,7 +106,7 @@ def activate(
     entry = run_activation(
         read_settings(checkpoints).checkpoints_dir, model, reason=reason, limit=limit
     )
-    typer.echo(f"{entry.model_id} is active ({entry.action}). {entry.message}")
+    print_output(f"{entry.model_id} is active ({entry.action}). {entry.message}")
 
 
 def roll_back(reason: Reason = "", checkpoints: Checkpoints = None) -> None:
@@ -109,7 +114,7 @@ def roll_back(reason: Reason = "", checkpoints: Checkpoints = None) -> None:
     from core.assessment.activation_gate import roll_back as run_roll_back
 
     entry = run_roll_back(read_settings(checkpoints).checkpoints_dir, reason=reason)
-    typer.echo(f"{entry.model_id} is active again.")
+    print_output(f"{entry.model_id} is active again.")
 
 
 def history(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
@@ -118,22 +123,27 @@ def history(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None
 
     found = read_history(read_settings(checkpoints).checkpoints_dir)
     write_json(json_file, [dataclasses.asdict(entry) for entry in found])
-    table = Table("time", "model", "action", "before", "reason", "gate")
-    for e in found:
-        table.add_row(e.time, e.model_id, e.action, e.previous, e.reason, e.message)
-    CONSOLE.print(table if found else "No model was activated yet.")
+    if not found:
+        print_text("No model was activated yet.")
+        return
+    print_table(
+        ("time", "model", "action", "before", "reason", "gate"),
+        [(e.time, e.model_id, e.action, e.previous, e.reason, e.message) for e in found],
+    )
 
 
 def export(
     model: Model,
-    file: Annotated[Path, typer.Argument(help="The new file, NAME.neighbordx.")],
+    file: Annotated[
+        Path, typer.Argument(help="The new file, NAME.neighbordx.", callback=check_file)
+    ],
     checkpoints: Checkpoints = None,
 ) -> None:
     """Export a model as one file: safetensors and JSON, nothing executable."""
     from core.models.exchange import export_model
 
     path = export_model(read_settings(checkpoints).checkpoints_dir, model, file)
-    typer.echo(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+    print_output(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def import_file(
@@ -147,9 +157,9 @@ def import_file(
     settings = read_settings(checkpoints)
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
     added = import_model(settings.checkpoints_dir, file, settings=settings, name=name)
-    typer.echo(f"{added.name} was added; compare it, then `activate` it.")
+    print_output(f"{added.name} was added; compare it, then `activate` it.")
     for told in added.corrections:
-        CONSOLE.print(str(told), highlight=False, markup=False, soft_wrap=True)
+        print_text(str(told))
 
 
 def delete(
@@ -165,7 +175,7 @@ def delete(
     if not yes and not typer.confirm(f"Delete {model} for good?"):
         raise ConfigError("nothing was deleted.")
     delete_model(directory, model)
-    typer.echo(f"{model} is gone.")
+    print_output(f"{model} is gone.")
 
 
 def unpack(
@@ -181,7 +191,7 @@ def unpack(
             folder = store(handle, name=file.name, checkpoints_dir=settings.checkpoints_dir)
     except OSError as err:
         raise ConfigError(f"cannot unpack {file} ({err.strerror or err}).") from err
-    typer.echo(str(folder))
+    print_output(str(folder))
 
 
 def delete_data(
@@ -198,9 +208,10 @@ def delete_data(
     if not yes and not typer.confirm(f"Delete the uploaded images of {name} for good?"):
         raise ConfigError("nothing was deleted.")
     delete_upload(directory, name)
-    typer.echo(f"{name} is gone.")
+    print_output(f"{name} is gone.")
 
 
+@with_data_options
 def estimate(
     data: Data,
     preset: Annotated[str, typer.Option(help="As for `train`.")] = "offline",
@@ -211,8 +222,9 @@ def estimate(
         list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
     ] = None,
     json_file: JsonFile = None,
-    disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Estimate the time, memory and disk space of a run from a few steps."""
     from core.cli.terminal import quiet_lightning
@@ -230,7 +242,7 @@ def estimate(
     )
     dataset = read_dataset(
         data,
-        disease_class=disease_class,
+        options,
         val_fraction=config.train.val_fraction,
         seed=config.train.seed,
     )
@@ -246,4 +258,4 @@ def estimate(
         )
     value = {**dataclasses.asdict(found), "total_s": found.total_s}
     write_json(json_file, value)
-    typer.echo(json.dumps(value, indent=2))
+    print_json(value)

@@ -1,33 +1,76 @@
-"""Shared by the commands: option types, progress bars, output files."""
+"""Shared by the commands: option types, progress bars, output files, text for the terminal.
+
+What people, files and tags say is printed as it is: never as markup, never control characters.
+Every output is tried when the command line is read, before any work begins.
+"""
 
 import dataclasses
 import json
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from core.config import Settings
 from core.errors import ConfigError
 from core.files import whole
+from core.files.journal import drop_nan
+from core.files.names import printable, show_name
 
-CONSOLE = Console(stderr=True)
 
-Data = Annotated[Path, typer.Option("--data", help="Data folder or MedMNIST .npz file.")]
+class _PlainConsole(Console):
+    """A console to which every string is plain text."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+CONSOLE = _PlainConsole(stderr=True, markup=False, emoji=False, highlight=False)
+
+
+def check_file(path: Path | None) -> Path | None:
+    """The callback of an option that names a file to write."""
+    if path is not None:
+        whole.check_writable(path)
+    return path
+
+
+def _check_folder(path: Path | None) -> Path | None:
+    if path is not None:
+        whole.check_writable_folder(path)
+    return path
+
+
+def output_file(*names: str, help: str) -> Any:  # noqa: A002 - the word of typer
+    """A command-line option of a file to write, tried before the command begins."""
+    return typer.Option(*names, help=help, callback=check_file)
+
+
+def output_folder(*names: str, help: str) -> Any:  # noqa: A002
+    """A command-line option of a folder to write into, tried before the command begins."""
+    return typer.Option(*names, help=help, callback=_check_folder)
+
+
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Data folder, table or MedMNIST .npz file.",
+        callback=lambda path: path.expanduser(),
+    ),
+]
 Model = Annotated[str, typer.Option("--model", help="Name of a model; see `models`.")]
 Checkpoints = Annotated[
     Path | None, typer.Option("--checkpoints", help="Folder of the models [checkpoints].")
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")]
-DiseaseClass = Annotated[
-    str | None, typer.Option("--disease-class", help="Which class is disease, if names do not say.")
-]
+JsonFile = Annotated[Path | None, output_file("--json", help="Write the result here as JSON.")]
 
 
 def quiet_lightning() -> None:
@@ -38,24 +81,15 @@ def quiet_lightning() -> None:
 
 def read_settings(checkpoints: Path | None) -> Settings:
     settings = Settings.from_env()
-    return dataclasses.replace(settings, checkpoints_dir=checkpoints) if checkpoints else settings
+    if checkpoints is None:
+        return settings
+    return dataclasses.replace(settings, checkpoints_dir=checkpoints.expanduser())
 
 
 def write_json(path: Path | None, value: object) -> None:
     if path is not None:
-        text = json.dumps(_drop_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(drop_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(path, text + "\n")
-
-
-def _drop_nan(value: object) -> object:
-    """Replace undefined numbers with null, because JSON has neither NaN nor Infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _drop_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_drop_nan(item) for item in value]
-    return value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,7 +97,33 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole.write_text(path, text)
     except OSError as err:
-        raise ConfigError(f"cannot write {path} ({err.strerror}).") from err
+        raise ConfigError(f"cannot write {show_name(path)} ({err.strerror}).") from err
+
+
+def print_text(text: str) -> None:
+    """Print a line as it is, without wrapping."""
+    CONSOLE.print(text, soft_wrap=True)
+
+
+def print_output(text: str) -> None:
+    """Print to standard output, for other programs and for reading."""
+    typer.echo(printable(text))
+
+
+def print_json(value: object) -> None:
+    """Print JSON to standard output; characters that a terminal would obey are escaped."""
+    text = json.dumps(drop_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
+) -> None:
+    """Print a table of plain text."""
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*map(str, row))
+    CONSOLE.print(table)
 
 
 @contextmanager
@@ -73,7 +133,8 @@ def show_progress(title: str) -> Iterator["_Report"]:
         yield _Report(title, None)
         return
     columns = (TextColumn(title), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=CONSOLE) as bar:
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(*columns, text, console=CONSOLE) as bar:
         yield _Report(title, bar)
 
 
@@ -88,7 +149,7 @@ class _Report:
 
     def __call__(self, done: float, text: str) -> None:
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=done, description=text)
+            self.bar.update(self.task, completed=done, description=printable(text))
         elif self.last != (line := f"{self.title} {done:4.0%}"):
             self.last = line
-            CONSOLE.print(f"{line} {text}", highlight=False, markup=False, soft_wrap=True)
+            print_text(f"{line} {text}")

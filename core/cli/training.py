@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
+from core.cli.data_options import print_plan, with_data_options
 from core.cli.gate import Check, check_data
 from core.cli.terminal import (
-    CONSOLE,
     Checkpoints,
     Data,
-    DiseaseClass,
+    output_file,
+    print_text,
     quiet_lightning,
     read_settings,
     show_progress,
@@ -18,6 +19,7 @@ from core.cli.terminal import (
     write_text,
 )
 from core.config import OBJECTIVES, PRESETS, RECIPES, EnsembleConfig, build_preset
+from core.data.options import DataOptions
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")
@@ -33,6 +35,7 @@ def demo(checkpoints: Checkpoints = None) -> None:
         build_demo(read_settings(checkpoints), progress=report)
 
 
+@with_data_options
 def train(
     data: Data,
     name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
@@ -49,11 +52,13 @@ def train(
         bool, typer.Option("--cache-trunk/--no-cache-trunk", help="Keep trunk activations on disk.")
     ] = True,
     has_look: Check = True,
-    disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Fine-tune a model on a data folder, after checking the data."""
-    from core.data.datasets import read_dataset
+    from core.data.datasets import split_plan
+    from core.data.plan import make_plan
     from core.training.ensemble import train_ensemble
     from core.training.run import train as run_training
 
@@ -62,14 +67,12 @@ def train(
     )
     settings = read_settings(checkpoints)
     if resume and (settings.checkpoints_dir / name / "config.json").is_file():
-        CONSOLE.print(f"model {name} is finished; nothing to resume.")
+        print_text(f"model {name} is finished; nothing to resume.")
         return
-    dataset = read_dataset(
-        data,
-        disease_class=disease_class,
-        val_fraction=config.train.val_fraction,
-        seed=config.train.seed,
-    )
+    plan = make_plan(data, options)
+    print_plan(plan)
+    seed = config.train.seed
+    dataset = split_plan(plan, seeds=[seed], val_fraction=config.train.val_fraction)[seed]
     is_resumed = resume and (settings.checkpoints_dir / ".runs" / name).is_dir()
     check_data(dataset, has_look=has_look and not is_resumed)
     quiet_lightning()
@@ -84,7 +87,7 @@ def train(
             cache_trunk=cache_trunk,
             progress=report,
         )
-    CONSOLE.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, markup=False)
+    print_text((folder / "card.md").read_text(encoding="utf-8"))
 
 
 def ensemble(
@@ -104,18 +107,20 @@ def ensemble(
         [part.strip() for part in members.split(",") if part.strip()],
         min_val_accuracy=min_val_accuracy,
     )
-    CONSOLE.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, markup=False)
+    print_text((folder / "card.md").read_text(encoding="utf-8"))
 
 
+@with_data_options
 def ablation(
     data: Data,
-    json_file: Annotated[Path, typer.Option("--json", help="Result; a table goes beside it.")],
+    json_file: Annotated[Path, output_file("--json", help="Result; a table goes beside it.")],
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "offline",
     systems: Annotated[str, typer.Option(help="Systems of the report, with commas.")] = "1,4,5,6",
     seeds: Annotated[int, typer.Option(help="Training runs per system.")] = 3,
     overrides: Overrides = None,
-    disease_class: DiseaseClass = None,
     checkpoints: Checkpoints = None,
+    *,
+    options: DataOptions,
 ) -> None:
     """Train the report's systems on one data folder and compare them; resumes if interrupted."""
     from core.assessment.ablation import run_ablation, write_table
@@ -128,11 +133,11 @@ def ablation(
             systems=[part.strip() for part in systems.split(",") if part.strip()],
             n_seeds=seeds,
             settings=read_settings(checkpoints),
-            disease_class=disease_class,
+            options=options,
             overrides=overrides or (),
             progress=report,
         )
     write_json(json_file, result)
     table = write_table(result)
     write_text(json_file.with_suffix(".md"), table)
-    CONSOLE.print(table, highlight=False, markup=False)
+    print_text(table)

@@ -1,30 +1,26 @@
-"""Read a folder, table or npz file into a Dataset, split by patient.
+"""Turn the plan of a data folder into a Dataset, split by patient.
 
-Owns the assignment of images to splits and labels. Reads no pixels until ``load_record``. Layouts:
-``{train,val,test}/{class}/...``, flat ``{class}/...``, a ``manifest.csv`` (which takes precedence),
-or a MedMNIST ``.npz``.
+Owns the validation split and the reading of images. What the folder holds is decided in
+``core.data.plan``.
 """
 
 import hashlib
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from core.data import manifest
-from core.data.class_names import order_classes
-from core.data.folders import read_folders
+from core.data.options import DataOptions, TrainingData
+from core.data.plan import Found, Plan, make_plan
 from core.errors import DataError, ImageError
-from core.files import untrusted_npz
 from core.images.decode import Image, decode, encode_png, load
 
-SPLITS = ("train", "val", "test")
 _MIN_PER_CLASS = 4
 _SAMPLE = 4096  # bytes hashed at each of three positions of a file
 _UNREAD = b"unread"  # hashed in place of an unreadable file's content
@@ -53,87 +49,53 @@ class Dataset:
     disease_index: int
     records: tuple[Record, ...]
     data_id: str  # short hash of the data, see _compute_data_id
+    plan: Plan | None = None  # how the data was read; None for a data set built in memory
 
     def subset(self, split: str) -> tuple[Record, ...]:
         """The records of one split, in order of keys."""
         return tuple(record for record in self.records if record.split == split)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """An image as found by a reader; ``split`` is empty if the data does not give it."""
-
-    key: str
-    class_name: str
-    split: str = ""
-    group: str = ""
-    path: Path | None = None
-    mask: Path | None = None
-    array: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
-
-
 def read_dataset(
     root: Path,
+    options: DataOptions | None = None,
     *,
-    disease_class: str | None = None,
-    model_disease: str | None = None,
+    model: TrainingData | None = None,
     val_fraction: float = 0.15,
     seed: int = 0,
 ) -> Dataset:
-    """Read a data folder or npz file and draw a validation split if there is none.
+    """Read a data folder, table or npz file and draw a validation split if there is none.
 
     Args:
         root: the folder or file.
-        disease_class: the positive class, if the names do not tell.
-        model_disease: the positive class of the model the data is for, used if ``disease_class`` is
-            not given and the data has that class.
+        options: what a person says about it.
+        model: the training data of the model that the data is for; see ``make_plan``.
         val_fraction: fraction of training images moved to validation: stratified, whole groups.
         seed: of the validation split; the order of the files does not matter.
 
     Raises:
-        DataError: missing, empty, not exactly two classes, too few images, or a bad manifest.
+        DataError: as ``make_plan`` and ``split_plan``.
     """
-    splits = read_splits(
-        root,
-        seeds=[seed],
-        disease_class=disease_class,
-        model_disease=model_disease,
-        val_fraction=val_fraction,
-    )
-    return splits[seed]
+    plan = make_plan(root, options, model=model)
+    return split_plan(plan, seeds=[seed], val_fraction=val_fraction)[seed]
 
 
-def read_splits(
-    root: Path,
-    *,
-    seeds: Sequence[int],
-    disease_class: str | None = None,
-    model_disease: str | None = None,
-    val_fraction: float = 0.15,
+def split_plan(
+    plan: Plan, *, seeds: Sequence[int], val_fraction: float = 0.15
 ) -> dict[int, Dataset]:
-    """Read the images once and split off validation with several seeds.
+    """Make data sets of a plan, with validation split off by several seeds.
 
     Args:
-        root: this and the other arguments are as for ``read_dataset``.
-        seeds: of the splits; if the data comes with a validation split, they make no difference.
+        plan: of the data.
+        seeds: of the splits; if the data come with a validation split, they make no difference.
+        val_fraction: as for ``read_dataset``.
 
     Raises:
-        DataError: as ``read_dataset``.
+        DataError: a question of the plan is open, or a class has too few images.
     """
-    root = Path(root)
-    if not root.exists():
-        raise DataError(f"there is no data at {root}; check the path.", code="data.missing")
-    found = sorted(_find_images(root), key=lambda item: item.key)
-    if not found:
-        raise DataError(
-            f"no image was found in {root}; expected {{train,test}}/{{normal,disease}}/..., "
-            "{normal,disease}/..., a manifest.csv or a MedMNIST .npz file.",
-            code="data.empty",
-        )
-    names, disease_index = order_classes(
-        {item.class_name for item in found}, disease_class, model_disease=model_disease
-    )
-    unsaid = "train" if any(item.split for item in found) else ""  # split of rows without one
+    plan.require_answers()
+    names = plan.class_names
+    unsaid = "train" if any(item.split for item in plan.found) else ""  # of rows without one
     records = tuple(
         Record(
             key=item.key,
@@ -144,14 +106,14 @@ def read_splits(
             mask=item.mask,
             array=item.array,
         )
-        for item in found
+        for item in plan.found
     )
     has_val = any(record.split == "val" for record in records)
     data_id = _compute_data_id(records, names)
-    found_splits: dict[int, Dataset] = {}
+    found: dict[int, Dataset] = {}
     for seed in dict.fromkeys(seeds):
-        if has_val and found_splits:
-            found_splits[seed] = next(iter(found_splits.values()))
+        if has_val and found:
+            found[seed] = next(iter(found.values()))
             continue
         mine = (
             records
@@ -159,8 +121,8 @@ def read_splits(
             else _split_validation(records, fraction=val_fraction, seed=seed, names=names)
         )
         _check_counts(mine, names)
-        found_splits[seed] = Dataset(root, names, disease_index, mine, data_id)
-    return found_splits
+        found[seed] = Dataset(plan.root, names, len(names) - 1, mine, data_id, plan)
+    return found
 
 
 def load_record(record: Record) -> Image:
@@ -198,103 +160,7 @@ def load_ahead(records: Iterable[Record]) -> Iterator[tuple[Record, Image | Imag
             yield record, reading.result()
 
 
-def _find_images(root: Path) -> list[_Found]:
-    if root.is_file():
-        return _read_npz(root)
-    if (root / manifest.NAME).is_file():
-        return _read_manifest(root)
-    archives = sorted(root.glob("*.npz"))
-    if len(archives) == 1:
-        return _read_npz(archives[0])
-    return [
-        _Found(one.key, one.class_name, one.split, one.group, one.path)
-        for one in read_folders(root)
-    ]
-
-
-def _read_manifest(root: Path) -> list[_Found]:
-    columns, rows = manifest.read_rows(root)
-    missing = sorted({"file", "split", "label"} - set(columns))
-    if missing:
-        raise manifest.refuse(f"has no column {', '.join(missing)}")
-    found, absent = [], []
-    for number, row in enumerate(rows, start=2):
-        item = _read_row(root, row, number)
-        if item.path is None or not _is_there(item.path):
-            absent.append(item.key)
-        found.append(item)
-    if absent:
-        few = ", ".join(absent[:3])
-        raise manifest.refuse(f"names {len(absent)} files that are not there, first {few}")
-    twice = [key for key, n in Counter(item.key for item in found).items() if n > 1]
-    if twice:
-        raise manifest.refuse(f"names {len(twice)} files twice, first {twice[0]}")
-    return found
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a path is a file; one that cannot be looked up (name too long) is not."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
-def _read_row(root: Path, row: Mapping[str, str], number: int) -> _Found:
-    split = row["split"].lower()
-    if split not in ("", *SPLITS):
-        raise manifest.refuse(
-            f"has split {row['split']!r} in line {number}; known are train, val, test"
-        )
-    if not row["label"]:
-        raise manifest.refuse(f"has no label in line {number}")
-    for name in (row["file"], row.get("mask", "")):
-        parts = PurePosixPath(name).parts
-        if ".." in parts or PurePosixPath(name).is_absolute() or ":" in name[:3]:
-            raise manifest.refuse(f"points out of its folder in line {number}")
-    mask = row.get("mask", "")
-    return _Found(
-        key=manifest.name_key(row["file"]),
-        class_name=row["label"],
-        split=split,
-        group=row.get("group", ""),
-        path=root / row["file"] if row["file"] else None,
-        mask=root / mask if mask else None,
-    )
-
-
-def _read_npz(path: Path) -> list[_Found]:
-    found = []
-    try:
-        untrusted_npz.check_claims(
-            path, [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
-        )
-        with np.load(path, allow_pickle=False) as arrays:
-            for split in SPLITS:
-                if f"{split}_images" not in arrays:
-                    continue
-                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].reshape(-1)
-                is_grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
-                if images.dtype != np.uint8 or not is_grey_or_rgb or len(images) != len(labels):
-                    raise ValueError(f"{split}_images has shape {images.shape} {images.dtype}")
-                found += [
-                    _Found(f"{split}/{i:05d}", str(int(label)), split, array=image)
-                    for i, (image, label) in enumerate(zip(images, labels, strict=True))
-                ]
-    except untrusted_npz.ERRORS as err:
-        reason = str(err) or type(err).__name__
-        raise DataError(
-            f"{path.name} cannot be used ({reason}); expected a MedMNIST 2-D file: uint8 "
-            "{train,val,test}_images (N, H, W[, 3]) and {train,val,test}_labels (N, 1).",
-            code="data.npz",
-        ) from err
-    words = {"0": "normal", "1": "disease"}
-    if {item.class_name for item in found} == set(words):
-        found = [replace(item, class_name=words[item.class_name]) for item in found]
-    return found
-
-
-def _name_group(item: _Found, unsaid: str) -> str | None:
+def _name_group(item: Found, unsaid: str) -> str | None:
     """Name a group per original split, because numbering may restart in each."""
     return f"{item.split or unsaid}:{item.group}" if item.group else None
 

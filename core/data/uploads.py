@@ -12,7 +12,6 @@ import re
 import shutil
 import stat
 import tempfile
-import unicodedata
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -20,15 +19,14 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn
 
 from core.config import Settings
+from core.data.folder_words import find_split, is_system_file, is_system_folder
 from core.errors import DataError
 from core.files import abandoned
+from core.files.names import clean
 
 _CHUNK = 1 << 20
 _UTF8_FLAG = 0x800
 _ENCRYPTED_FLAG = 0x1
-_MAX_NAME_BYTES = 150
-_IGNORED = {"__macosx", "thumbs.db", "desktop.ini", ".ds_store"}
-_SPLITS = {"train", "val", "test"}
 _MAX_DEPTH = 12
 
 
@@ -219,9 +217,9 @@ def _check_name(info: zipfile.ZipInfo) -> tuple[str, ...]:
         _refuse("path", "holds a name that points out of its folder")
     if len(parts) > _MAX_DEPTH:
         _refuse("path", f"holds folders nested more than {_MAX_DEPTH} deep")
-    if any(part.startswith(".") or part.lower() in _IGNORED for part in parts):
+    if any(map(is_system_folder, parts)) or (parts and is_system_file(parts[-1])):
         return ()
-    return tuple(_clean(part) for part in parts)
+    return tuple(clean(part) for part in parts)
 
 
 def _decode_name(info: zipfile.ZipInfo) -> str:
@@ -235,17 +233,6 @@ def _decode_name(info: zipfile.ZipInfo) -> str:
         except UnicodeDecodeError:
             continue
     return info.filename
-
-
-def _clean(part: str) -> str:
-    """Clean one part of a path: NFC, printable, and short enough for file systems."""
-    text = unicodedata.normalize("NFC", part)
-    text = "".join(c if c.isprintable() and c not in '<>:"|?*' else "_" for c in text)
-    text = text.strip(" ").rstrip(".") or "_"
-    stem, suffix = os.path.splitext(text)
-    while len((stem + suffix).encode()) > _MAX_NAME_BYTES and stem:
-        stem = stem[:-1]
-    return stem + suffix[:20]
 
 
 def _make_unique(parts: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
@@ -275,7 +262,7 @@ def find_root(folder: Path) -> Path:
     """Descend through folders that only contain another folder."""
     while True:
         inside = [p for p in folder.iterdir() if not p.name.startswith(".")]
-        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in _SPLITS:
+        if len(inside) != 1 or not inside[0].is_dir() or find_split(inside[0].name):
             return folder
         folder = inside[0]
 

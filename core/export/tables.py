@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.files.names import show_name
+
+_FORMULA_SIGNS = frozenset("=+-@\t\r＝＋－＠")
+
 
 def export_csv(
     rows: NDArray[np.int64], keys: Sequence[str], columns: Mapping[str, NDArray[Any]]
@@ -15,7 +19,7 @@ def export_csv(
     """Export the selected rows as CSV; cells that a spreadsheet would execute are defused."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["file", *columns])
+    writer.writerow(map(defuse, ["file", *columns]))
     for row in rows.tolist():
         cells = [_write_cell(values[row]) for values in columns.values()]
         writer.writerow([defuse(cell) for cell in (keys[row], *cells)])
@@ -35,9 +39,16 @@ def _write_cell(value: Any) -> str:
 
 
 def defuse(cell: object) -> object:
-    """Prefix text that a spreadsheet would take for a formula (CSV injection); keep numbers."""
-    is_risky = isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") and not _is_number(cell)
-    return f"'{cell}" if is_risky else cell
+    """Make a cell safe for a spreadsheet: no formula (CSV injection), no lone surrogate.
+
+    A formula begins with one of a few signs, in full width too where the spreadsheet is Japanese,
+    perhaps after blanks. Numbers are kept.
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = show_name(cell)
+    is_risky = text.lstrip(" \n\0")[:1] in _FORMULA_SIGNS and not _is_number(text)
+    return f"'{text}" if is_risky else text
 
 
 def _is_number(cell: str) -> bool:

@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from core.answers.diagnosis import RESEARCH_USE, Diagnosis
 from core.export.tables import defuse
@@ -40,6 +41,13 @@ def to_json(
             }
             for n in diagnosis.neighbours
         ],
+        "nearest": None
+        if diagnosis.nearest is None
+        else {
+            "file": diagnosis.nearest.key,
+            "label": diagnosis.nearest.class_name,
+            "distance": round(diagnosis.nearest.distance, 6),
+        },
         "left_out": [{"file": n.key, "reason": n.reason} for n in diagnosis.left_out],
         "members": [
             {
@@ -89,43 +97,53 @@ def dump_json(diagnoses: Sequence[Diagnosis]) -> str:
 
 
 def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
-    """Return a worklist table, one row per file; cells that could run as formulas are defused.
+    """Return the worklist table of some answers; see ``write_csv``."""
+    classes = {name for d in diagnoses for name in d.probabilities}
+    return write_csv(map(to_json, diagnoses), classes)
+
+
+def write_csv(rows: Iterable[Mapping[str, Any]], class_names: Iterable[str]) -> str:
+    """Write rows of ``to_json`` as a table; cells that could run as formulas are defused.
 
     It matches the screen: no class without an answer, no probability for a novel image.
     """
-    classes = sorted({name for d in diagnoses for name in d.probabilities})
+    classes = sorted(class_names)
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(
-        [
-            *("file", "status", "predicted_class"),
-            *(f"p_{c}" for c in classes),
-            *("distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"),
-            *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
-            *("abstain_reason", "frame_number", "n_frames"),  # frame number as in DICOM, from 1
-            *("window_centre", "window_width", "is_inverted", "reader_before_answer"),
-            "software_version",
-        ]
-    )
-    for d in diagnoses:
-        nearest = d.nearest
-        shown = {} if d.abstain_reason == "novel" else d.probabilities
-        row: list[object] = [d.file, d.status, d.answer or ""]
-        row += [f"{shown[c]:.4f}" if c in shown else "" for c in classes]
-        row += (
-            [f"{d.novelty.distance_percentile:.1f}", d.novelty.is_novel] if d.novelty else ["", ""]
-        )
-        row += [nearest.key, f"{nearest.distance:.4f}"] if nearest else ["", ""]
-        row += [d.model_id, d.data_id, d.created]
-        row += [d.reader.class_name, f"{d.reader.confidence:.2f}"] if d.reader else ["", ""]
-        row += [d.error or "", RESEARCH_USE, d.abstain_reason or ""]
-        if d.status == "rejected":
-            row += [""] * 5
-        else:
-            row += [d.frame + 1, d.n_frames, *(d.window or ("", "")), d.is_inverted]
-        row += [d.reader.is_before_answer if d.reader else "", d.software]
-        writer.writerow([defuse(cell) for cell in row])
+    writer.writerow(map(defuse, [*_COLUMNS[:3], *(f"p_{c}" for c in classes), *_COLUMNS[3:]]))
+    for row in rows:
+        shown = {} if row["abstain_reason"] == "novel" else row["probabilities"]
+        shares = [f"{shown[c]:.4f}" if c in shown else "" for c in classes]
+        cells = _list_cells(row)
+        writer.writerow(map(defuse, [*cells[:3], *shares, *cells[3:]]))
     return out.getvalue()
+
+
+_COLUMNS = (
+    *("file", "status", "predicted_class"),
+    *("distance_percentile", "is_novel", "nearest_file", "nearest_distance", "model_id"),
+    *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
+    *("abstain_reason", "frame_number", "n_frames"),  # frame number as in DICOM, from 1
+    *("window_centre", "window_width", "is_inverted", "reader_before_answer"),
+    "software_version",
+)
+
+
+def _list_cells(row: Mapping[str, Any]) -> list[object]:
+    """The cells of a row in the order of the columns."""
+    novelty, nearest, reader = row["novelty"], row["nearest"], row["reader"]
+    cells: list[object] = [row["file"], row["status"], row["answer"] or ""]
+    cells += [f"{novelty['distance_percentile']:.1f}", novelty["is_novel"]] if novelty else ["", ""]
+    cells += [nearest["file"], f"{nearest['distance']:.4f}"] if nearest else ["", ""]
+    cells += [row["model_id"], row["data_id"], row["created"]]
+    cells += [reader["class"], f"{reader['confidence']:.2f}"] if reader else ["", ""]
+    cells += [row["error"] or "", row["notice"], row["abstain_reason"] or ""]
+    if row["status"] == "rejected":
+        cells += [""] * 5
+    else:
+        cells += [row["frame"] + 1, row["n_frames"], *(row["window"] or ("", ""))]
+        cells.append(row["is_inverted"])
+    return [*cells, reader["before_answer"] if reader else "", row["software_version"]]
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:

@@ -6,16 +6,65 @@ its temporary file; a killed one leaves it with its process id in the name (core
 
 import hashlib
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from core.errors import ConfigError
+from core.files.names import show_name
 
 
 def hash_file(path: Path) -> str:
     """Compute the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be written, before the work whose result it is to hold.
+
+    Args:
+        path: of the file; folders on the way are made, an existing file is left as it is.
+
+    Raises:
+        ConfigError: it is a folder, or nothing can be written beside it.
+    """
+    try:
+        if path.is_dir():
+            raise ConfigError(
+                f"cannot write {show_name(path)}: it is a folder; name a file in it.",
+                code="output.folder",
+            )
+        check_writable_folder(path.parent)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as err:
+        raise _refuse(path, err) from err
+
+
+def check_writable_folder(folder: Path) -> None:
+    """Check that files can be written into a folder, which is made if it is not there.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as handle:
+            handle.write(b"0")
+            handle.flush()
+    except (OSError, ValueError) as err:
+        raise _refuse(folder, err) from err
+
+
+def _refuse(path: Path, err: OSError | ValueError) -> ConfigError:
+    reason = err.strerror if isinstance(err, OSError) and err.strerror else err
+    return ConfigError(
+        f"cannot write {show_name(path)} ({reason}).",
+        code="output.unwritable",
+    )
 
 
 @contextmanager
@@ -42,9 +91,9 @@ def write_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a text file atomically as UTF-8; see ``write_whole``."""
+    """Write a text file atomically as UTF-8, lone surrogates escaped; see ``write_whole``."""
     with write_whole(path, durable=durable) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from core.config import RunConfig, Settings, TrainConfig
 from core.config.presets import build_config
+from core.data.options import DataOptions, TrainingData, read_options
 from core.errors import CoreError, JobError
 from core.files.processes import read_age
 from core.jobs import state
@@ -40,21 +41,28 @@ class Work:
         value = {"progress": round(float(done), 4), "message": text}
         state.write_json(self.folder / "progress.json", value)
 
-    def read_data(self, config: RunConfig, *, model_disease: str | None = None) -> Any:
+    @property
+    def options(self) -> DataOptions:
+        """What was said about the data."""
+        found = read_options(self.params.get("options") or {})
+        old = self.params.get("disease_class")  # of jobs queued by version 0.1
+        return dataclasses.replace(found, disease_class=old) if old else found
+
+    def read_data(self, config: RunConfig, *, model: TrainingData | None = None) -> Any:
         """Read the data set ``data`` with the run's validation split; see ``read_dataset``."""
         from core.data.datasets import read_dataset
 
         return read_dataset(
             Path(self.params["data"]),
-            disease_class=self.params.get("disease_class"),
-            model_disease=model_disease,
+            self.options,
+            model=model,
             val_fraction=config.train.val_fraction,
             seed=config.train.seed,
         )
 
 
 def _train(work: Work) -> dict[str, Any]:
-    """Fine-tune. Parameters: data, name, preset, recipe, objective, seed, overrides, disease_class,
+    """Fine-tune. Parameters: data, name, preset, recipe, objective, seed, overrides, options,
     cache_trunk, is_synthetic; is_ensemble trains two models and their ensemble."""
     config = build_config(work.params)
     name = str(work.params["name"])
@@ -129,13 +137,13 @@ def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
     disease = found.class_names[found.disease_index]
     return (
         Path(found.data_root) == Path(work.params["data"]).resolve()
-        and (work.params.get("disease_class") or disease) == disease
+        and (work.options.disease_class or disease) == disease
     )
 
 
 def _evaluate(work: Work) -> dict[str, Any]:
     """Evaluate a model and save the result with its bundle. Parameters: model, data, split, parts,
-    disease_class."""
+    options."""
     from core.assessment.assess import assess
     from core.assessment.record import to_json
 
@@ -145,25 +153,26 @@ def _evaluate(work: Work) -> dict[str, Any]:
         split=str(work.params.get("split", "test")),
         settings=work.settings,
         parts=list(work.params.get("parts", [])),
-        disease_class=work.params.get("disease_class"),
+        options=work.options,
         progress=work.report,
     )
     return to_json(evaluation)
 
 
 def _audit(work: Work) -> dict[str, Any]:
-    """Audit data before training. Parameters: data, disease_class, val_fraction, seeds (of the
+    """Audit data before training. Parameters: data, options, val_fraction, seeds (of the
     validation split; each is judged, the images are read once)."""
     from core.data.audit import audit, restate
-    from core.data.datasets import read_splits
+    from core.data.datasets import split_plan
+    from core.data.plan import make_plan
     from core.data.readiness import combine, judge
     from core.jobs.pictures import save_pictures
 
     default = TrainConfig()
-    splits = read_splits(
-        Path(work.params["data"]),
+    plan = make_plan(Path(work.params["data"]), work.options)
+    splits = split_plan(
+        plan,
         seeds=work.params.get("seeds", [default.seed]),
-        disease_class=work.params.get("disease_class"),
         val_fraction=work.params.get("val_fraction", default.val_fraction),
     )
     dataset = next(iter(splits.values()))
@@ -174,6 +183,7 @@ def _audit(work: Work) -> dict[str, Any]:
     return {
         "report": report.to_json(),
         "counts": {str(seed): mine.counts for seed, mine in reports.items()},
+        "plan": [decision.to_json() for decision in plan.decisions],
         "class_names": list(dataset.class_names),
         "disease_class": dataset.class_names[dataset.disease_index],
         "findings": {
@@ -211,7 +221,7 @@ def _trial(work: Work) -> dict[str, Any]:
 
 
 def _compare(work: Work) -> dict[str, Any]:
-    """Compare two models. Parameters: first, second, data, split, disease_class."""
+    """Compare two models. Parameters: first, second, data, split, options."""
     from core.assessment.model_comparison import compare_models, save_comparison
     from core.models.registry import find_model, load_bundle
 
@@ -222,7 +232,7 @@ def _compare(work: Work) -> dict[str, Any]:
     found = compare_models(
         first,
         second,
-        work.read_data(first.lead.config.run, model_disease=first.disease_class),
+        work.read_data(first.lead.config.run, model=first.lead.training_data),
         split=str(work.params.get("split", "test")),
         hashes=(hashes[0], hashes[1]),
         pictures=work.folder / "pictures",

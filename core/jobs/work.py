@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from core.config import Settings
+from core.errors import locate
 from core.jobs import ending, state
 from core.jobs.kinds import KINDS, Work
 
@@ -35,8 +36,8 @@ def work(folder: Path, *, parent_pid: int) -> int:
         result = KINDS[job.kind].run(Work(folder, job.params, Settings.from_env()))
         state.write_json(folder / "result.json", result, durable=True)
         state.write_json(folder / "outcome.json", {"status": "done"}, durable=True)
-    except Exception as err:  # record any failure in the job's state
-        logger.exception("the job failed")
+    except Exception as err:  # noqa: BLE001 - any failure is recorded in the job's state
+        logger.error("the job failed: %s", locate(err))
         (folder / "reserve").unlink(missing_ok=True)  # frees space for the message
         failure = ending.describe(err, folder)
         outcome = {"status": "failed", "failure": failure}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.config import RunConfig
+from core.data.options import DataOptions, TrainingData
 from core.errors import ConfigError
 from core.gallery.corrections import GalleryState
 from core.gallery.novelty import NoveltyReference
@@ -43,6 +44,14 @@ class BundleConfig:
     backbones: tuple[BackboneInfo, ...]
     precision: str  # of the trunks when the gallery was embedded
     weights_sha256: str
+    data_options: DataOptions = field(default_factory=DataOptions)  # how the data were read
+    disease_reason: str = ""  # how it was decided which class is the disease; "" in old models
+
+    @property
+    def training_data(self) -> TrainingData:
+        """What it was trained on, for reading data for it."""
+        disease = self.class_names[self.disease_index]
+        return TrainingData(disease, self.data_root, self.data_options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +147,11 @@ class ModelBundle:
     def find_image(self, index: int) -> tuple[Member, int]:
         """The member and gallery row behind an album position."""
         return self.members[0], index
+
+    @property
+    def training_data(self) -> TrainingData:
+        """What it was trained on, for reading data for it."""
+        return self.config.training_data
 
     @property
     def data_id(self) -> str:

@@ -106,7 +106,7 @@ def _write_files(
 def write_card(folder: Path, text: str) -> None:
     """Write the card with the model's identity, then seal the folder, whose files are complete."""
     identity = compute_seal(folder).identity
-    line = f"Identity: `{identity}` (SHA-256 of all that takes part in its answers)"
+    line = f"Identity: {identity} (SHA-256 of all that takes part in its answers)"
     write_text(folder / "card.md", f"{text.rstrip()}\n\n{line}\n")
     write_seal(folder)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from core.config import SCHEMA_VERSION, Settings, build_record
 from core.errors import CheckpointError, ConfigError
+from core.files.names import escape_markdown
 from core.files.whole import write_text
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
@@ -314,6 +315,8 @@ Research use, not a diagnosis.
 
 - Made {record.created[:16].replace("T", " ")} UTC: a soft vote weighted by validation accuracy,
   minimum validation accuracy of a member {record.min_val_accuracy:.2f}
+- Classes {", ".join(map(escape_markdown, record.class_names))}; the class that counts as disease:
+  {escape_markdown(record.disease_class)}
 - {figure}
 
 Members:

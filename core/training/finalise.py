@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from core.config import RunConfig
 from core.data.datasets import Dataset
+from core.data.options import DataOptions
+from core.files.names import escape_markdown
 from core.gallery import novelty, projection
 from core.gallery.k_search import KSearch, search_k
 from core.gallery.search import Gallery
@@ -155,6 +157,8 @@ def describe(
         backbones=tuple(backbone.info for backbone in embedder.backbones),
         precision=embedder.precision,
         weights_sha256="",
+        data_options=dataset.plan.options if dataset.plan else DataOptions(),
+        disease_reason=dataset.plan.disease_reason if dataset.plan else "",
     )
 
 
@@ -162,6 +166,8 @@ def write_card(config: BundleConfig, contents: Contents) -> str:
     """The model's card in Markdown: how it was trained and its validation metrics."""
     report = contents.metrics["validation"]
     low, high = report["accuracy_ci95"]
+    names = ", ".join(map(escape_markdown, config.class_names))
+    disease = escape_markdown(config.class_names[config.disease_index])
     backbones = "\n".join(
         f"- {info.name}: {info.source_kind} ({info.source_location}), licence {info.licence}"
         for info in config.backbones
@@ -176,8 +182,8 @@ Research use, not a diagnosis.
 - Made {config.created[:16].replace("T", " ")} UTC, preset {config.run.preset}, recipe
   {config.run.recipe}, objective {config.run.objective.name}
 - Data {config.data_id}: {len(contents.gallery)} {kind} that vote; classes
-  {", ".join(config.class_names)}; the class that counts as disease:
-  {config.class_names[config.disease_index]}
+  {names}
+- The class that counts as disease: {disease}. {escape_markdown(config.disease_reason)}
 - Validation, {report["n"]} images: accuracy {report["accuracy"]:.3f} (95 % CI {low:.3f} to
   {high:.3f}), AUROC {report["auroc"]:.3f}, {vote}
 - {config.run.train.epochs} epochs, seed {config.run.train.seed}; gallery and queries embedded with

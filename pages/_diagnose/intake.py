@@ -15,7 +15,7 @@ import streamlit as st
 from core.answers.diagnose import diagnose, reject
 from core.answers.diagnosis import Diagnosis, ReaderRead
 from core.config import Settings
-from core.errors import CoreError
+from core.errors import CoreError, locate
 from core.images import decode
 from core.images.decode import Image
 from core.models.ensemble import Model
@@ -254,8 +254,8 @@ def _read_one(model: Model, source: Source, *, key: ResultKey) -> Diagnosis:
         return diagnose(model, [image])[0]
     except CoreError as error:
         return reject(name, error, model=model)
-    except Exception:  # one bad file must not take the good results with it
-        logger.exception("unexpected error while one image was read")
+    except Exception as failure:  # noqa: BLE001 - one bad file must not take the good results with it
+        logger.error("one image could not be read: %s", locate(failure))
         error = CoreError(
             "something went wrong with this file; the server log has the details.",
             code="unexpected",

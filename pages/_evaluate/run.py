@@ -9,7 +9,8 @@ from core.assessment import store
 from core.assessment.assess import PARTS
 from core.assessment.store import Summary
 from core.config import Settings
-from core.data.datasets import SPLITS, read_dataset
+from core.data.options import DataOptions
+from core.data.plan import SPLITS, make_plan
 from core.errors import CoreError
 from core.jobs import queue
 from core.jobs.kinds import lane_of
@@ -17,7 +18,7 @@ from core.jobs.queue import Job
 from core.models.registry import ModelSummary
 from pages import _shared as shared
 from pages._job import describe_message, show_cancel
-from pages._text import _, describe, describe_error, moment, ngettext, percent, plain
+from pages._text import _, describe, describe_job, moment, ngettext, percent
 
 
 def choose_evaluation(model: ModelSummary) -> Summary | None:
@@ -90,7 +91,7 @@ def part_label(part: str) -> str:
 def data_root(model_id: str) -> str:
     """Where the model's own training data lay; empty where it cannot be told."""
     directory = Settings.from_env().checkpoints_dir
-    return store.find_data_root(directory, model_id)
+    return store.find_training_data(directory, model_id).root
 
 
 def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
@@ -115,6 +116,7 @@ def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
                 format_func=split_label,
                 key=shared.keep_choice("evaluate_split"),
             )
+        _choose_disease(data)
         parts = [
             part for part in PARTS if st.checkbox(part_label(part), key=f"evaluate_part_{part}")
         ]
@@ -135,16 +137,47 @@ def show_new_evaluation(model: ModelSummary, *, is_open: bool) -> None:
         _show_last_failure(model.model_id)
 
 
+def _choose_disease(data: str) -> None:
+    """Ask which class is the disease, once the start of an evaluation had to ask."""
+    state = st.session_state
+    if state.get("evaluate_asked_of") != data:
+        state["evaluate_asked_of"] = data
+        state.pop("evaluate_classes", None)
+        state.pop("evaluate_disease", None)
+    if names := state.get("evaluate_classes"):
+        st.warning(
+            _("The names of the classes do not say for sure which one is the disease."),
+            icon=":material/help:",
+        )
+        st.selectbox(
+            _("Which class is the disease?"), sorted(names), index=None, key="evaluate_disease"
+        )
+
+
 def _start(model: ModelSummary, data: str, split: str, parts: list[str]) -> None:
     """Queue a job; a folder that is not there is refused at once."""
+    settings = Settings.from_env()
     try:
         root = Path(data).expanduser().resolve()
-        read_dataset(root, model_disease=model.disease_class)
+        training_data = store.find_training_data(settings.checkpoints_dir, model.model_id)
+        said = st.session_state.get("evaluate_disease")
+        options = DataOptions(disease_class=said) if said else None
+        plan = make_plan(root, options, model=training_data)
+        if plan.questions and len(plan.class_names) == 2:
+            st.session_state["evaluate_classes"] = plan.class_names
+            st.rerun()
+        plan.require_answers()
         queue.start(
             "evaluate",
-            {"model": model.model_id, "data": str(root), "split": split, "parts": parts},
+            {
+                "model": model.model_id,
+                "data": str(root),
+                "split": split,
+                "parts": parts,
+                "options": options.to_json() if options else {},
+            },
             title=model.model_id,  # in no language: everybody reads it, the kind is said beside it
-            settings=Settings.from_env(),
+            settings=settings,
         )
     except CoreError as error:
         st.error(describe(error), icon=":material/error:")
@@ -189,8 +222,8 @@ def say_progress(job: Job) -> str:
 def _show_last_failure(model_id: str) -> None:
     job = next(iter(_list_own_jobs(model_id)), None)
     if job is not None and job.status == "failed":
-        reason = describe_error(job.error_code, job.error, job.error_params)
+        reason = describe_job(job)
         st.error(
-            _("The last evaluation failed: {reason}").format(reason=plain(reason)),
+            _("The last evaluation failed: {reason}").format(reason=reason),
             icon=":material/error:",
         )

@@ -8,6 +8,8 @@ import pandas as pd
 import streamlit as st
 
 from core.config import Settings
+from core.data.options import DataOptions
+from core.data.plan import Plan
 from core.data.readiness import Finding, combine, read_finding
 from core.data.uploads import find_data, store, uploads_dir
 from core.errors import CoreError
@@ -15,8 +17,9 @@ from core.jobs import queue
 from core.jobs.uploads import delete_upload, list_models_of, list_users
 from pages import _shared as shared
 from pages._finetune.findings import SPLITS, show_findings, show_pictures
+from pages._finetune.plan import forget_plans
 from pages._job import show_short_job
-from pages._text import _, class_label, describe, describe_error, plain
+from pages._text import _, class_label, describe, describe_job, plain
 
 SEEDS = tuple(range(10))  # of the validation split and the adapter; the check looks at all
 _SOURCES = ("folder", "zip")
@@ -117,7 +120,7 @@ def _take_zip(settings: Settings) -> None:
         with st.spinner(_("Unpacking")):
             folder = store(upload, name=upload.name, checkpoints_dir=settings.checkpoints_dir)
     except CoreError as error:
-        st.error(plain(describe(error)), icon=":material/block:")
+        st.error(describe(error), icon=":material/block:")
         return
     places = find_data(settings)
     name = next(label for label, path in places.items() if path == folder)
@@ -126,9 +129,9 @@ def _take_zip(settings: Settings) -> None:
     st.success(_("Unpacked as {name}").format(name=plain(name)), icon=":material/folder_zip:")
 
 
-def audit_params(data: Path, disease_class: str | None) -> dict[str, Any]:
+def audit_params(data: Path, options: DataOptions) -> dict[str, Any]:
     """What identifies one check of one data set."""
-    return {"data": str(data.resolve()), "disease_class": disease_class, "seeds": list(SEEDS)}
+    return {"data": str(data.resolve()), "options": options.to_json(), "seeds": list(SEEDS)}
 
 
 def chosen_seeds() -> list[int]:
@@ -142,31 +145,28 @@ def read_findings(result: dict[str, Any], seeds: Sequence[int]) -> tuple[Finding
     return combine([read_finding(raw) for raw in found[str(seed)]] for seed in seeds)
 
 
-def show_audit(data: Path) -> dict[str, Any] | None:
+def show_audit(data: Path, plan: Plan) -> dict[str, Any] | None:
     """The check of the data: ask for it, wait for it, show it. None until it is there."""
     settings = Settings.from_env()
-    class_key = f"{shared.FT_CLASS_KEY}_{data}"
-    shared.outlive_page(class_key)  # the box is not drawn while a check runs
-    params = audit_params(data, st.session_state.get(class_key))
+    params = audit_params(data, plan.options)
     job = queue.find_latest(settings.checkpoints_dir, "audit", params)
     if job is not None and job.is_open:
         show_short_job(job)
         return None
     if job is None or job.status != "done":
         if job is not None and job.status == "failed":
-            _show_failure(job, names_key=f"{class_key}_names")
-        _choose_class(class_key)
+            _show_failure(job)
         st.button(
             _("Check the data"),
             type="primary",
             icon=":material/fact_check:",
             on_click=_start_audit,
             args=(params, data.name, settings),
+            disabled=bool(plan.questions),
             key="finetune_check",
             help=_("Reads all images once and compares them. Nothing is changed."),
         )
         return None
-    _choose_class(class_key)
     result = queue.read_result(settings.checkpoints_dir, job.job_id)
     _show_result(result, queue.folder_of(settings.checkpoints_dir, job.job_id) / "pictures")
     st.button(
@@ -180,30 +180,16 @@ def show_audit(data: Path) -> dict[str, Any] | None:
 
 
 def _start_audit(params: dict[str, Any], title: str, settings: Settings) -> None:
+    forget_plans()
     with shared.show_errors():
         queue.start("audit", params, title=title, settings=settings)
 
 
-def _show_failure(job: queue.Job, *, names_key: str) -> None:
+def _show_failure(job: queue.Job) -> None:
     st.error(
-        _("Training cannot start with this data.")
-        + " "
-        + plain(describe_error(job.error_code, job.error, job.error_params)),
+        _("Training cannot start with this data.") + " " + describe_job(job),
         icon=":material/block:",
     )
-    if job.error_code == "data.disease_class":
-        found = str(job.error_params.get("found", "")).split(",")
-        st.session_state[names_key] = [name.strip() for name in found]
-
-
-def _choose_class(key: str) -> None:
-    """The question which class is disease, once a check had to ask it; the answer can change."""
-    names = st.session_state.get(f"{key}_names")
-    if names is None:
-        return
-    if st.session_state.get(key) not in names:  # the data have changed
-        st.session_state.pop(key, None)
-    st.selectbox(_("Which class is the disease?"), names, index=None, key=key)
 
 
 def _show_result(result: dict[str, Any], folder: Path) -> None:
@@ -214,7 +200,10 @@ def _show_result(result: dict[str, Any], folder: Path) -> None:
         counts = result["counts"]
         by_split = counts[str(seeds[0])]
         table = pd.DataFrame({_(w): by_split[s] for s, w in SPLITS.items() if s in by_split})
-        st.table(table.rename(index=class_label).T, alt=_("Number of images by class and split"))
+        st.table(
+            table.rename(index=lambda name: plain(class_label(name))).T,
+            alt=_("Number of images by class and split"),
+        )
         if len({str(counts[str(seed)]) for seed in seeds}) > 1:
             st.caption(
                 _("For seed {seed}; each seed holds out different images for validation.").format(

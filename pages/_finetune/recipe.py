@@ -7,6 +7,7 @@ import streamlit as st
 
 from core.config import OBJECTIVES, PRESETS, RECIPES, Settings, build_preset
 from core.config.presets import build_config
+from core.data.plan import Plan
 from core.errors import ConfigError, CoreError
 from core.jobs import queue
 from core.models.bundle import check_model_id
@@ -14,7 +15,7 @@ from core.training.ensemble import name_members
 from pages import _shared as shared
 from pages._finetune.data import SEEDS, read_findings
 from pages._job import show_short_job
-from pages._text import N_, _, describe, describe_error, plain
+from pages._text import N_, _, describe, describe_job, plain
 
 _PRESET_WORDS = {
     "offline": N_("offline: small, needs no network connection, runs on a CPU"),
@@ -40,7 +41,7 @@ _ELSEWHERE = ("train.seed", "train.epochs", "train.val_fraction", "objective.nam
 _EXAMPLE = "train.adapter_lr=0.001\ntrain.tail_lr=0.0001\ntrain.n_views=6"
 
 
-def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
+def choose_recipe(plan: Plan, audit: dict[str, Any]) -> dict[str, Any] | None:
     """The parameters of a train job; None while something in them is wrong."""
     st.markdown("#### " + _("Recipe"))
     name = st.text_input(
@@ -92,21 +93,21 @@ def choose_recipe(data: Path, audit: dict[str, Any]) -> dict[str, Any] | None:
             icon=":material/copyright:",
         )
     params = {
-        "data": str(data.resolve()),
-        "disease_class": audit["disease_class"],
+        "data": str(plan.root.resolve()),
+        "options": plan.options.to_json(),
         "preset": preset,
         "recipe": recipe,
         "objective": next(iter(OBJECTIVES)) if is_ensemble else objective,
         "is_ensemble": is_ensemble,
         "overrides": overrides,
         "cache_trunk": bool(st.session_state.get(shared.FT_CACHE_KEY, True)),
-        "is_synthetic": ".demo-data" in data.parts,
+        "is_synthetic": ".demo-data" in plan.root.parts,
     }
     try:
         _check_overrides(more)
         build_config(params)
     except CoreError as error:
-        st.error(plain(describe(error)), icon=":material/error:")
+        st.error(describe(error), icon=":material/error:")
         return None
     return {**params, "name": name.strip(), "seeds": seeds}
 
@@ -208,7 +209,7 @@ def show_estimate(params: dict[str, Any]) -> None:
         return
     if job is not None and job.status == "failed":
         st.error(
-            plain(describe_error(job.error_code, job.error, job.error_params)),
+            describe_job(job),
             icon=":material/error:",
         )
     if job is None or job.status != "done":

@@ -16,7 +16,7 @@ from core.models.registry import ModelSummary
 from core.stats.paired_tests import write_p
 from pages import _shared as shared
 from pages._job import show_short_job
-from pages._text import N_, _, class_label, describe_error, percent, plain
+from pages._text import N_, _, class_label, describe_job, percent, plain
 
 _CHANGES = {
     "broken": N_("was correct, is wrong now"),
@@ -84,7 +84,7 @@ def _show_job(params: dict[str, Any], settings: Settings, summary: ModelSummary)
     )
     if job is not None and job.status == "failed":
         st.error(
-            plain(describe_error(job.error_code, job.error, job.error_params)),
+            describe_job(job),
             icon=":material/error:",
         )
     if job is not None and job.status == "done":

@@ -61,7 +61,7 @@ def show_ensemble(models: Sequence[ModelSummary]) -> None:
         try:
             build_ensemble(directory, name.strip(), ticked, min_val_accuracy=gate)
         except CoreError as error:
-            st.error(plain(describe(error)), icon=":material/block:")
+            st.error(describe(error), icon=":material/block:")
         else:
             st.rerun()
 
@@ -131,7 +131,7 @@ def _show_import() -> None:
                 settings.checkpoints_dir, path, settings=settings, name=name.strip()
             )
         except CoreError as error:
-            st.error(plain(describe(error)), icon=":material/block:")
+            st.error(describe(error), icon=":material/block:")
             return
     st.success(_("{name} was added.").format(name=plain(added.name)), icon=":material/check:")
     for told in added.corrections:

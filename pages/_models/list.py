@@ -1,5 +1,6 @@
 """Models page: the list, the model card, activation, roll-back, deletion."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -139,8 +140,7 @@ def _show_card(summary: ModelSummary) -> None:
     with st.container(border=True):
         if language() != "en":
             st.caption(_("The model card is in English only."))
-        text = path.read_text(encoding="utf-8")
-        st.markdown(text.replace("# ", "#### ", 1))
+        st.markdown(_mark_up(path.read_text(encoding="utf-8")))
     if not summary.identity:
         st.caption(
             _(
@@ -152,6 +152,17 @@ def _show_card(summary: ModelSummary) -> None:
         st.dialog(_("Please confirm"))(_confirm_deletion)(summary.model_id)
 
 
+def _mark_up(card: str) -> str:
+    """A card's headings and lists; all else in it is foreign text, perhaps of an imported file."""
+    lines = []
+    for line in card.splitlines():
+        start = re.match(r"#+ |- |  (?=\S)|", line)
+        mark = start[0] if start else ""
+        text = re.sub(r"\\([^\w\s])", r"\1", line[len(mark) :])
+        lines.append(("#### " if mark.startswith("#") else mark) + plain(text))
+    return "\n".join(lines)
+
+
 def _confirm_deletion(model_id: str) -> None:
     st.markdown(_("Permanently delete **{name}**?").format(name=plain(model_id)))
     st.markdown(_("Export it first if you may need it again."))
@@ -160,7 +171,7 @@ def _confirm_deletion(model_id: str) -> None:
         registry.check_deletable(_directory(), model_id)
     except CoreError as error:
         is_needed = True
-        st.error(plain(describe(error)), icon=":material/block:")
+        st.error(describe(error), icon=":material/block:")
     if st.button(
         _("Delete permanently"), type="primary", key="models_delete_yes", disabled=is_needed
     ):

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from core.config import RunConfig, Settings
-from core.data.datasets import SPLITS, Dataset, Record, load_ahead
+from core.data.datasets import Dataset, Record, load_ahead
+from core.data.plan import SPLITS
 from core.errors import ImageError
 from core.gallery.k_search import search_k
 from core.gallery.search import Gallery

@@ -21,6 +21,7 @@ from core.assessment.ablation.summary import compare_pairs, summarise
 from core.assessment.predict_split import SplitReading, describe_reading, read_split
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset
+from core.data.options import DataOptions
 from core.errors import ConfigError
 from core.files.whole import write_text
 from core.models.bundle_files import read_bundle_config
@@ -78,7 +79,7 @@ class _Bench:
     data: Path
     preset: str
     settings: Settings  # their checkpoints folder holds the ablation's models
-    disease_class: str | None
+    options: DataOptions | None
     overrides: tuple[str, ...]
     frozen: dict[str, Frozen | None] = field(default_factory=dict)  # memo, by image
 
@@ -90,7 +91,7 @@ def run_ablation(
     systems: Sequence[str],
     n_seeds: int,
     settings: Settings,
-    disease_class: str | None = None,
+    options: DataOptions | None = None,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def run_ablation(
         systems: keys of SYSTEMS; missing members of a vote are added.
         n_seeds: training runs per system.
         settings: results are kept in ``.ablation`` in its checkpoints folder.
-        disease_class: which class is the disease, if the names do not tell.
+        options: what a person says about the data.
         overrides: ``section.key=value`` for every system; a system's own overrides take precedence.
         progress: called with the fraction done and a message.
 
@@ -118,13 +119,13 @@ def run_ablation(
     chosen = _choose_systems(systems)
     if n_seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {n_seeds}.")
-    data_id = read_dataset(data, disease_class=disease_class).data_id
+    data_id = read_dataset(data, options).data_id
     changed = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8] if overrides else ""
     kind = "-".join(part for part in (data_id, preset, changed) if part)
     folder = settings.checkpoints_dir / ".ablation" / kind
     folder.mkdir(parents=True, exist_ok=True)
     own = dataclasses.replace(settings, checkpoints_dir=folder)
-    bench = _Bench(data, preset, own, disease_class, tuple(overrides))
+    bench = _Bench(data, preset, own, options, tuple(overrides))
     runs, floors = [], []
     n_parts, n_done = n_seeds * (len(chosen) + 1), 0
     for seed in range(n_seeds):
@@ -183,7 +184,7 @@ def _configure(bench: _Bench, system: System, *, seed: int) -> RunConfig:
 def _read_data(bench: _Bench, config: RunConfig) -> Dataset:
     return read_dataset(
         bench.data,
-        disease_class=bench.disease_class,
+        bench.options,
         val_fraction=config.train.val_fraction,
         seed=config.train.seed,
     )

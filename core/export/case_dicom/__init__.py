@@ -280,4 +280,6 @@ def _read_reference(diagnosis: Diagnosis, source: bytes | None) -> Dataset:
 
 
 def _cut(text: str, n: int) -> str:
-    return text if len(text) <= n else text[: n - 1] + "…"
+    """Text for a DICOM value of at most ``n`` characters: no control sign, no value separator."""
+    shown = "".join(c if c.isprintable() and c != "\\" else " " for c in text)
+    return shown if len(shown) <= n else shown[: n - 1] + "…"
