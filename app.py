@@ -99,14 +99,32 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
 
 
 def to_first_page(request: Request) -> RedirectResponse:
-    """Redirect to the root, because Streamlit serves its default page only there."""
-    return RedirectResponse(f"/?{request.url.query}" if request.url.query else "/")
+    """Redirect to the root, because Streamlit serves its default page only there.
+
+    The address is relative, so that it also holds behind a server that adds or drops a prefix.
+    """
+    return RedirectResponse(f"./?{request.url.query}" if request.url.query else "./")
 
 
-_routes = [
-    Route("/ready", ready),
-    Route("/diagnose", to_first_page),
-    Route(f"/{thumbnails.ADDRESS}/{{token}}/{{row:int}}", thumbnails.answer),
-]
+def make_routes(prefix: str) -> list[Route]:
+    """The app's own addresses, under ``server.baseUrlPath`` as Streamlit's are.
+
+    Args:
+        prefix: "" or "/nbx". The readiness address also answers without it, for a probe that does
+            not go through the web server which adds the prefix.
+    """
+    return [
+        Route("/ready", ready),
+        *([Route(f"{prefix}/ready", ready)] if prefix else []),
+        Route(f"{prefix}/diagnose", to_first_page),
+        Route(f"{prefix}/{thumbnails.ADDRESS}/{{token}}/{{row:int}}", thumbnails.answer),
+    ]
+
+
 _middleware = [Middleware(add_headers)]
-app = st.App(ROOT / "pages/_router.py", routes=_routes, middleware=_middleware, lifespan=lifespan)
+app = st.App(
+    ROOT / "pages/_router.py",
+    routes=make_routes(thumbnails.find_prefix()),
+    middleware=_middleware,
+    lifespan=lifespan,
+)

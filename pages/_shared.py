@@ -123,7 +123,7 @@ def outlive_page(key: str) -> None:
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _load_model(model_id: str, weights_sha256: str) -> Model:  # noqa: ARG001 - cache key
+def _load_model(model_id: str, identity: str) -> Model:  # noqa: ARG001 - cache key
     settings = Settings.from_env()
     return registry.load_bundle(settings.checkpoints_dir, model_id, settings=settings)
 
@@ -150,13 +150,12 @@ def _vote_with(
     return curate(_model, {scope: store.read_state(scope) for scope, _version in versions})
 
 
-def vote_with_current(model: Model, weights_sha256: str) -> Model:
+def vote_with_current(model: Model, identity: str) -> Model:
     """The loaded model with the gallery as it is now; nothing but labels changes hands."""
     store = curation_store()
     scopes = sorted({member.bundle.config.data_id for member in model.members})
     versions = tuple((scope, store.read_version(scope)) for scope in scopes)
-    identity = (str(store.url), model.model_id, weights_sha256)
-    return _vote_with(model, identity, versions)
+    return _vote_with(model, (str(store.url), model.model_id, identity), versions)
 
 
 def list_usable_models() -> list[registry.ModelSummary]:
@@ -188,8 +187,9 @@ def require_summary() -> registry.ModelSummary:
 
 def load_current(summary: registry.ModelSummary) -> Model:
     """A listed model, voting with the newest version of its gallery."""
-    model = _load_model(summary.model_id, summary.weights_sha256)
-    return vote_with_current(model, summary.weights_sha256)
+    identity = summary.identity or summary.weights_sha256
+    model = _load_model(summary.model_id, identity)
+    return vote_with_current(model, identity)
 
 
 @contextmanager

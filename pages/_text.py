@@ -106,6 +106,10 @@ ERRORS: dict[str, str] = {
     "data.too_few": N_("A class has too few images. Add images and start again."),
     "data.not_ready": N_("Training cannot start with this data."),
     "data.no_upload": N_("There is no uploaded data “{name}”."),
+    "data.not_upload": N_(
+        "“{name}” was not uploaded here, so it is left alone. Remove it yourself if you no longer "
+        "need it."
+    ),
     "data.disk": N_("There is not enough disk space for this training run. Free some space."),
     "job.disk": N_(
         "The disk is full ({free_mb} MB free). Free some space, then resume: training continues "
@@ -129,6 +133,13 @@ ERRORS: dict[str, str] = {
     "gate.reason": N_("The gate does not pass. Give a reason; it is recorded."),
     "archive.refused": N_("The file is rejected: {reason}."),
     "checkpoint.exists": N_("A model named “{model_id}” already exists. Choose another name."),
+    "checkpoint.foreign": N_(
+        "“{model_id}” in the folder of the models is not a model; it is left alone."
+    ),
+    "checkpoint.strangers": N_(
+        "The folder of model “{model_id}” also holds what is no part of a model ({names}). Move "
+        "that elsewhere first."
+    ),
     "checkpoint.in_use": N_(
         "Model “{model_id}” is a member of {users}, which must be deleted first."
     ),

@@ -28,11 +28,27 @@ def _albums() -> Albums:
     return Albums()
 
 
+def find_prefix() -> str:
+    """What comes before every address of this server (``server.baseUrlPath``): "" or "/nbx"."""
+    base = str(st.get_option("server.baseUrlPath") or "").strip("/")
+    return f"/{base}" if base else ""
+
+
+def _make_address(token: str) -> str:
+    """The address of a model's pictures, up to the row.
+
+    Without a prefix it is relative, for a web server in front that adds one of its own; with one it
+    is not, because the first page's own address may lack the slash at the end.
+    """
+    prefix = find_prefix()
+    return f"{prefix}/{ADDRESS}/{token}/" if prefix else f"{ADDRESS}/{token}/"
+
+
 def show_on_hover(model: "Model", *, key: str) -> None:
     """Let the map drawn under ``key`` show a model's pictures at the pointer."""
     token = _albums().publish(model)
     st.html(
-        f'<span data-thumbnails-of="{key}" data-address="{ADDRESS}/{token}/"></span>'
+        f'<span data-thumbnails-of="{key}" data-address="{_make_address(token)}"></span>'
         f"<script>{_SCRIPT.read_text(encoding='utf-8')}</script>",
         unsafe_allow_javascript=True,
     )

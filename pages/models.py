@@ -7,7 +7,7 @@ from core.models import registry
 from pages import _shared as shared
 from pages._models.compare import show_compare
 from pages._models.files import show_ensemble, show_files
-from pages._models.list import show_list, show_one
+from pages._models.list import show_foreign, show_list, show_one
 from pages._text import _
 
 _VIEWS = ("use", "compare", "ensemble", "files")
@@ -24,9 +24,11 @@ def main() -> None:
                 _("There is no model yet. Train one on the Fine-tune page."),
                 icon=":material/info:",
             )
+            show_foreign()
             show_files(models)
             return
         show_list(models)
+        show_foreign()
         view = st.segmented_control(
             _("Section"),
             list(_VIEWS),

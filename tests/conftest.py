@@ -24,6 +24,7 @@ from core.images import phantom
 from core.models.bundle import ModelBundle
 from core.models.ensemble import Ensemble
 from core.models.registry import load_bundle
+from core.models.seal import write_seal
 from core.training.demo import build_demo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +93,7 @@ def unsaid_checkpoints(tiny_checkpoints: Path, tmp_path: Path) -> Path:
         config = json.loads(path.read_text(encoding="utf-8"))
         config |= {"class_names": ["plain", "spotted"], "data_id": data.data_id}
         path.write_text(json.dumps(config), encoding="utf-8")
+        write_seal(directory / name)
     return directory
 
 

@@ -37,6 +37,7 @@ from core.gallery.corrections import Change
 from core.gallery.corrections_db import open_store
 from core.models import registry
 from core.models.registry import find_model, load_bundle
+from core.models.seal import write_seal
 from core.stats.paired_tests import DeLong, McNemar
 
 SETTINGS = Settings(device="cpu")
@@ -61,6 +62,7 @@ def set_answers(folder: Path, p_disease: list[float]) -> None:
         "keys": list("abcde"), "groups": [""] * 5, "is_disease": truth, "p_disease": p_disease,
     }  # fmt: skip
     path.write_text(json.dumps(metrics), encoding="utf-8")
+    write_seal(folder)
 
 
 GOOD, BAD = [0.9, 0.8, 0.7, 0.2, 0.1], [0.9, 0.3, 0.7, 0.4, 0.1]

@@ -89,6 +89,23 @@ def test_a_saved_evaluation_comes_back_whole(directory: Path, evaluation: Evalua
     assert back.thumbnail(0).shape == (96, 96, 3)
 
 
+def test_the_newest_evaluation_is_the_last_one_made_whatever_the_clock_said(
+    directory: Path, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    own = tmp_path / "ck"
+    shutil.copytree(directory, own, ignore=shutil.ignore_patterns(".demo-data", "evaluations"))
+    result = {**evaluation.result, "split": "val"}
+    early = "2001-01-01T00:00:00+00:00"
+    second = dataclasses.replace(evaluation, created=early, result=result)
+    for made in (evaluation, second):
+        save_evaluation(own, made)
+    names = [summary.name for summary in list_evaluations(own, "demo")]
+    assert names == [second.name, evaluation.name]
+    save_evaluation(own, dataclasses.replace(evaluation, created=early))  # it replaces the first
+    names = [summary.name for summary in list_evaluations(own, "demo")]
+    assert names == [evaluation.name, second.name]
+
+
 DEAD = 2**22 - 3  # no process has this id
 
 

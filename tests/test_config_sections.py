@@ -15,6 +15,7 @@ from core.config import (
     Settings,
     build_preset,
 )
+from core.config.settings import find_cache_dir
 from core.errors import ConfigError
 
 
@@ -121,6 +122,58 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("NEIGHBORDX_DEVICE", "cpu")
     monkeypatch.setenv("NEIGHBORDX_MAX_FILES", "lots")
     with pytest.raises(ConfigError, match="NEIGHBORDX_MAX_FILES: Input should be a valid integer"):
+        Settings.from_env()
+
+
+@pytest.mark.parametrize("value", ["", " ", "''", '" "'])
+def test_an_empty_setting_is_unset(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATA", "CHECKPOINTS", "WEIGHTS_DIR", "THREADS", "DATABASE", "DEVICE", "CACHE"):
+        monkeypatch.setenv(f"NEIGHBORDX_{name}", value)
+    settings = Settings.from_env()
+    expected = Settings(Path("checkpoints").absolute(), data_dir=Path("data").absolute())
+    assert settings == expected
+    assert find_cache_dir().name == "neighbordx"
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ("~/data", "/home/anna/data"),
+        ("~", "/home/anna"),
+        (" /srv/x rays ", "/srv/x rays"),
+        ("'/srv/data'", "/srv/data"),
+        ('"~/data"', "/home/anna/data"),
+        ("data", "/here/data"),
+        ("./data/~", "/here/data/~"),
+    ],
+)
+def test_paths_are_expanded_and_absolute(
+    value: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child process may be started in another folder."""
+    monkeypatch.setenv("HOME", "/home/anna")
+    monkeypatch.setattr("os.getcwd", lambda: "/here")
+    for name in ("DATA", "CHECKPOINTS", "WEIGHTS_DIR", "CACHE"):
+        monkeypatch.setenv(f"NEIGHBORDX_{name}", value)
+    url = "sqlite:///" + value.strip(" '\"")
+    monkeypatch.setenv("NEIGHBORDX_DATABASE", url)
+    settings = Settings.from_env()
+    assert str(settings.data_dir) == path
+    assert str(settings.checkpoints_dir) == path
+    assert str(settings.weights_dir) == path
+    assert str(find_cache_dir()) == path
+    assert settings.database_url == f"sqlite:///{path}"
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "postgresql://h/~", ""])
+def test_other_databases_stay_as_they_are(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEIGHBORDX_DATABASE", url)
+    assert Settings.from_env().database_url == url
+
+
+def test_a_home_of_nobody_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEIGHBORDX_DATA", "~nobody-of-that-name/data")
+    with pytest.raises(ConfigError, match="NEIGHBORDX_DATA: '~nobody-of-that-name/data'"):
         Settings.from_env()
 
 

@@ -326,7 +326,9 @@ def test_a_run_in_progress_is_not_deleted_with_an_older_job(directory: Path) -> 
     pair = put_train(directory, "failed", "p", is_ensemble=True)
     lock = FileLock(directory / ".runs" / "p-metric" / "lock")
     lock.acquire()  # as `python -m core train --resume` in a terminal does
-    with pytest.raises(JobError, match="another process is training 'p-metric'") as caught:
+    with pytest.raises(
+        JobError, match="model 'p-metric' is being trained by another process"
+    ) as caught:
         queue.delete(directory, pair)
     assert caught.value.code == "job.busy"
     assert list_runs(directory) == ["p", "p-cache", "p-metric", "p-triplet"]
@@ -386,3 +388,23 @@ def test_metrics_skip_a_torn_line_and_count_a_repeated_step_once(tmp_path: Path)
     assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(20, 1.0), (40, 2.0)]
     assert read_metrics(tmp_path / "none") == []
     assert read_log(tmp_path) == []
+
+
+def test_a_worker_gets_the_servers_settings_wherever_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is started in the program's folder, so a relative path would be another one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEIGHBORDX_CACHE", "cache")
+    monkeypatch.setenv("NEIGHBORDX_DATABASE", "sqlite:///here.sqlite")
+    monkeypatch.setenv("NEIGHBORDX_THREADS", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    folder = tmp_path / "ck" / ".jobs" / "20260101-000000-000000"
+    told = queue._environment(Settings.from_env(), folder)
+    assert told["NEIGHBORDX_CACHE"] == str(tmp_path / "cache")
+    assert told["NEIGHBORDX_DATABASE"] == f"sqlite:///{tmp_path / 'here.sqlite'}"
+    assert told["NEIGHBORDX_CHECKPOINTS"] == str(tmp_path / "ck")
+    for name in ("NEIGHBORDX_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        assert told[name] == "3"
+    monkeypatch.setenv("NEIGHBORDX_THREADS", "0")
+    assert queue._environment(Settings.from_env(), folder)["OMP_NUM_THREADS"] == "64"

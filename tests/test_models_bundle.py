@@ -23,6 +23,7 @@ from core.images.ordinary_copies import KINDS, recompress
 from core.models import registry
 from core.models.bundle import ModelBundle
 from core.models.bundle_files import read_bundle, save_bundle
+from core.models.seal import write_seal
 from core.network import backbone, openvino
 
 CPU = Settings(device="cpu")
@@ -36,6 +37,7 @@ FILES = {
     "metrics.json",
     "card.md",
     "train.log",
+    "files.json",
 }
 
 
@@ -152,7 +154,7 @@ def test_ids_are_matched_never_joined(models: Path, name: str) -> None:
         registry.load_bundle(models, name, settings=CPU)
 
 
-@pytest.mark.parametrize("name", sorted(FILES - {"train.log"}))
+@pytest.mark.parametrize("name", sorted(FILES - {"train.log", "files.json"}))
 def test_a_missing_file_is_told(models: Path, name: str) -> None:
     (models / "demo" / name).unlink()
     with pytest.raises(CheckpointError, match="cannot be loaded"):
@@ -170,6 +172,7 @@ def edit_config(models: Path, **changes: object) -> None:
     path = models / "demo" / "config.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**raw, **changes}), encoding="utf-8")
+    write_seal(models / "demo")
 
 
 def test_other_weights_than_recorded_are_refused(models: Path) -> None:
@@ -177,6 +180,7 @@ def test_other_weights_than_recorded_are_refused(models: Path) -> None:
     state = load_file(path)
     name = "adapters.0.0.bias"
     save_file({**state, name: state[name] + 1}, path)
+    write_seal(models / "demo")
     with pytest.raises(CheckpointError, match="does not match its recorded hash"):
         registry.load_bundle(models, "demo", settings=CPU)
 

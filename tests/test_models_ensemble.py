@@ -22,6 +22,7 @@ from core.images.phantom import draw
 from core.models import registry
 from core.models.bundle import ModelBundle
 from core.models.ensemble import Ensemble, build_ensemble, mix_validation
+from core.models.seal import write_seal
 from core.network.embedder import embed_together
 from core.training.run import train
 
@@ -48,6 +49,7 @@ def set_validation(models: Path, name: str, accuracy: float) -> None:
     metrics = json.loads(path.read_text(encoding="utf-8"))
     metrics["validation"]["accuracy"] = accuracy
     path.write_text(json.dumps(metrics), encoding="utf-8")
+    write_seal(models / name)
 
 
 def weigh(ensemble: Ensemble, *weights: float) -> Ensemble:
@@ -104,6 +106,7 @@ def edit_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**raw, **changes}), encoding="utf-8")
+    write_seal(folder)
 
 
 def test_validation_images_are_the_same_only_in_the_same_data_with_the_same_truth() -> None:
@@ -123,8 +126,9 @@ def test_validation_images_are_the_same_only_in_the_same_data_with_the_same_trut
 
 def test_members_of_other_data_have_no_joint_figures(models: Path) -> None:
     build_ensemble(models, "same", PAIR, min_val_accuracy=0.0)
-    edit_config(models / "demo-metric", data_id="other")
-    build_ensemble(models, "both", PAIR, min_val_accuracy=0.0)
+    shutil.copytree(models / "demo-metric", models / "elsewhere")
+    edit_config(models / "elsewhere", data_id="other")
+    build_ensemble(models, "both", ["demo-triplet", "elsewhere"], min_val_accuracy=0.0)
     kept = [json.loads((models / n / "metrics.json").read_text()) for n in ("same", "both")]
     assert ["validation" in metrics for metrics in kept] == [True, False]
     assert describe_reliability(registry.load_bundle(models, "both", settings=CPU)) is None
@@ -150,6 +154,8 @@ def test_another_class_order_changes_no_answer(models: Path) -> None:
     arrays["labels"] = 1 - arrays["labels"]
     np.savez(folder / "gallery.npz", **arrays)
     edit_config(folder, class_names=["disease", "normal"], disease_index=0)
+    shutil.rmtree(models / "both")
+    build_ensemble(models, "both", PAIR, min_val_accuracy=0.0)
     after = diagnose(registry.load_bundle(models, "both", settings=CPU), [eye()])[0]
     assert after.probabilities == pytest.approx(before.probabilities)
     assert after.vote_shares == pytest.approx(before.vote_shares)

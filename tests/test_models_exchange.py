@@ -44,7 +44,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_there_and_back_is_the_same_model(
     tiny_checkpoints: Path, exported: Path, empty: Path
 ) -> None:
-    assert import_model(empty, exported, settings=SETTINGS) == "demo-triplet"
+    assert import_model(empty, exported, settings=SETTINGS).name == "demo-triplet"
     for name in ("weights.safetensors", "config.json", "metrics.json", "card.md"):
         before = (tiny_checkpoints / "demo-triplet" / name).read_bytes()
         assert (empty / "demo-triplet" / name).read_bytes() == before
@@ -61,9 +61,11 @@ def test_there_and_back_is_the_same_model(
 def test_an_ensemble_travels_with_its_members(tiny_checkpoints: Path, empty: Path) -> None:
     path = export_model(tiny_checkpoints, "demo", empty.parent / "all.neighbordx")
     assert exchange.describe_file(path)["folders"] == ["demo-triplet", "demo-metric", "demo"]
-    assert import_model(empty, path, settings=SETTINGS) == "demo"
+    assert import_model(empty, path, settings=SETTINGS).name == "demo"
     assert [m.problem for m in list_models(empty)] == [None, None, None]
-    assert import_model(empty, path, settings=SETTINGS) == "demo"  # the same again: nothing to do
+    assert (
+        import_model(empty, path, settings=SETTINGS).name == "demo"
+    )  # the same again: nothing to do
 
 
 def test_a_name_that_is_taken_needs_another(
@@ -72,7 +74,7 @@ def test_a_name_that_is_taken_needs_another(
     shutil.copytree(tiny_checkpoints / "demo-metric", empty / "demo-triplet")
     with pytest.raises(CheckpointError, match="another model called 'demo-triplet' exists"):
         import_model(empty, exported, settings=SETTINGS)
-    assert import_model(empty, exported, settings=SETTINGS, name="mine") == "mine"
+    assert import_model(empty, exported, settings=SETTINGS, name="mine").name == "mine"
     assert len(list_models(empty)) == 2
 
 
@@ -104,14 +106,14 @@ def test_two_sessions_may_import_the_same_file_at_once(
 ) -> None:
     prove, done = exchange._prove, []
 
-    def prove_late(folder: Path, settings: Settings) -> None:
-        prove(folder, settings)
+    def prove_late(folder: Path, settings: Settings, histories: Any) -> None:
+        prove(folder, settings, histories)
         if not done:  # the other session runs here
             done.append(folder)
-            assert import_model(empty, exported, settings=settings) == "demo-triplet"
+            assert import_model(empty, exported, settings=settings).name == "demo-triplet"
 
     monkeypatch.setattr(exchange, "_prove", prove_late)
-    assert import_model(empty, exported, settings=SETTINGS) == "demo-triplet"
+    assert import_model(empty, exported, settings=SETTINGS).name == "demo-triplet"
     assert [model.problem for model in list_models(empty)] == [None]
     assert not list(empty.glob(".*"))
 

@@ -31,6 +31,7 @@ from core.errors import CheckpointError, ConfigError, DataError
 from core.models import exchange
 from core.models.exchange import export_model, import_model
 from core.models.registry import load_bundle
+from core.models.seal import write_seal
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
 MARKER = "NEIGHBORDX_TEST_MARKER"  # names a file that a pickle would create if it were loaded
@@ -148,6 +149,8 @@ ZIPS = {
 def forge(path: Path, into: Path, change: Change) -> Path:
     """Change a file and update its hash, as somebody who knows the format can."""
     manifest, tensors = read(path)
+    for folder in manifest["folders"]:
+        folder["texts"].pop("files.json")  # as of a model that was never sealed
     change(manifest, tensors)
     manifest["sha256"] = exchange._compute_digest(manifest, tensors)
     save_file(tensors, into, metadata={"neighbordx": json.dumps(manifest)})
@@ -331,6 +334,7 @@ def other_gallery(folder: Path) -> None:
     with np.load(folder / "gallery.npz") as arrays:
         kept = dict(arrays)
     np.savez(folder / "gallery.npz", **{**kept, "embeddings": kept["embeddings"][:, :7]})
+    write_seal(folder)
 
 
 FOLDERS = {

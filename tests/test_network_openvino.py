@@ -58,6 +58,25 @@ def test_a_compiled_part_says_what_torch_says_and_is_kept(
     assert sys.modules["openvino_telemetry"] is None  # telemetry is disabled
 
 
+def test_a_compiled_part_that_changed_on_the_disk_is_compiled_anew(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One flipped bit in a kept part would change every answer of its model, unseen."""
+    force(monkeypatch, openvino_ms=0.1)
+    part, batch = build_part(), torch.rand(2, 3, 16, 16)
+    assert openvino.compile_part(part, batch[:1], name="p") is not None
+    (path,) = cache.glob("*.bin")
+    data = bytearray(path.read_bytes())
+    data[3] ^= 0x40  # an exponent
+    path.write_bytes(bytes(data))
+    assert openvino.find_compiled(tuple(batch[:1].shape), name="p") is None
+    again = openvino.compile_part(part, batch[:1], name="p")
+    assert again is not None
+    with torch.inference_mode():
+        torch.testing.assert_close(again(batch), part(batch), atol=1e-4, rtol=1e-4)
+    assert openvino.find_compiled(tuple(batch[:1].shape), name="p") is not None
+
+
 @pytest.mark.usefixtures("cache")
 def test_half_precision_is_taken_only_when_asked_for_faster_and_in_agreement(
     monkeypatch: pytest.MonkeyPatch,

@@ -54,7 +54,7 @@ OpenPage = Callable[..., Any]
 
 
 @contextmanager
-def serve(checkpoints: Path, *options: str) -> Iterator[str]:
+def serve(checkpoints: Path, *options: str, health: str = "") -> Iterator[str]:
     """A server of its own on a free port; ended by its process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -76,7 +76,7 @@ def serve(checkpoints: Path, *options: str) -> Iterator[str]:
     ) as server:
         try:
             base = f"http://127.0.0.1:{port}"
-            wait_until_healthy(base, server)
+            wait_until_healthy(base + health, server)
             yield base
         finally:
             os.kill(server.pid, signal.SIGTERM)

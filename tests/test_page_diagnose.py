@@ -50,7 +50,8 @@ def test_a_broken_model_is_named_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("[]", encoding="utf-8")
+    for name in ("config.json", "metrics.json", "weights.safetensors"):
+        (tmp_path / "broken" / name).write_text("[]", encoding="utf-8")
     monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path))
     app = run_app()
     assert "There is no model yet" in words(app)

@@ -142,3 +142,11 @@ def test_without_a_model_the_page_says_what_to_do(
     app.run()
     assert not app.exception
     assert "Train one on the Fine-tune page" in words(app)
+
+
+def test_what_is_no_model_is_named_and_left_alone(app: AppTest, checkpoints: Path) -> None:
+    (checkpoints / "xrays").mkdir()
+    app.run()
+    assert not app.exception
+    assert "Not a model, left alone: xrays" in words(app)
+    assert "xrays" not in " ".join(app.table[0].value["Model"])

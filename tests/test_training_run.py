@@ -360,7 +360,7 @@ def test_two_processes_cannot_train_one_model(
                 refused.append(str(err))
 
     train(phantom_dataset, config, name="m", settings=settings, progress=try_again)
-    assert "another process is training this model" in refused[0]
+    assert "model 'm' is being trained by process" in refused[0]
 
 
 def test_the_run_without_a_cache_trains_too(

@@ -134,6 +134,7 @@ class Diagnosis:
     overlay: NDArray[np.bool_] | None = None  # (H, W) of pixels: graphics beside it, never read
     reader: ReaderRead | None = None
     software: str = ""  # the NeighborDx version that produced the answer
+    model_identity: str = ""  # hash of the model's files; empty for a model of an earlier version
     error: str | None = None
     error_code: str | None = None
     error_params: Mapping[str, object] = field(default_factory=dict)

@@ -53,6 +53,7 @@ class Summary:
     auroc: float
     is_current: bool  # made with the model's present parameters and gallery
     is_same_net: bool  # made with the present parameters, whatever the gallery
+    number: int = 0  # grows with every evaluation of the model; 0 in those of earlier versions
 
 
 def save_evaluation(checkpoints_dir: Path, evaluation: Evaluation) -> Path:
@@ -69,21 +70,40 @@ def save_evaluation(checkpoints_dir: Path, evaluation: Evaluation) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        _write_files(temporary, evaluation)
+        abandoned.mark(temporary)
+        _write_files(temporary, evaluation, number=_next_number(final.parent))
         if final.exists():
             _carry_studies(final, temporary, evaluation)
+            abandoned.mark(final)
             final.rename(old)
+        abandoned.unmark(temporary)
         temporary.rename(final)
     except BaseException:  # e.g. full disk or Ctrl-C: keep the earlier one, leave no partial files
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not final.exists():
             old.rename(final)
+            abandoned.unmark(final)
         raise
     shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def _write_files(folder: Path, evaluation: Evaluation) -> None:
+def _next_number(base: Path) -> int:
+    """The number of a new evaluation of a model: by it they are ordered, not by the clock."""
+    numbers = [0]
+    for path in base.glob("[!.]*/record.json"):
+        with suppress(CheckpointError):
+            numbers.append(_read_number(read_json(path)))
+    return 1 + max(numbers)
+
+
+def _read_number(record: Mapping[str, Any]) -> int:
+    """An evaluation's number; 0 in records of earlier versions."""
+    number = record.get("number", 0)
+    return number if isinstance(number, int) else 0
+
+
+def _write_files(folder: Path, evaluation: Evaluation, *, number: int) -> None:
     arrays: dict[str, Any] = {}
     record: dict[str, Any] = {}
     for field in dataclasses.fields(Evaluation):
@@ -99,6 +119,7 @@ def _write_files(folder: Path, evaluation: Evaluation) -> None:
     arrays["thumbnail_ends"] = np.cumsum([len(p) for p in pictures], dtype=np.int64)
     np.savez(folder / "arrays.npz", **arrays)
     record["schema_version"] = SCHEMA_VERSION
+    record["number"] = number
     write_text(folder / "record.json", json.dumps(record, indent=1))
 
 
@@ -111,6 +132,7 @@ def _mend(base: Path) -> None:
         with suppress(OSError):  # read-only folder, or a race with another process
             if match[1] == "old" and not (base / match["name"]).exists():
                 path.rename(base / match["name"])
+                abandoned.unmark(base / match["name"])
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -167,6 +189,7 @@ def load_evaluation(checkpoints_dir: Path, model_id: str, name: str) -> Evaluati
 def _build(record: dict[str, Any], arrays: dict[str, Any], *, model_id: str) -> Evaluation:
     if record.pop("schema_version", None) != SCHEMA_VERSION:
         raise ValueError("another schema_version")
+    record.pop("number", None)
     data, ends = arrays.pop("thumbnails").tobytes(), arrays.pop("thumbnail_ends").tolist()
     members = [key for key in arrays if key.startswith("embeddings_")]
     members.sort(key=lambda key: int(key.removeprefix("embeddings_")))  # 10 comes after 2
@@ -210,7 +233,7 @@ def list_evaluations(checkpoints_dir: Path, model_id: str) -> list[Summary]:
             found.append(_summarise(folder.name, record, model, gallery_id))
         except (CoreError, KeyError):
             continue
-    return sorted(found, key=lambda summary: summary.created, reverse=True)
+    return sorted(found, key=lambda summary: (summary.number, summary.created), reverse=True)
 
 
 def find_gallery_id(checkpoints_dir: Path, model: ModelSummary) -> str:
@@ -241,6 +264,7 @@ def _summarise(name: str, record: dict[str, Any], model: ModelSummary, gallery_i
         auroc=result["auroc"],
         is_current=made_with == (model.weights_sha256, gallery_id),
         is_same_net=made_with[0] == model.weights_sha256,
+        number=_read_number(record),
     )
 
 

@@ -67,6 +67,7 @@ def audit(
 
 def models(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
     """List the models, with the active one marked."""
+    from core.models.marks import list_foreign
     from core.models.registry import active_model_id, list_models
 
     directory = read_settings(checkpoints).checkpoints_dir
@@ -90,7 +91,10 @@ def models(json_file: JsonFile = None, checkpoints: Checkpoints = None) -> None:
                 *(summary.k or "", summary.n_gallery),
             )
         )
-    if not found:
+    if found:
+        columns = ("", "model", "preset", "made", "val accuracy", "val AUROC", "K", "gallery")
+        print_table(columns, rows)
+    else:
         print_text(f"No model in {directory} yet: `python -m core demo`.")
-        return
-    print_table(("", "model", "preset", "made", "val accuracy", "val AUROC", "K", "gallery"), rows)
+    if foreign := list_foreign(directory):
+        print_text(f"Not a model: {', '.join(foreign)}; left alone.")

@@ -1,11 +1,9 @@
 """Commands for finished models: compare, activate, roll-back, export, import, delete, card."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
 
 from core.assessment.activation_gate import LIMIT
@@ -27,6 +25,7 @@ from core.cli.terminal import (
 from core.config import RECIPES
 from core.data.options import DataOptions
 from core.errors import ConfigError
+from core.files.processes import read_age
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is written down.")]
 
@@ -158,7 +157,9 @@ def import_file(
     settings = read_settings(checkpoints)
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
     added = import_model(settings.checkpoints_dir, file, settings=settings, name=name)
-    print_output(f"{added} was added; compare it, then `activate` it.")
+    print_output(f"{added.name} was added; compare it, then `activate` it.")
+    for told in added.corrections:
+        print_text(str(told))
 
 
 def delete(
@@ -252,7 +253,7 @@ def estimate(
             config,
             settings=read_settings(checkpoints),
             is_ensemble=is_ensemble,
-            process_s=time.time() - psutil.Process().create_time(),
+            process_s=read_age(),
             progress=report,
         )
     value = {**dataclasses.asdict(found), "total_s": found.total_s}

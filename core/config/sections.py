@@ -7,10 +7,10 @@ import dataclasses
 import functools
 import json
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field
-from typing import Any, Final, Literal, TypeVar, dataclass_transform, get_args
+from typing import Any, Final, Literal, TypeVar, cast, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -243,8 +243,16 @@ def build_record(cls: type[_Record], raw: object, where: str) -> _Record:
         ConfigError: the message says what is wrong, where, and the value found.
     """
     with explained(where):
-        adapter = TypeAdapter(cls)
-        return adapter.validate_json(json.dumps(raw), strict=True, extra="forbid")
+        text = json.dumps(raw)
+        record: _Record = _adapt(cast(Hashable, cls)).validate_json(
+            text, strict=True, extra="forbid"
+        )
+        return record
+
+
+@functools.cache
+def _adapt(cls: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, cls))
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def widen(model: Model, evaluations: Sequence[Evaluation]) -> Model:
         )
         for part, member in enumerate(model.members)
     )
-    return Ensemble(model.record, members, model.metrics, model.lock)
+    return Ensemble(model.record, members, model.metrics, model.lock, model.identity)
 
 
 def _shift(album_rows: NDArray[np.int64], n: int, n_guests: int) -> NDArray[np.int64]:

@@ -83,6 +83,7 @@ def to_json(
         },
         "model_id": diagnosis.model_id,
         "data_id": diagnosis.data_id,
+        "model_identity": diagnosis.model_identity,
         "created": diagnosis.created,
         "software_version": diagnosis.software,
         "notice": RESEARCH_USE,

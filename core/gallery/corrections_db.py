@@ -7,9 +7,10 @@ edits, so a killed process leaves either all of it or nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -29,6 +30,7 @@ from core.gallery.corrections import (
 from core.gallery.selection import Filter
 
 FILE_NAME = "curation.sqlite"
+Merge = Literal["added", "same", "newer", "differs"]  # what came of a history from elsewhere
 
 _META = sa.MetaData()
 _VERSIONS = sa.Table(
@@ -210,6 +212,45 @@ class CurationStore:
             raise _no_version(number, history)
         return self._restore(scope, history, number, expected_version, "rollback", author)
 
+    def add_history(
+        self, scope: str, versions: Sequence[Version], *, may_add: bool = True
+    ) -> Merge:
+        """Add the history that travelled with a model, with its numbers, times and authors.
+
+        Only versions that continue the history here are added, all in one transaction.
+
+        Args:
+            scope: the training data id.
+            versions: the whole history, oldest first.
+            may_add: False: add nothing; a longer history then counts as one that differs.
+
+        Returns:
+            "added"; "same"; "newer": the history here continues it; "differs": nothing was added.
+
+        Raises:
+            CurationError: the numbers are not 1, 2, 3, ..., or somebody else changed the gallery.
+        """
+        if [entry.number for entry in versions] != list(range(1, len(versions) + 1)):
+            raise CurationError(
+                "the corrections that came with the model are not a whole history.",
+                code="curation.history",
+            )
+        here = self.read_history(scope)
+        n_shared = min(len(here), len(versions))
+        if list(here[:n_shared]) != list(versions[:n_shared]):
+            return "differs"
+        if len(here) >= len(versions):
+            return "same" if len(here) == len(versions) else "newer"
+        if not may_add:
+            return "differs"
+        try:
+            with self._begin() as connection:
+                for entry in versions[n_shared:]:
+                    _insert(connection, scope, entry)
+        except sa.exc.IntegrityError as err:  # race: another process added a version
+            raise _moved_on(len(here), len(here) + 1) from err
+        return "added"
+
     def _restore(
         self,
         scope: str,
@@ -249,33 +290,18 @@ class CurationStore:
         current = _newest(history)
         if current != expected_version:
             raise _moved_on(expected_version, current)
-        version = {
-            "scope": scope,
-            "number": current + 1,
-            "parent": history[-1].state_of if history else 0,
-            "restores": restores,
-            "action": action,
-            "author": author.strip()[:200],
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        version = Version(
+            number=current + 1,
+            action=action,
+            author=author.strip()[:200],
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            parent=history[-1].state_of if history else 0,
+            restores=restores,
+            edits=tuple(edits),
+        )
         try:
             with self._begin() as connection:
-                added = connection.execute(sa.insert(_VERSIONS), version)
-                assert added.inserted_primary_key is not None
-                version_id = added.inserted_primary_key[0]
-                connection.execute(
-                    sa.insert(_EDITS),
-                    [
-                        {
-                            "version_id": version_id,
-                            "image_key": edit.key,
-                            "field": edit.field,
-                            "old": edit.old,
-                            "new": edit.new,
-                        }
-                        for edit in edits
-                    ],
-                )
+                _insert(connection, scope, version)
         except sa.exc.IntegrityError as err:  # race: another process took this number first
             raise _moved_on(expected_version, current + 1) from err
         return current + 1
@@ -327,6 +353,25 @@ class CurationStore:
                 self._has_tables = True
             with self._engine.begin() as connection:
                 yield connection
+
+
+def _insert(connection: sa.Connection, scope: str, version: Version) -> None:
+    told = {key: value for key, value in asdict(version).items() if key != "edits"}
+    added = connection.execute(sa.insert(_VERSIONS), {"scope": scope, **told})
+    assert added.inserted_primary_key is not None
+    version_id = added.inserted_primary_key[0]
+    rows = [
+        {
+            "version_id": version_id,
+            "image_key": edit.key,
+            "field": edit.field,
+            "old": edit.old,
+            "new": edit.new,
+        }
+        for edit in version.edits
+    ]
+    if rows:
+        connection.execute(sa.insert(_EDITS), rows)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -63,7 +63,8 @@ def _is_first(folder: Path, job: state.Job) -> bool:
     lane = [o for o in others if lane_of(o.kind) == lane_of(job.kind)]
     if any(other.status == "running" for other in lane):
         return False
-    return all(o.queued > job.queued for o in lane if o.status == "queued")
+    mine = (job.turn, job.queued)  # the times order only what an earlier version queued
+    return all((o.turn, o.queued) > mine for o in lane if o.status == "queued")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from core.config import RunConfig, Settings, TrainConfig
 from core.config.presets import build_config
 from core.data.options import DataOptions, TrainingData, read_options
 from core.errors import CoreError, JobError
+from core.files.processes import read_age
 from core.jobs import state
 
 _REPORT_EVERY_S = 0.3
@@ -104,6 +103,8 @@ def _is_complete(work: Work, config: RunConfig) -> bool:
     Raises:
         JobError: another model took its name, or a member's, while the job was not running.
     """
+    from core.models.marks import is_model
+
     directory, name = work.settings.checkpoints_dir, str(work.params["name"])
     recipes = config.for_members(name) if work.params.get("is_ensemble") else {name: config}
     for model_id in dict.fromkeys((name, *recipes)):
@@ -111,7 +112,9 @@ def _is_complete(work: Work, config: RunConfig) -> bool:
         if folder.exists() and not _is_own(work, folder, recipes):
             raise JobError(
                 f"another model called {model_id!r} was made meanwhile; delete it, or train under "
-                "another name.",
+                "another name."
+                if is_model(folder)
+                else f"{folder} is not a model and is left alone; train under another name.",
                 code="job.name_taken",
                 params={"name": model_id},
             )
@@ -205,7 +208,7 @@ def _trial(work: Work) -> dict[str, Any]:
         settings=work.settings,
         cache_trunk=bool(work.params.get("cache_trunk", True)),
         is_ensemble=bool(work.params.get("is_ensemble", False)),
-        process_s=time.time() - psutil.Process().create_time(),
+        process_s=read_age(),
         progress=work.report,
     )
     return {

@@ -13,16 +13,18 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from core.config import MEMBERS, Settings
-from core.errors import JobError
+from core.config.settings import find_cache_dir
+from core.errors import CheckpointError, JobError
+from core.files import abandoned
 from core.files.locks import hold_run
 from core.jobs import ending, state
 from core.jobs.kinds import KINDS, makes_model
 from core.jobs.state import Job
+from core.models.marks import check_free
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ __all__ = [
 _ROOT = Path(__file__).parents[2]
 _MAX_SPAWNS = 3  # per waiting job, so that a failing supervisor is not restarted for ever
 _CANCEL_FLAG = "cancel"
+# Read by OpenMP (torch, faiss, scikit-learn), Numba (the map) and OpenBLAS (NumPy) at their start.
+_THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def start(kind: str, params: Mapping[str, Any], *, title: str, settings: Settings) -> Job:
@@ -51,11 +55,11 @@ def start(kind: str, params: Mapping[str, Any], *, title: str, settings: Setting
     if kind not in KINDS:
         raise JobError(f"unknown kind of job {kind!r}; choose one of {', '.join(KINDS)}.")
     directory = state.jobs_dir(settings.checkpoints_dir)
-    job_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    job = Job(job_id, kind, title, dict(params), created=state.now())
     try:
         with state.hold_queue(directory):
             _settle_all(directory)
+            job_id = state.reserve_id(directory)
+            job = Job(job_id, kind, title, dict(params), created=state.now())
             _check_name(settings.checkpoints_dir, directory, job)
             folder = state.create(directory, job)
             return _spawn(folder, settings)
@@ -191,13 +195,13 @@ def _delete_runs(checkpoints_dir: Path, names: Sequence[str]) -> None:
     """Delete unfinished runs: all of them, or none if another process is using one."""
     with ExitStack() as held:
         folders = [checkpoints_dir / ".runs" / name for name in names]
-        folders = [folder for folder in folders if folder.is_dir()]
+        folders = [f for f in folders if f.is_dir() and not f.is_symlink()]
         for folder in folders:
-            held.enter_context(hold_run(folder, called=repr(folder.name)))
+            held.enter_context(hold_run(folder, called=f"model {folder.name!r}"))
         for folder in folders:  # rename first, so that a new run starts in a new folder
             doomed = checkpoints_dir / f".deleted-{folder.name}-{os.getpid()}"
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            abandoned.mark(folder).rename(doomed)
+            abandoned.remove(doomed)
 
 
 def _list_runs(job: Job) -> list[str]:
@@ -232,12 +236,12 @@ def _check_name(checkpoints_dir: Path, directory: Path, job: Job) -> None:
                 params={"name": name},
             )
     for name in mine:  # not for a resumed job, which may have made the model itself
-        if (checkpoints_dir / name).exists() and job.n_spawns == 0:
-            raise JobError(
-                f"model {name!r} exists; choose another name or delete it first.",
-                code="job.name_taken",
-                params={"name": name},
-            )
+        if job.n_spawns:
+            continue
+        try:
+            check_free(checkpoints_dir, name)
+        except CheckpointError as err:
+            raise JobError(str(err), code="job.name_taken", params={"name": name}) from err
 
 
 def _settle_all(directory: Path) -> None:
@@ -289,4 +293,8 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
     }
     if settings.weights_dir:
         chosen["NEIGHBORDX_WEIGHTS_DIR"] = str(settings.weights_dir.resolve())
-    return {**os.environ, **chosen}
+    if settings.database_url:
+        chosen["NEIGHBORDX_DATABASE"] = settings.database_url
+    if settings.n_threads:  # else a library's own pool takes every core, whatever torch was told
+        chosen |= dict.fromkeys(_THREADS, str(settings.n_threads))
+    return {**os.environ, "NEIGHBORDX_CACHE": str(find_cache_dir()), **chosen}

@@ -11,15 +11,23 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
-import psutil
 from filelock import FileLock, Timeout
 
+from core.config import build_record
 from core.errors import JobError
+from core.files.processes import ProcessId, identify, is_alive
 from core.files.whole import write_text
+
+__all__ = [
+    "ENDED", "JOB_ID", "OPEN", "Job", "ProcessId", "create", "find_folder", "hold_queue",
+    "identify", "is_alive", "jobs_dir", "list_folders", "now", "read_job", "reserve_id",
+    "transition", "write_json",
+]  # fmt: skip
+Status = Literal["queued", "running", "done", "failed", "cancelled"]
 
 OPEN = ("queued", "running")
 ENDED = ("done", "failed", "cancelled")
@@ -37,15 +45,7 @@ _ALLOWED = {
 }
 JOB_ID = re.compile(r"\d{8}-\d{6}-\d{6}")
 _RESERVE_BYTES = 64 * 1024  # freed when the disk is full, so that the final state can be written
-_CLOCK_SLACK_S = 2.0
-
-
-@dataclass(frozen=True)
-class ProcessId:
-    """A process id with its start time, so that a reused pid is not mistaken for it."""
-
-    pid: int
-    started: float  # seconds since the epoch
+_ID_FORMAT = "%Y%m%d-%H%M%S-%f"
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Job:
     title: str
     params: Mapping[str, Any]
     created: str
-    status: str = "queued"
+    status: Status = "queued"
     queued: str = ""
+    turn: int = 0  # grows with every job that is queued; 0 in records of earlier versions
     started: str = ""
     ended: str = ""
     progress: float = 0.0
@@ -87,8 +88,33 @@ def jobs_dir(checkpoints_dir: Path) -> Path:
 
 
 def now() -> str:
-    """The current time, ISO 8601, UTC, in microseconds, which determine the queue's order."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+    """The current time, ISO 8601, UTC, in microseconds. For people only: nothing is ordered by it,
+    because a clock can be set back."""
+    return _read_clock().isoformat(timespec="microseconds")
+
+
+def _read_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+def reserve_id(directory: Path) -> str:
+    """A new job's id: the time, but later than every id there is, so that ids grow whatever the
+    clock does. The caller must hold the queue lock.
+    """
+    wanted = _read_clock()
+    for folder in reversed(list_folders(directory)):
+        try:
+            newest = datetime.strptime(folder.name, _ID_FORMAT).replace(tzinfo=UTC)
+        except ValueError:  # no job of ours
+            continue
+        wanted = max(wanted, newest + timedelta(microseconds=1))
+        break
+    return wanted.strftime(_ID_FORMAT)
+
+
+def _next_turn(directory: Path) -> int:
+    """The turn of a job queued now; the caller must hold the queue lock."""
+    return 1 + max((read_job(folder).turn for folder in list_folders(directory)), default=0)
 
 
 @contextmanager
@@ -119,7 +145,8 @@ def create(directory: Path, job: Job) -> Path:
     temporary.mkdir()
     spec = {name: getattr(job, name) for name in ("job_id", "kind", "title", "params", "created")}
     write_json(temporary / "spec.json", spec, durable=True)
-    write_json(temporary / "state.json", {"status": "queued", "queued": now()}, durable=True)
+    told = {"status": "queued", "queued": now(), "turn": _next_turn(directory)}
+    write_json(temporary / "state.json", told, durable=True)
     (temporary / "reserve").write_bytes(os.urandom(_RESERVE_BYTES))
     folder = directory / job.job_id
     temporary.rename(folder)
@@ -154,11 +181,10 @@ def read_job(folder: Path) -> Job:
     try:
         spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        for name in ("supervisor", "worker"):
-            if state.get(name) is not None:
-                state[name] = ProcessId(**state[name])
-        job = Job(**spec, **state)
-    except (OSError, ValueError, TypeError) as err:
+        job = build_record(Job, {**spec, **state}, "job")
+        if job.job_id != folder.name:
+            raise ValueError(f"it says that it is job {job.job_id!r}")
+    except (OSError, ValueError, TypeError, RecursionError) as err:
         return Job(
             folder.name,
             kind="",
@@ -175,7 +201,10 @@ def read_job(folder: Path) -> Job:
 def _read_progress(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        return {"progress": float(raw["progress"]), "message": str(raw["message"])}
+        done = float(raw["progress"])
+        if not 0.0 <= done <= 1.0:  # also if it is not a number
+            return {}
+        return {"progress": done, "message": str(raw["message"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -197,14 +226,15 @@ def transition(folder: Path, status: str, **changes: Any) -> Job:
         )
     times: dict[str, Any] = {}
     if status == "queued" and before.status != "queued":
-        times = {"queued": now(), "started": "", "ended": "", "worker": None, "n_spawns": 0}
+        times = {"queued": now(), "turn": _next_turn(folder.parent)}
+        times |= {"started": "", "ended": "", "worker": None, "n_spawns": 0}
         times |= {"error": "", "error_code": "", "error_params": {}}
     elif status == "running" and not before.started:
         times = {"started": now()}
     elif status in ENDED:
         times = {"ended": now(), "worker": None, "supervisor": None}
         (folder / "reserve").unlink(missing_ok=True)
-    job = dataclasses.replace(before, status=status, **(times | changes))
+    job = dataclasses.replace(before, status=cast(Status, status), **(times | changes))
     state = dataclasses.asdict(job)
     for name in ("job_id", "kind", "title", "params", "created", "progress", "message"):
         state.pop(name)
@@ -215,28 +245,6 @@ def transition(folder: Path, status: str, **changes: Any) -> Job:
             (folder / name).unlink(missing_ok=True)
         (folder / "reserve").write_bytes(os.urandom(_RESERVE_BYTES))
     return job
-
-
-def identify(pid: int) -> ProcessId:
-    """Identify a running process."""
-    try:
-        return ProcessId(pid, psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:  # it has already ended
-        return ProcessId(pid, 0.0)
-
-
-def is_alive(process: ProcessId | None) -> bool:
-    """Whether this exact process is still running (a zombie is not)."""
-    if process is None:
-        return False
-    try:
-        found = psutil.Process(process.pid)
-        same: bool = abs(found.create_time() - process.started) < _CLOCK_SLACK_S
-        return same and bool(found.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:  # the pid now belongs to another user's process
-        return False
 
 
 def write_json(path: Path, value: object, *, durable: bool = False) -> None:

@@ -4,19 +4,22 @@ Owns the refusal while a job needs the data, and the removal of the thumbnails a
 audits, evaluations and comparisons saved from it.
 """
 
+import re
 import shutil
 from pathlib import Path
 
 from core.assessment.model_comparison import delete_comparisons
 from core.assessment.store import delete_evaluations
 from core.data.uploads import find_upload
-from core.errors import JobError
+from core.errors import DataError, JobError
 from core.jobs import state
 from core.jobs.queue import delete, settle
 from core.jobs.state import Job
 from core.models.bundle_files import read_bundle_config
 from core.models.ensemble import is_ensemble
 from core.models.registry import list_models
+
+_UPLOAD = re.compile(r".+-[0-9a-f]{10}")  # as core.data.uploads names what it unpacks
 
 
 def list_users(checkpoints_dir: Path, name: str) -> list[Job]:
@@ -60,10 +63,17 @@ def delete_upload(checkpoints_dir: Path, name: str) -> None:
     Models trained on it are kept, including their own thumbnails.
 
     Raises:
-        DataError: there is no such upload.
+        DataError: there is no such upload, or the folder was put there by hand.
         JobError: an unfinished job needs it.
     """
     folder = find_upload(checkpoints_dir, name)
+    if folder.is_symlink() or not _UPLOAD.fullmatch(name):
+        raise DataError(
+            f"{folder} was not unpacked from an uploaded zip, so it is left alone. Remove it "
+            "yourself if you no longer need it.",
+            code="data.not_upload",
+            params={"name": name},
+        )
     settle(checkpoints_dir)
     directory = state.jobs_dir(checkpoints_dir)
     with state.hold_queue(directory):  # so that no job starts on it meanwhile

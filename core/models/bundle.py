@@ -3,7 +3,6 @@
 Owns the attributes through which the rest of the app uses a model. Reads and writes no files.
 """
 
-import re
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,13 +20,13 @@ from core.gallery.novelty import NoveltyReference
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
 from core.images.decode import decode
+from core.models.marks import MODEL_ID
 from core.network.backbone import BackboneInfo
 from core.network.embedder import Embedder
 from core.stats.calibration import Calibration
 
 _N_SHOWN_BY_CLASSIFIER = 15
 _N_SAMPLED = 512  # gallery rows sampled for the typical distance
-MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,7 @@ class ModelBundle:
     projection: Projection
     novelty_limit: float
     curation: GalleryState = field(default_factory=GalleryState)  # corrections made since training
+    identity: str = ""  # hash of all that answers; empty for a model of an earlier version
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property

@@ -12,7 +12,8 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save
 
 from core.config import Settings, build_record
 from core.errors import CheckpointError, ConfigError, CoreError
+from core.files import abandoned
 from core.files.mapped_memory import release_pages
 from core.files.whole import hash_file, write_text
 from core.gallery import novelty
@@ -32,6 +34,8 @@ from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
 from core.models.bundle import BundleConfig, Contents, ModelBundle, check_model_id
+from core.models.marks import MANIFEST_FILE, WEIGHTS_FILE, check_free
+from core.models.seal import check_seal, compute_seal, write_seal
 from core.network.backbone import Backbone
 from core.network.build import build_embedder
 from core.network.devices import choose_device, choose_precision
@@ -40,7 +44,6 @@ from core.stats.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "weights.safetensors"
 _ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
 
 
@@ -58,25 +61,30 @@ def save_bundle(
     Raises:
         CheckpointError: the name is taken.
     """
-    final = directory / check_model_id(config.model_id)
-    if final.exists():
-        raise CheckpointError(
-            f"model {config.model_id!r} exists; finished models are never overwritten. "
-            "Choose another name or delete it first.",
-            code="checkpoint.exists",
-            params={"model_id": config.model_id},
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".writing-{config.model_id}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    check_free(directory, check_model_id(config.model_id))
+    with write_folder(directory / config.model_id) as temporary:
         _write_files(temporary, config, embedder, contents)
+    return directory / config.model_id
+
+
+@contextmanager
+def write_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write a model to; flush and rename it when the block ends."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".writing-{final.name}-{os.getpid()}")
+    if abandoned.is_ours(temporary):  # of an earlier process with this id
+        abandoned.remove(temporary)
+    temporary.mkdir()
+    try:
+        yield abandoned.mark(temporary)
+        abandoned.unmark(temporary)
+        for path in temporary.iterdir():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
         temporary.rename(final)
-    except BaseException:  # e.g. full disk or Ctrl-C: leave no partial bundle behind
+    except BaseException:  # e.g. full disk or Ctrl-C: leave no partial model behind
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return final
 
 
 def _write_files(
@@ -92,11 +100,16 @@ def _write_files(
         ("metrics.json", contents.metrics),
     ):
         write_text(folder / name, json.dumps(value, indent=2))
-    write_text(folder / "card.md", contents.card)
     write_text(folder / "train.log", contents.log)
-    for path in folder.iterdir():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
+    write_card(folder, contents.card)
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Write the card with the model's identity, then seal the folder, whose files are complete."""
+    identity = compute_seal(folder).identity
+    line = f"Identity: {identity} (SHA-256 of all that takes part in its answers)"
+    write_text(folder / "card.md", f"{text.rstrip()}\n\n{line}\n")
+    write_seal(folder)
 
 
 def _pack_weights(embedder: Embedder) -> bytes:
@@ -153,6 +166,14 @@ def read_bundle(
         BackboneError: the backbones' parameters are not available on this machine.
     """
     config = read_bundle_config(folder)
+    seal = check_seal(folder)
+    if seal is None:
+        logger.warning(
+            "model %s has no %s: it was made by an earlier version, or that file was lost. Changes "
+            "in its gallery and calibration would not be noticed",
+            folder.name,
+            MANIFEST_FILE,
+        )
     contents = _load_contents(folder, config)
     embedder = _build_embedder(config, settings, shared=shared)
     for info, backbone in zip(config.backbones, embedder.backbones, strict=True):
@@ -168,23 +189,30 @@ def read_bundle(
     embedder = embedder.freeze(name=config.weights_sha256)
     release_pages(folder / WEIGHTS_FILE)  # the tails may run on copies in another precision
     if embedder.precision != config.precision:
-        logger.info(
-            "model %s was built in %s and runs here in %s",
-            folder.name,
-            config.precision,
-            embedder.precision,
-        )
+        logger.warning("model %s: %s", folder.name, say_precision(config, embedder))
     limit = contents.novelty.compute_limit(
         percentile=config.run.knn.novelty_percentile, slack=config.run.knn.novelty_slack
     )
     projection = Projection(contents.gallery_xy, contents.projection_key)
     state = _read_curation(settings.database_url or default_url(folder.parent), config.data_id)
-    bundle = ModelBundle(config, embedder, contents, projection, limit, state)
+    identity = seal.identity if seal else ""
+    bundle = ModelBundle(config, embedder, contents, projection, limit, state, identity=identity)
     width = config.run.embedder.embedding_dim * contents.gallery.n_parts
     found = contents.gallery.embeddings.shape[1]
     if bundle.has_vote and found != width:
         raise _damaged(folder, f"gallery embeddings have {found} values, not {width}")
     return bundle
+
+
+def say_precision(config: BundleConfig, embedder: Embedder) -> str:
+    """Say that the model runs in another precision than it was built in; empty if it does not."""
+    if embedder.precision == config.precision:
+        return ""
+    return (
+        f"its gallery was embedded in {config.precision}, and this machine computes in "
+        f"{embedder.precision}; answers may differ slightly from those of the machine it was "
+        "trained on"
+    )
 
 
 def _build_embedder(

@@ -8,8 +8,6 @@ image.
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +26,15 @@ from core.files.whole import write_text
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
 from core.models.bundle import BundleConfig, Member, ModelBundle, check_model_id
-from core.models.bundle_files import read_bundle, read_bundle_config, read_json
+from core.models.bundle_files import (
+    read_bundle,
+    read_bundle_config,
+    read_json,
+    write_card,
+    write_folder,
+)
+from core.models.marks import check_free, is_model
+from core.models.seal import check_seal, read_identity
 from core.stats.metrics import compute_metrics
 
 KIND = "ensemble"
@@ -41,6 +47,7 @@ class MemberRecord:
     model_id: str
     weights_sha256: str
     weight: float  # validation accuracy
+    identity: str = ""  # see core.models.seal; empty if the member, or the ensemble, is older
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Ensemble:
     members: tuple[Member, ...]
     metrics: dict[str, Any]
     lock: threading.RLock = field(default_factory=threading.RLock)
+    identity: str = ""  # hash of all that answers; empty for an ensemble of an earlier version
 
     @property
     def model_id(self) -> str:
@@ -173,13 +181,7 @@ def build_ensemble(
         ConfigError: too few members, a member listed twice or below the threshold, or classes that
             differ.
     """
-    final = directory / check_model_id(name)
-    if final.exists():
-        raise CheckpointError(
-            f"model {name!r} exists; choose another --name or delete it first.",
-            code="checkpoint.exists",
-            params={"model_id": name},
-        )
+    check_free(directory, check_model_id(name))
     if len(model_ids) < 2 or len(set(model_ids)) != len(model_ids):
         raise ConfigError(
             "an ensemble needs two or more different members, got "
@@ -191,8 +193,11 @@ def build_ensemble(
     _check_classes(configs)
     metrics = [read_json(folder / "metrics.json") for folder in folders]
     records = tuple(
-        _admit(config, report, min_val_accuracy=min_val_accuracy)
-        for config, report in zip(configs, metrics, strict=True)
+        dataclasses.replace(
+            _admit(config, report, min_val_accuracy=min_val_accuracy),
+            identity=read_identity(folder),
+        )
+        for folder, config, report in zip(folders, configs, metrics, strict=True)
     )
     record = EnsembleRecord(
         model_id=name,
@@ -203,19 +208,16 @@ def build_ensemble(
         min_val_accuracy=min_val_accuracy,
     )
     joint = _measure_validation(configs, metrics, [member.weight for member in records])
-    temporary = directory / f".writing-{name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    write_text(temporary / "config.json", json.dumps(dataclasses.asdict(record), indent=2))
-    write_text(temporary / "metrics.json", json.dumps(joint, indent=2))
-    write_text(temporary / "card.md", _write_card(record, joint))
-    temporary.rename(final)
-    return final
+    with write_folder(directory / name) as temporary:
+        write_text(temporary / "config.json", json.dumps(dataclasses.asdict(record), indent=2))
+        write_text(temporary / "metrics.json", json.dumps(joint, indent=2))
+        write_card(temporary, _write_card(record, joint))
+    return directory / name
 
 
 def _find_member(directory: Path, model_id: str) -> Path:
     folder = directory / check_model_id(model_id)
-    if not folder.is_dir():
+    if not is_model(folder):
         raise CheckpointError(
             f"no model {model_id!r} in {directory}; see `python -m core models`.",
             code="checkpoint.unknown",
@@ -344,7 +346,7 @@ def read_record(folder: Path) -> EnsembleRecord:
         ) from err
     for member in record.members:
         path = folder.parent / check_model_id(member.model_id)
-        if not path.is_dir() or (read_bundle_config(path).weights_sha256 != member.weights_sha256):
+        if not path.is_dir() or not _is_same(path, member):
             raise CheckpointError(
                 f"ensemble {folder.name!r}: its member {member.model_id!r} is gone or has been "
                 "replaced. Restore it, or delete the ensemble and build it again.",
@@ -354,6 +356,13 @@ def read_record(folder: Path) -> EnsembleRecord:
     return dataclasses.replace(record, model_id=folder.name)
 
 
+def _is_same(folder: Path, member: MemberRecord) -> bool:
+    """Whether a folder still holds the member: its parameters, gallery and calibration."""
+    if read_bundle_config(folder).weights_sha256 != member.weights_sha256:
+        return False
+    return not member.identity or read_identity(folder) == member.identity
+
+
 def read_ensemble(folder: Path, settings: Settings) -> Ensemble:
     """Read an ensemble and its members; identical trunks are shared.
 
@@ -361,6 +370,7 @@ def read_ensemble(folder: Path, settings: Settings) -> Ensemble:
         CheckpointError: the ensemble or a member is damaged or missing.
         BackboneError: a member's pretrained parameters are not available on this machine.
     """
+    seal = check_seal(folder)
     record = read_record(folder)
     bundles: list[ModelBundle] = []
     for member in record.members:
@@ -378,4 +388,5 @@ def read_ensemble(folder: Path, settings: Settings) -> Ensemble:
     members = tuple(
         Member(bundle, weights[index], places[index]) for index, bundle in enumerate(bundles)
     )
-    return Ensemble(record, members, read_json(folder / "metrics.json"))
+    identity = seal.identity if seal else ""
+    return Ensemble(record, members, read_json(folder / "metrics.json"), identity=identity)

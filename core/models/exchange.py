@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,32 +21,74 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from core.config import Settings
-from core.errors import BackboneError, CheckpointError, CoreError
+from core.config import Settings, build_record
+from core.errors import BackboneError, CheckpointError, ConfigError, CoreError
+from core.files import abandoned
 from core.files.whole import write_whole
+from core.gallery.corrections import Version, replay
+from core.gallery.corrections_db import CurationStore, Merge, default_url
 from core.models.bundle import check_model_id
-from core.models.bundle_files import WEIGHTS_FILE, read_bundle, read_bundle_config
+from core.models.bundle_files import read_bundle, read_bundle_config
 from core.models.ensemble import is_ensemble, read_record
-from core.models.registry import find_model
+from core.models.marks import MANIFEST_FILE, WEIGHTS_FILE, check_free, is_model
+from core.models.registry import find_model, list_models
+from core.models.seal import check_seal, read_identity, renew_seal
 
 _FORMAT = "neighbordx-model-1"
 _MAX_BYTES = 4 << 30
 _MAX_TEXT = 4096  # characters of one string in an array: a key, a group, a hash
 _MAX_TEXTS_BYTES = 256 << 20  # of all string arrays, as NumPy stores them
 _TEXT_BYTES = 4  # per character, as NumPy stores them
-_TEXTS = ("config.json", "calibration.json", "metrics.json", "card.md", "train.log")
+_TEXTS = ("config.json", "calibration.json", "metrics.json", "card.md", "train.log", MANIFEST_FILE)
 _RAW = (WEIGHTS_FILE,)
 _ARRAYS = ("gallery.npz", "projection.npz", "thumbnails.npz")
 SUFFIX = ".neighbordx"
 
 
-def export_model(directory: Path, model_id: str, path: Path) -> Path:
-    """Write a model, or an ensemble with its members, as one file.
+@dataclass(frozen=True)
+class Corrections:
+    """What became of the corrections of one training set that came with a model."""
+
+    data_id: str
+    n_versions: int  # in the file
+    n_here: int  # afterwards
+    outcome: Merge
+
+    def __str__(self) -> str:
+        """What the imported model answers with, in a sentence."""
+        told = f"corrections of the gallery ({self.data_id}): "
+        if self.outcome in ("added", "same"):
+            return f"{told}version {self.n_here} came with the model and is in use."
+        if self.outcome == "newer":
+            return (
+                f"{told}the model came with version {self.n_versions} and answers here with version"
+                f" {self.n_here}, which continues it."
+            )
+        return (
+            f"{told}those in the file (version {self.n_versions}) differ from those here (version "
+            f"{self.n_here}) and were not taken: the model answers here with the ones here. Roll "
+            "the gallery back here, or import into another folder of models."
+        )
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An imported model: its name, and what became of the corrections of its gallery."""
+
+    name: str
+    corrections: tuple[Corrections, ...] = ()
+
+
+def export_model(
+    directory: Path, model_id: str, path: Path, *, settings: Settings | None = None
+) -> Path:
+    """Write a model, or an ensemble with its members and their corrections, as one file.
 
     Args:
         directory: the checkpoints folder.
         model_id: id of a listed model.
         path: of the new file; an existing one is replaced atomically.
+        settings: name the database of corrections; by default those of the environment.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
@@ -58,6 +102,9 @@ def export_model(directory: Path, model_id: str, path: Path) -> Path:
         for index, name in enumerate((*summary.members, summary.model_id))
     ]
     manifest: dict[str, Any] = {"format": _FORMAT, "model_id": model_id, "folders": folders}
+    manifest["identity"] = summary.identity
+    settings = settings or Settings.from_env()
+    manifest["corrections"] = _read_corrections(directory, summary.data_id.split("+"), settings)
     manifest["sha256"] = _compute_digest(manifest, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole(path) as temporary:
@@ -65,8 +112,31 @@ def export_model(directory: Path, model_id: str, path: Path) -> Path:
     return path
 
 
+def _open_corrections(directory: Path, settings: Settings) -> CurationStore:
+    return CurationStore(settings.database_url or default_url(directory))
+
+
+def _read_corrections(
+    directory: Path, data_ids: Sequence[str], settings: Settings
+) -> dict[str, list[dict[str, object]]]:
+    """The history of every gallery that was corrected, by training data id."""
+    store = _open_corrections(directory, settings)
+    try:
+        found = {data_id: store.read_history(data_id) for data_id in data_ids}
+    finally:
+        store.close()
+    return {
+        data_id: [v.to_json() for v in history] for data_id, history in found.items() if history
+    }
+
+
 def _pack(folder: Path, prefix: str, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    """Add one model folder's arrays to ``tensors`` and return its texts."""
+    """Add one model folder's arrays to ``tensors`` and return its texts.
+
+    Raises:
+        CheckpointError: a file has changed since the model was made.
+    """
+    check_seal(folder)
     texts = {n: (folder / n).read_text(encoding="utf-8") for n in _TEXTS if (folder / n).is_file()}
     strings: dict[str, dict[str, Any]] = {}
     for name in _RAW:
@@ -94,7 +164,7 @@ def _compute_digest(manifest: dict[str, Any], tensors: dict[str, NDArray[Any]]) 
     return digest.hexdigest()
 
 
-def import_model(directory: Path, path: Path, *, settings: Settings, name: str = "") -> str:
+def import_model(directory: Path, path: Path, *, settings: Settings, name: str = "") -> Imported:
     """Check a model file from elsewhere and add its models to the folder.
 
     Args:
@@ -104,7 +174,7 @@ def import_model(directory: Path, path: Path, *, settings: Settings, name: str =
         name: a new name for the model (not for the members of an ensemble).
 
     Returns:
-        The name under which it was imported.
+        The name under which it was imported, and what became of its corrections.
 
     Raises:
         CheckpointError: the file is not a model file, or is damaged or altered, or the name is
@@ -114,16 +184,69 @@ def import_model(directory: Path, path: Path, *, settings: Settings, name: str =
     manifest, tensors = _read(path)
     directory.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(prefix=".importing-", suffix=f"-{os.getpid()}", dir=directory))
+    abandoned.mark(workshop)
     try:
         folders = _unpack(workshop, manifest, tensors, name=name)
         new = [f for f in folders if not _is_known(directory, f)]
+        histories = _parse_corrections(manifest, folders)
         for folder in folders:
-            _prove(folder, settings)
+            _prove(folder, settings, histories)
+        taken = {key for model in list_models(directory) for key in model.data_id.split("+")}
         for folder in new:
             _put(directory, folder)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
-    return folders[-1].name
+    told = _add_corrections(directory, histories, settings, taken=taken)
+    return Imported(folders[-1].name, told)
+
+
+def _parse_corrections(
+    manifest: dict[str, Any], folders: Sequence[Path]
+) -> dict[str, list[Version]]:
+    """Read the histories in a file; only of data that its models were trained on."""
+    known = {read_bundle_config(f).data_id for f in folders if not is_ensemble(f)}
+    try:
+        told = manifest.get("corrections", {})
+        if not told.keys() <= known:
+            _refuse("it holds corrections of other data than its models'")
+        return {
+            data_id: [build_record(Version, entry, "corrections") for entry in history]
+            for data_id, history in told.items()
+        }
+    except (ConfigError, AttributeError, TypeError) as err:
+        _refuse(f"its corrections cannot be read ({err})", err)
+
+
+def _add_corrections(
+    directory: Path,
+    histories: Mapping[str, Sequence[Version]],
+    settings: Settings,
+    *,
+    taken: Collection[str],
+) -> tuple[Corrections, ...]:
+    """Add the histories, unless that would change the answers of a model that was here before.
+
+    Args:
+        directory: the checkpoints folder.
+        histories: by training data id.
+        settings: name the database.
+        taken: training data of the models that were here before.
+    """
+    if not histories:
+        return ()
+    store = _open_corrections(directory, settings)
+    try:
+        return tuple(
+            Corrections(
+                data_id=data_id,
+                n_versions=len(history),
+                outcome=store.add_history(data_id, history, may_add=data_id not in taken),
+                n_here=store.read_version(data_id),
+            )
+            for data_id, history in histories.items()
+        )
+    finally:
+        store.close()
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -232,6 +355,7 @@ def _write_folder(
             grouped.setdefault(name, {})[field] = np.array(value, dtype=np.str_)
     for name, fields_ in grouped.items():
         np.savez(folder / name, **fields_)  # type: ignore[arg-type]
+    renew_seal(folder)
 
 
 def _put(directory: Path, folder: Path) -> None:
@@ -246,11 +370,14 @@ def _put(directory: Path, folder: Path) -> None:
 def _is_known(directory: Path, folder: Path) -> bool:
     """Whether the identical model already exists; a different one of that name is an error."""
     there = directory / folder.name
-    if not there.exists():
+    if not is_model(there):
+        check_free(directory, folder.name)
         return False
     read = read_record if is_ensemble(folder) else read_bundle_config
     try:
         same = read(there).weights_sha256 == read(folder).weights_sha256
+        mine, theirs = read_identity(there), read_identity(folder)
+        same = same and (not mine or mine == theirs)
     except CoreError:
         same = False
     if not same:
@@ -263,8 +390,11 @@ def _is_known(directory: Path, folder: Path) -> bool:
     return True
 
 
-def _prove(folder: Path, settings: Settings) -> None:
-    """Verify it by loading it as the app does: hashes, shapes, lengths, finite values."""
+def _prove(folder: Path, settings: Settings, histories: Mapping[str, Sequence[Version]]) -> None:
+    """Verify it by loading it as the app does: hashes, shapes, lengths, finite values.
+
+    The corrections that came with it must fit its gallery.
+    """
     try:
         if is_ensemble(folder):
             read_record(folder)
@@ -277,6 +407,8 @@ def _prove(folder: Path, settings: Settings) -> None:
         lengths = np.linalg.norm(gallery.embeddings, axis=1)
         if not np.allclose(lengths, 1.0, atol=1e-3):
             _refuse("its gallery embeddings are not of unit length")
+        if history := histories.get(bundle.config.data_id):
+            replay(history, len(history))[0].apply(gallery, bundle.class_names)
     except BackboneError:
         raise
     except (CoreError, ValueError, TypeError, IndexError) as err:
@@ -294,7 +426,7 @@ def _refuse(reason: str, cause: BaseException | None = None) -> NoReturn:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Describe a model file whose hash matches: its model_id and folders.
+    """Describe a model file whose hash matches: its model_id, folders and identity.
 
     Raises:
         CheckpointError: the file is not a model file, or it was altered.
@@ -303,5 +435,6 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {
         "model_id": manifest["model_id"],
         "folders": [folder["model_id"] for folder in manifest["folders"]],
+        "identity": manifest.get("identity", ""),
         "bytes": path.stat().st_size,
     }

@@ -14,12 +14,14 @@ from core.config import Settings
 from core.errors import CheckpointError, CoreError
 from core.files import abandoned
 from core.files.whole import write_text
-from core.models.bundle import MODEL_ID
 from core.models.bundle_files import read_bundle, read_bundle_config, read_json
 from core.models.ensemble import Model, is_ensemble, read_ensemble, read_record
+from core.models.marks import list_folders, list_foreign, list_strangers
+from core.models.seal import read_identity
 
 _ACTIVE_FILE = "active"
 _DEMO_ID = "demo"
+_N_NAMED = 5  # strange files that an error names
 _LEFTOVER = re.compile(r"\.(writing|deleted|importing|trial)(-.*)?-(?P<pid>\d+)")
 
 
@@ -31,6 +33,8 @@ class ModelSummary:
     preset: str = ""
     created: str = ""
     weights_sha256: str = ""
+    identity: str = ""  # see core.models.seal; empty for a model of an earlier version
+    precision: str = ""  # of the trunks when the gallery was embedded
     data_id: str = ""
     class_names: tuple[str, ...] = ()
     disease_class: str = ""
@@ -48,11 +52,8 @@ class ModelSummary:
 
 
 def list_models(directory: Path) -> list[ModelSummary]:
-    """List every bundle folder by name, except hidden and incomplete ones."""
-    if not directory.is_dir():
-        return []
-    folders = sorted(p for p in directory.iterdir() if p.is_dir() and MODEL_ID.fullmatch(p.name))
-    return [_summarise(folder) for folder in folders]
+    """List every model folder by name; what is not a model's is in ``list_foreign``."""
+    return [_summarise(folder) for folder in list_folders(directory)]
 
 
 def _summarise(folder: Path) -> ModelSummary:
@@ -61,6 +62,7 @@ def _summarise(folder: Path) -> ModelSummary:
             return _summarise_ensemble(folder)
         config = read_bundle_config(folder)
         metrics = read_json(folder / "metrics.json")
+        identity = read_identity(folder)
     except CoreError as err:
         return ModelSummary(folder.name, problem=str(err))
     report = metrics.get("validation", {})
@@ -69,6 +71,8 @@ def _summarise(folder: Path) -> ModelSummary:
         preset=config.run.preset,
         created=config.created,
         weights_sha256=config.weights_sha256,
+        identity=identity,
+        precision=config.precision,
         data_id=config.data_id,
         class_names=config.class_names,
         disease_class=config.class_names[config.disease_index],
@@ -101,6 +105,8 @@ def _summarise_ensemble(folder: Path) -> ModelSummary:
         preset="ensemble",
         created=record.created,
         weights_sha256=record.weights_sha256,
+        identity=read_identity(folder),
+        precision="; ".join(dict.fromkeys(summary.precision for summary in summaries)),
         data_id="+".join(dict.fromkeys(summary.data_id for summary in summaries)),
         class_names=record.class_names,
         disease_class=record.disease_class,
@@ -138,24 +144,41 @@ def activate(directory: Path, model_id: str) -> None:
 
 
 def delete_model(directory: Path, model_id: str) -> None:
-    """Delete a bundle; it leaves the listing before its files are removed.
+    """Delete a model; it leaves the listing before its files are removed.
+
+    Of a model that is linked here, only the link is removed.
 
     Raises:
         CheckpointError: see ``check_deletable``.
     """
     check_deletable(directory, model_id)
+    folder = directory / model_id
+    if folder.is_symlink():
+        folder.unlink()
+        return
     doomed = directory / f".deleted-{model_id}-{os.getpid()}"
-    (directory / model_id).rename(doomed)
+    folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def check_deletable(directory: Path, model_id: str) -> None:
-    """Refuse to delete a model that is in use.
+    """Refuse to delete a model that is in use, or a folder that also holds other files.
 
     Raises:
-        CheckpointError: there is no such model, it is active, or an ensemble uses it.
+        CheckpointError: there is no such model, it is active, an ensemble uses it, or its folder
+            holds files that are not a model's.
     """
     find_model(directory, model_id)
+    folder = directory / model_id
+    strangers = [] if folder.is_symlink() else list_strangers(folder)
+    if strangers:
+        named = ", ".join(strangers[:_N_NAMED]) + (", ..." if len(strangers) > _N_NAMED else "")
+        raise CheckpointError(
+            f"the folder of model {model_id!r} also holds what is no part of a model: {named}. "
+            "Move that elsewhere, then delete the model.",
+            code="checkpoint.strangers",
+            params={"model_id": model_id, "names": named},
+        )
     users = [m.model_id for m in list_models(directory) if model_id in m.members]
     if users:
         raise CheckpointError(
@@ -173,11 +196,17 @@ def check_deletable(directory: Path, model_id: str) -> None:
 
 
 def clean_leftovers(directory: Path) -> None:
-    """Remove temporary folders left by killed processes; call it at start-up."""
+    """Remove temporary folders left by killed processes; call it at start-up.
+
+    A folder goes only if it bears its writer's mark or holds nothing but a model's files.
+    """
     for path in directory.glob(".*-*"):
         match = _LEFTOVER.fullmatch(path.name)
-        if match and path.is_dir() and abandoned.is_left(path, int(match["pid"])):
-            shutil.rmtree(path, ignore_errors=True)
+        if match is None or path.is_symlink() or not path.is_dir():
+            continue
+        is_ours = abandoned.is_ours(path) or not list_strangers(path)
+        if is_ours and abandoned.is_left(path, int(match["pid"])):
+            abandoned.remove(path)
 
 
 def find_model(directory: Path, model_id: str) -> ModelSummary:
@@ -191,6 +220,12 @@ def find_model(directory: Path, model_id: str) -> ModelSummary:
         if summary.model_id == model_id:
             return summary
     known = ", ".join(m.model_id for m in models) or "none yet"
+    if model_id in list_foreign(directory):
+        raise CheckpointError(
+            f"{directory / model_id} is not a model and is left alone; the models are: {known}.",
+            code="checkpoint.foreign",
+            params={"model_id": model_id},
+        )
     raise CheckpointError(
         f"no model {model_id!r} in {directory}; there are: {known}. "
         "Train one with `python -m core train` or build the demo with `python -m core demo`.",

@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from core.config.settings import find_cache_dir
 from core.files.mapped_memory import release_pages
-from core.files.whole import write_text
+from core.files.whole import hash_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +49,7 @@ class Trial:
     route: str  # "torch", or OpenVINO's precision: "f32", "bf16"
     milliseconds: dict[str, float]  # per route, one item
     agreement: dict[str, float]  # per precision, cosine with torch in float32
-
-
-def find_cache_dir() -> Path:
-    """Find the folder of compiled parts: NEIGHBORDX_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("NEIGHBORDX_CACHE") or Path(base) / "neighbordx")
+    sha256: dict[str, str] = field(default_factory=dict)  # per suffix, of the winner's files
 
 
 def compile_part(
@@ -123,6 +119,9 @@ class _Kept:
         """Load the part that won the trial; None if torch won, or its file is unusable."""
         if trial is None or trial.route == "torch" or not self.find_model(trial.route).is_file():
             return None
+        if trial.sha256 and self.hash_model(trial.route) != trial.sha256:
+            logger.warning("a compiled part has changed on the disk, so it is compiled anew")
+            return None
         try:
             run = _OpenVinoRun(_read_model(self.find_model(trial.route)), trial.route)
         except (ImportError, RuntimeError, OSError, ValueError) as err:
@@ -131,6 +130,14 @@ class _Kept:
         self.release()
         self.mark_used()
         return run
+
+    def hash_model(self, precision: str) -> dict[str, str]:
+        """Hash the files of a precision's model; empty if they cannot be read."""
+        try:
+            path = self.find_model(precision)
+            return {suffix: hash_file(path.with_suffix(suffix)) for suffix in (".xml", ".bin")}
+        except OSError:
+            return {}
 
     def release(self) -> None:
         """Release the files' memory, because a compiled part has its own parameters."""
@@ -172,6 +179,8 @@ class _Kept:
             if precision != trial.route:
                 for suffix in (".xml", ".bin"):
                     self.find_model(precision).with_suffix(suffix).unlink(missing_ok=True)
+        if trial.route != "torch":
+            trial = replace(trial, sha256=self.hash_model(trial.route))
         write_text(self._trial_file, json.dumps(vars(trial)), durable=False)
         _drop_unused()
 

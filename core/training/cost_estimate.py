@@ -19,6 +19,7 @@ import psutil
 from core.config import RunConfig, Settings
 from core.data.datasets import Dataset, Record
 from core.errors import DataError
+from core.files import abandoned
 from core.gallery import projection
 from core.models.bundle_files import freeze_trained
 from core.network.build import build_embedder
@@ -110,7 +111,7 @@ def run_trial(
     with tempfile.TemporaryDirectory(
         prefix=".trial-", suffix=f"-{os.getpid()}", dir=settings.checkpoints_dir
     ) as name:
-        folder = Path(name)
+        folder = abandoned.mark(Path(name))
         say(0.2, "running the trunks on a few images")
         cache = TrunkCache(folder / "cache", embedders[0], records, is_stored=cache_trunk)
         began = time.monotonic()

@@ -8,6 +8,7 @@ from pathlib import Path
 from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import read_dataset
 from core.images import phantom
+from core.models.marks import check_free, is_model
 from core.network.embedder import Progress
 from core.training.ensemble import map_progress, train_ensemble
 
@@ -37,10 +38,11 @@ def build_demo(
         progress: called with the fraction done and a message.
     """
     final = settings.checkpoints_dir / MODEL_ID
-    if final.is_dir():
+    if is_model(final):
         if progress:
             progress(1.0, "the demo model exists")
         return final
+    check_free(settings.checkpoints_dir, MODEL_ID)
     data = settings.checkpoints_dir / _DATA_FOLDER
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
     phantom.write_dataset(

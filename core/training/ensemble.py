@@ -11,10 +11,11 @@ from pathlib import Path
 
 from core.config import MEMBERS, RunConfig, Settings
 from core.data.datasets import Dataset
-from core.errors import CheckpointError, ConfigError, CoreError
+from core.errors import ConfigError, CoreError
 from core.models.bundle import BundleConfig, check_model_id
 from core.models.bundle_files import read_bundle_config
 from core.models.ensemble import build_ensemble
+from core.models.marks import check_free, is_model
 from core.network.embedder import Embedder, Progress
 from core.training.fitting import Watch
 from core.training.run import train
@@ -70,13 +71,11 @@ def train_ensemble(
     members = name_members(name)
     taken = [one for one in (name, *members) if (directory / one).exists()]
     if name in taken or (taken and not resume):
-        raise CheckpointError(
-            f"model {taken[0]!r} exists; choose another --name or delete it first.",
-            code="checkpoint.exists",
-            params={"model_id": taken[0]},
-        )
+        check_free(directory, taken[0])
     recipes = config.for_members(name)
     for member in taken:
+        if not is_model(directory / member):
+            check_free(directory, member)
         _check_own(directory / member, recipes[member], dataset)
     cache = directory / ".runs" / f"{name}-cache"
     for index, (member, own) in enumerate(recipes.items()):

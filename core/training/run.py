@@ -22,6 +22,7 @@ from core.files.locks import hold_run
 from core.files.whole import write_text
 from core.models.bundle import check_model_id
 from core.models.bundle_files import freeze_trained, save_bundle
+from core.models.marks import check_free
 from core.network.build import build_embedder
 from core.network.embedder import Embedder, Progress
 from core.training.finalise import describe, finish, write_card
@@ -73,13 +74,7 @@ def train(
         ConfigError: the interrupted run had other settings or data.
         DataError: too few images, or not enough disk space.
     """
-    final = settings.checkpoints_dir / check_model_id(name)
-    if final.exists():
-        raise CheckpointError(
-            f"model {name!r} exists; choose another --name or delete it first.",
-            code="checkpoint.exists",
-            params={"model_id": name},
-        )
+    check_free(settings.checkpoints_dir, check_model_id(name))
     with _open_run(settings.checkpoints_dir / ".runs" / name, resume=resume) as folder:
         log = _open_log(folder / "train.log")
         _check_same_run(folder, config, dataset, cache_trunk=cache_trunk)
@@ -127,15 +122,14 @@ def train(
 @contextmanager
 def _open_run(folder: Path, *, resume: bool) -> Iterator[Path]:
     """Create the run's folder, or reopen it, and hold its lock."""
-    had_run = (folder / "run.json").is_file()
-    if had_run and not resume:
-        raise JobError(
-            f"an interrupted run lies in {folder}. Add --resume to go on with it, or delete that "
-            "folder to begin anew.",
-            code="job.interrupted",
-        )
     folder.mkdir(parents=True, exist_ok=True)
-    with hold_run(folder, called="this model"):
+    with hold_run(folder, called=f"model {folder.name!r}"):
+        if (folder / "run.json").is_file() and not resume:
+            raise JobError(
+                f"an interrupted run lies in {folder}, and no process is training in it. Add "
+                "--resume to go on with it, or delete that folder to begin anew.",
+                code="job.interrupted",
+            )
         yield folder
 
 

@@ -12,8 +12,20 @@ from core.models import exchange
 from core.models.ensemble import build_ensemble
 from core.models.registry import ModelSummary
 from pages import _shared as shared
-from pages._text import _, describe, percent, plain
+from pages._text import N_, _, describe, percent, plain
 
+_CORRECTIONS = {
+    "added": N_("The corrections of its gallery came with it (version {here})."),
+    "same": N_("The corrections of its gallery came with it (version {here})."),
+    "newer": N_(
+        "The model came with version {there} of the corrections of its gallery and answers here "
+        "with version {here}, which continues it."
+    ),
+    "differs": N_(
+        "The corrections of its gallery in the file (version {there}) differ from those here "
+        "(version {here}) and were not taken: the model answers with the ones here."
+    ),
+}
 _MIME = "application/octet-stream"
 
 
@@ -72,7 +84,8 @@ def _show_export(ids: list[str]) -> None:
     st.caption(
         _(
             "One file with parameters, training embeddings and thumbnails of the training "
-            "images. It contains no program code. Note that the thumbnails may show patients."
+            "images, and the corrections of its gallery with their authors and notes. It contains "
+            "no program code. Note that the thumbnails may show patients."
         )
     )
 
@@ -120,4 +133,8 @@ def _show_import() -> None:
         except CoreError as error:
             st.error(describe(error), icon=":material/block:")
             return
-    st.success(_("{name} was added.").format(name=plain(added)), icon=":material/check:")
+    st.success(_("{name} was added.").format(name=plain(added.name)), icon=":material/check:")
+    for told in added.corrections:
+        text = _CORRECTIONS[told.outcome]
+        there, here = told.n_versions, told.n_here
+        st.caption(_(text).format(data=plain(told.data_id), there=there, here=here))

@@ -11,7 +11,7 @@ from core.assessment import activation_gate
 from core.assessment.activation_gate import Verdict
 from core.config import Settings
 from core.errors import CoreError
-from core.models import registry
+from core.models import marks, registry
 from core.models.registry import ModelSummary
 from pages import _shared as shared
 from pages._text import N_, _, class_label, describe, language, moment, ngettext, plain
@@ -72,6 +72,12 @@ def show_list(models: Sequence[ModelSummary]) -> None:
             "validation images."
         )
     )
+
+
+def show_foreign() -> None:
+    """Name what lies beside the models and is none; nothing here touches it."""
+    if names := marks.list_foreign(_directory()):
+        st.caption(_("Not a model, left alone: {names}").format(names=", ".join(map(plain, names))))
 
 
 def _row(model: ModelSummary, *, is_active: bool) -> dict[str, str]:
@@ -135,6 +141,13 @@ def _show_card(summary: ModelSummary) -> None:
         if language() != "en":
             st.caption(_("The model card is in English only."))
         st.markdown(_mark_up(path.read_text(encoding="utf-8")))
+    if not summary.identity:
+        st.caption(
+            _(
+                "Made by an earlier version: changes in its gallery and calibration would not be "
+                "noticed. Export and import it once to seal it."
+            )
+        )
     if st.button(_("Delete"), icon=":material/delete:", key="models_delete"):
         st.dialog(_("Please confirm"))(_confirm_deletion)(summary.model_id)
 
