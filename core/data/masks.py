@@ -22,8 +22,11 @@ _NEAR = 16  # grey levels
 
 def find_mask_files(files: Iterable[Path]) -> dict[Path, Path]:
     """Find files named like a mask of another file in the same folder: mask -> image."""
+    listed = list(files)
+    if not any(find_mask_base(path.stem) for path in listed):
+        return {}
     stems: dict[tuple[Path, str], Path] = {
-        (path.parent, path.stem.casefold()): path for path in files
+        (path.parent, path.stem.casefold()): path for path in listed
     }
     found = {}
     for (folder, stem), path in stems.items():

@@ -285,6 +285,8 @@ def _name_classes(
         for new, names in sources.items()
         if names != [new]
     ]
+    if all(name == new for name, new in final.items()):
+        return list(found), said
     return [replace(one, class_name=final[one.class_name]) for one in found], said
 
 

@@ -71,6 +71,13 @@ def list_tree(root: Path, *, is_skipped: Callable[[str, str], bool | None]) -> T
     return Tree(listed, tuple(lister.others), lister.system, lister.skipped)
 
 
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link into itself
+        return False
+
+
 class _Lister:
     """Lists folders and counts what it leaves out."""
 
@@ -86,20 +93,22 @@ class _Lister:
         if len(above) > _MAX_DEPTH:
             raise self._refuse(path, f"is nested more than {_MAX_DEPTH} folders deep")
         try:
-            inside = sorted(path.iterdir(), key=lambda p: os.fsencode(p.name))
+            with os.scandir(path) as entries:  # knows the kind of most entries without a look
+                inside = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         except OSError as err:
             raise self._refuse(path, "cannot be read") from err
         files: list[Path] = []
         folders: list[Folder] = []
-        for one in inside:
-            if one.is_dir():
+        for entry in inside:
+            one = path / entry.name
+            if _is_dir(entry):
                 if not self._leave_out(one):
                     folders.append(self._follow(one, above))
-            elif one.is_file():
-                if not folder_words.is_system_file(one.name):
-                    self._sort_file(one, files)
-            elif one.is_symlink() and not one.name.startswith("."):
-                raise self._refuse(one, "is a link that leads nowhere")
+            elif entry.is_symlink() and not one.exists():
+                if not entry.name.startswith("."):
+                    raise self._refuse(one, "is a link that leads nowhere")
+            elif entry.is_file() and not folder_words.is_system_file(entry.name):
+                self._sort_file(one, files)
         return Folder(path, self._key(path), show_name(path.name), tuple(files), tuple(folders))
 
     def _follow(self, path: Path, above: tuple[Path, ...]) -> Folder:

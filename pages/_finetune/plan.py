@@ -88,9 +88,15 @@ def _make_plan(data: Path, options: str) -> Plan:
     return make_plan(data, read_options(json.loads(options)))
 
 
+@st.cache_data(ttl=60, max_entries=4, show_spinner=False)
+def _list_folders(data: Path) -> tuple[str, ...]:
+    return list_folders(data)
+
+
 def forget_plans() -> None:
     """Look at the data again, which may have changed."""
     _make_plan.clear()
+    _list_folders.clear()
 
 
 def _show_decisions(plan: Plan) -> None:
@@ -152,7 +158,7 @@ def _choose_more(data: Path, plan: Plan | None, key: str) -> None:
 def _edit_roles(data: Path, key: str) -> None:
     """A table of the folders with what each is; the answers are kept by name."""
     try:
-        folders = list_folders(data)
+        folders = _list_folders(data)
     except CoreError:
         return
     if not folders:
