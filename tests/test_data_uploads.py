@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.data import uploads
+from core.data.plan import make_plan
 from core.data.uploads import ZipLimits, extract, store, uploads_dir
 from core.errors import DataError
 
@@ -100,3 +101,23 @@ def test_two_sessions_may_upload_the_same_zip_at_once(
     assert root == roots[1]
     assert {p.relative_to(root).as_posix() for p in root.rglob("*.png")} == set(files)
     assert list(uploads_dir(tmp_path).iterdir()) == [root]
+
+
+def test_a_table_in_a_zip_names_its_files_as_the_zip_did(tmp_path: Path) -> None:
+    names = ["cafe\u0301.png", "scan:1.png", "dots.", "y" * 180 + ".png", "a b\u200b.png"]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        rows = ["file,label"]
+        for number in range(8):
+            archive.writestr(f"data/n{number}.png", b"x")
+            rows.append(f"n{number}.png,normal")
+        for name in names:
+            archive.writestr(f"data/{name}", b"x")
+            rows.append(f"{name},flu")
+        archive.writestr("data/sub\\deep.png", b"x")
+        rows.append("sub\\deep.png,flu")
+        archive.writestr("data/manifest.csv", "\n".join(rows))
+    folder = store(buffer, name="d.zip", checkpoints_dir=tmp_path)
+    plan = make_plan(folder)
+    assert plan.count() == {"": {"normal": 8, "flu": 6}}
+    assert all(one.path and one.path.is_file() for one in plan.found)

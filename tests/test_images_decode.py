@@ -466,3 +466,12 @@ def test_orientation_of_any_type_is_applied(kind: int, value: bytes) -> None:
 def test_an_orientation_out_of_range_is_none(value: bytes) -> None:
     image = decode(_build_tiff(orientation=(1, value)))
     assert image.pixels[:, :, 0].tolist() == [[10, 20, 30], [40, 50, 250]]
+
+
+def test_a_file_that_would_fill_the_memory_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "disc.iso"
+    with path.open("wb") as handle:
+        handle.truncate(5 << 30)  # takes no room on the disk
+    with pytest.raises(ImageError, match="at most 2 GiB are read") as caught:
+        load(path)
+    assert caught.value.code == "image.too_large"

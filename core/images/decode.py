@@ -25,7 +25,7 @@ from core.images import aspect
 from core.images.deep_colour import find_raw_mode, is_deep_colour, read_deep_colour
 from core.images.dicom import decode_dicom, is_dicom
 from core.images.dicom_grey import FileDisplay, WindowPreset
-from core.images.intensity import MAX_PIXELS, check_size, refuse_frame, stretch
+from core.images.intensity import MAX_FILE_BYTES, MAX_PIXELS, check_size, refuse_frame, stretch
 from core.images.jpeg_picture import check_jpeg_whole
 from core.images.notices import Notice
 from core.images.orientation import exchanges_axes, find_orientation, turn_upright
@@ -185,6 +185,13 @@ def load(path: Path, *, frame: int = 0) -> Image:
                 "the file cannot be read: the path is a folder or a device; expected a file. "
                 "Choose the image itself.",
                 code="image.missing",
+            )
+        if Path(path).stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(
+                f"the file is too large: at most {MAX_FILE_BYTES >> 30} GiB are read. Export the image "
+                "alone, or fewer frames.",
+                code="image.too_large",
+                params={"limit": MAX_PIXELS // 10**6},
             )
         data = Path(path).read_bytes()
     except ImageError:

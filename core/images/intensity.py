@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from core.errors import ImageError
 
 MAX_PIXELS = 80_000_000  # of one frame; below Pillow's own limit, so that ours applies first
+MAX_FILE_BYTES = 2 << 30  # of a file on disk, which is read into memory as a whole
 MAX_FRAME_BYTES = 512 * 2**20  # of one decoded frame, or of a deflated file once inflated
 OUTLIER_PERCENT = 0.1  # percentage of values allowed to saturate at either end
 _PIECE = 2**20  # pixels processed at once
