@@ -111,14 +111,14 @@ def _run_child(
     command += ["--seed", str(options.seed), "--memory-mb", str(options.memory_mb), *more]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None
-    number, origin, began, is_busy = first, "before the first", time.monotonic(), True
+    number, origin, began, is_busy = first, None, time.monotonic(), True
     buffered, limit_s = b"", max(60.0, options.seconds)  # the first also imports
     while True:
         ready, _, _ = select.select([child.stdout], [], [], limit_s)
         if not ready:
             child.kill()
             child.wait()
-            tally.add(number, origin, "hang")
+            tally.add(number, str(origin), "hang")
             return number + 1
         piece = os.read(child.stdout.fileno(), 2**16)
         if not piece:
@@ -146,6 +146,8 @@ def _run_child(
     code = child.wait()
     if code == 0:
         return int(options.cases)
+    if origin is None:
+        raise SystemExit("the child process does not start; run it with --child 0")
     if is_busy:
         reason = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         tally.add(number, origin, f"crash: {reason}")

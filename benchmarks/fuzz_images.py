@@ -1,37 +1,23 @@
 """Decode damaged files of every kind, in a child process, and count what is not an ImageError.
 
 A small valid file of every kind that the app reads is damaged (bytes flipped, cut off, blocks
-inserted, removed or repeated, integers set to extremes, two files spliced) and decoded with an
-address space of --memory-mb and a watchdog of --seconds per file. Defects are an exception other
+inserted, removed or repeated, integers set to extremes, two files spliced) and decoded with
+at most --memory-mb of memory and a watchdog of --seconds per file. Defects are an exception other
 than ImageError, a hang and a crash of the process. File number N of a seed is always the same:
 --show N writes it.
 
-    PYTHONPATH=. python benchmarks/fuzz_images.py --files 100000
+    PYTHONPATH=. python benchmarks/fuzz_images.py --cases 100000
 """
 
 import argparse
 import io
-import json
-import logging
-import os
-import platform
-import resource
-import select
-import signal
-import subprocess
-import sys
 import time
-import traceback
-import warnings
-from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pydicom
-from harness import RESULTS
+from fuzz_harness import add_options, do_cases, run, save
 from openjpeg.utils import encode_array as encode_j2k
 from PIL import Image as PILImage
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -47,13 +33,12 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from core.errors import ImageError
+from core.errors import CoreError, ImageError
 from core.images.decode import decode
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 LARGEST_SEED_FILE = 150_000  # bytes
 EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-KEPT = 40  # defects listed in the result
 
 
 def build_corpus(only: str) -> dict[str, bytes]:
@@ -240,145 +225,50 @@ def build_file(corpus: list[tuple[str, bytes]], seed: int, number: int) -> tuple
     return f"{name}: {', '.join(used)}", bytes(broken)
 
 
-def decode_all(seed: int, first: int, last: int, memory_mb: int, only: str) -> None:
-    """The child: decode file after file, one line of JSON before and after each."""
-    logging.disable()
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
-    corpus = list(build_corpus(only).items())
-    warnings.simplefilter("error")  # a warning that reaches the log could quote a patient tag
-    for number in range(first, last):
-        origin, data = build_file(corpus, seed, number)
-        rng = np.random.default_rng([seed, number, 1])
-        window = (float(rng.normal(0, 500)), 300.0) if rng.random() < 0.2 else None
-        print(json.dumps({"begins": number, "origin": origin}), flush=True)
-        outcome, where = "shown", ""
+def try_file(
+    corpus: list[tuple[str, bytes]], seed: int, number: int
+) -> tuple[str, Callable[[], str]]:
+    """One damaged file through ``decode``."""
+    origin, data = build_file(corpus, seed, number)
+    rng = np.random.default_rng([seed, number, 1])
+    window = (float(rng.normal(0, 500)), 300.0) if rng.random() < 0.2 else None
+
+    def attempt() -> str:
         try:
             decode(data, frame=int(rng.random() < 0.1), window=window, invert=rng.random() < 0.1)
-        except ImageError as err:
-            outcome = err.code
-        except BaseException as err:  # noqa: BLE001 - whatever it is, it is a defect
-            outcome = type(err).__name__
-            where = traceback.format_exc(limit=-3)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(json.dumps({"ends": number, "outcome": outcome, "where": where, "peak_mb": peak}))
+        except ImageError:
+            raise
+        except CoreError as err:
+            raise AssertionError("an error of ours, but none of an image") from err
+        return "shown"
 
-
-class Tally:
-    """What happened to the files so far."""
-
-    def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.defects: list[dict[str, object]] = []
-        self.n_defects = 0
-        self.peak_mb = 0
-        self.peak_file = -1
-        self.slowest = (0.0, -1)
-
-    def add(self, number: int, origin: str, outcome: str, where: str = "") -> None:
-        """Count an outcome; it is a defect unless it is a picture or an ImageError."""
-        self.outcomes[outcome] += 1
-        if outcome == "shown" or outcome.startswith("image."):
-            return
-        self.n_defects += 1
-        print(f"defect in file {number} ({origin}): {outcome}\n{where}", flush=True)
-        if len(self.defects) < KEPT:
-            last = where.strip().splitlines()[-3:] if where else []
-            self.defects.append(
-                {"file": number, "from": origin, "what": outcome, "where": " | ".join(last)}
-            )
-
-
-def run_child(options: argparse.Namespace, first: int, tally: Tally) -> int:
-    """Start a child at file ``first``; return the file to go on with after it has ended."""
-    command = [sys.executable, __file__, "--child", str(first), "--files", str(options.files)]
-    command += ["--seed", str(options.seed), "--memory-mb", str(options.memory_mb)]
-    command += ["--only", options.only]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert child.stdout is not None
-    number, origin, began, is_busy = first, None, time.monotonic(), True
-    buffered = b""
-    while True:
-        ready, _, _ = select.select([child.stdout], [], [], options.seconds)
-        if not ready:
-            child.kill()
-            child.wait()
-            tally.add(number, str(origin), "hang")
-            return number + 1
-        piece = os.read(child.stdout.fileno(), 2**16)
-        if not piece:
-            break
-        *lines, buffered = (buffered + piece).split(b"\n")
-        for line in lines:
-            report = json.loads(line)
-            if "begins" in report:
-                number, origin = report["begins"], report["origin"]
-                began, is_busy = time.monotonic(), True
-                continue
-            is_busy = False
-            tally.add(number, origin, report["outcome"], report["where"])
-            tally.slowest = max(tally.slowest, (time.monotonic() - began, number))
-            if report["peak_mb"] > tally.peak_mb:
-                tally.peak_mb, tally.peak_file = report["peak_mb"], number
-            if number % 5000 == 0:
-                print(f"{number} files, {tally.n_defects} defects", flush=True)
-    code = child.wait()
-    if code == 0:
-        return int(options.files)
-    if origin is None:
-        raise SystemExit("the child process does not start; run it with --child 0")
-    if is_busy:
-        reason = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        tally.add(number, origin, f"crash: {reason}")
-    return number + 1
+    return origin, attempt
 
 
 def main() -> None:
     """Run, and save the counts and defects."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=2000)
-    parser.add_argument("--first", type=int, default=0, help="number of the first file")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=20.0, help="watchdog per file")
-    parser.add_argument("--memory-mb", type=int, default=2048, help="address space of the child")
     parser.add_argument("--only", default="", help="kinds whose name holds this; nothing is saved")
     parser.add_argument("--show", type=int, help="write this file to --to instead")
     parser.add_argument("--to", type=Path, default=Path("fuzzed.bin"))
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    add_options(parser, cases=2000)
     options = parser.parse_args()
     if options.child is not None:
-        decode_all(options.seed, options.child, options.files, options.memory_mb, options.only)
+        corpus = list(build_corpus(options.only).items())
+        do_cases(options, lambda number: try_file(corpus, options.seed, number))
         return
     if options.show is not None:
-        origin, data = build_file(
-            list(build_corpus(options.only).items()), options.seed, options.show
-        )
+        corpus = list(build_corpus(options.only).items())
+        origin, data = build_file(corpus, options.seed, options.show)
         options.to.write_bytes(data)
         print(origin)
         return
-    tally, number, began = Tally(), options.first, time.monotonic()
-    while number < options.files:
-        number = run_child(options, number, tally)
-    result = {
-        "files": options.files - options.first,
-        "seed": options.seed,
-        "defects": tally.n_defects,
-        "outcomes": dict(tally.outcomes.most_common()),
-        "listed_defects": tally.defects,
-        "peak_rss_mb": tally.peak_mb,
-        "peak_rss_file": tally.peak_file,
-        "slowest_file": {"seconds": round(tally.slowest[0], 2), "file": tally.slowest[1]},
-        "seconds": round(time.monotonic() - began),
-        "limits": {"seconds": options.seconds, "memory_mb": options.memory_mb},
-        "versions": {
-            name: version(name)
-            for name in ("pillow", "pydicom", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pyjpegls")
-        },
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+    began = time.monotonic()
+    tally = run(__file__, options, more=["--only", options.only])
     if not options.only:
-        (RESULTS / "fuzz_images.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({k: v for k, v in result.items() if k != "listed_defects"}, indent=2))
+        packages = ("pillow", "pydicom", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pyjpegls")
+        seconds = time.monotonic() - began
+        save("fuzz_images", options, tally, seconds=seconds, packages=packages)
 
 
 if __name__ == "__main__":

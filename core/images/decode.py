@@ -188,8 +188,8 @@ def load(path: Path, *, frame: int = 0) -> Image:
             )
         if Path(path).stat().st_size > MAX_FILE_BYTES:
             raise ImageError(
-                f"the file is too large: at most {MAX_FILE_BYTES >> 30} GiB are read. Export the image "
-                "alone, or fewer frames.",
+                f"the file is too large: at most {MAX_FILE_BYTES >> 30} GiB are read. Export the "
+                "image alone, or fewer frames.",
                 code="image.too_large",
                 params={"limit": MAX_PIXELS // 10**6},
             )
