@@ -23,6 +23,7 @@ from core.data.folder_words import find_split, is_system_file, is_system_folder
 from core.errors import DataError
 from core.files import abandoned
 from core.files.names import clean
+from core.files.zips import ZIP_ERRORS
 
 _CHUNK = 1 << 20
 _UTF8_FLAG = 0x800
@@ -164,7 +165,7 @@ def extract(source: BinaryIO, into: Path, *, limits: ZipLimits) -> None:
         if err.errno is not None:  # a disk error; bz2's errors for damaged data have no number
             raise
         _refuse("damaged", f"is no zip file or is damaged ({err})", err)
-    except (NotImplementedError, RuntimeError, EOFError, ValueError) as err:
+    except ZIP_ERRORS as err:
         _refuse("unsupported", f"is packed in a way that cannot be read ({err})", err)
 
 

@@ -5,17 +5,15 @@ Owns the limits on size and compression ratio. The caller interprets the arrays.
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-ERRORS = (  # errors that reading such a file may raise
-    *(OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+from core.files.zips import ZIP_ERRORS
+
+ERRORS = ZIP_ERRORS  # that reading such a file may raise
 _MAX_BYTES = 4 << 30  # of all arrays together
 _MAX_RATIO = 200  # unpacked / packed size; images never compress that much
 _SMALL_BYTES = 1 << 20  # below this, any ratio is harmless

@@ -6,22 +6,17 @@ contains.
 """
 
 import io
-import lzma
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from core.errors import ImageError
+from core.files.zips import ZIP_ERRORS
 
 _MAX_ENTRIES = 10_000  # maximum read; no real upload has millions of entries
 _MAX_RATIO = 200  # unpacked / packed size; images never compress that much
 _SMALL_BYTES = 2**20  # below this, any ratio is harmless
 _IGNORED = {"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"}
-_ERRORS = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    *(OSError, EOFError, NotImplementedError, RuntimeError),
-)
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ def list_entries(data: bytes) -> list[Entry]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
-    except _ERRORS as err:
+    except ZIP_ERRORS as err:
         raise ImageError(
             "the ZIP archive is damaged; pack it again.",
             code="image.zip_damaged",
@@ -88,7 +83,9 @@ def read_entry(data: bytes, place: int, *, max_bytes: int) -> bytes:
             _check(info, max_bytes=max_bytes)
             with archive.open(info) as handle:
                 unpacked = handle.read(max_bytes + 1)
-    except (*_ERRORS, IndexError) as err:
+    except ImageError:  # also a ValueError
+        raise
+    except ZIP_ERRORS as err:
         raise ImageError(
             "a file in the ZIP archive is damaged; pack it again.",
             code="image.zip_damaged",

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from core.errors import CheckpointError, ConfigError, CoreError
 from core.files import abandoned
 from core.files.mapped_memory import release_pages
 from core.files.whole import hash_file, write_text
+from core.files.zips import ZIP_ERRORS
 from core.gallery import novelty
 from core.gallery.corrections import GalleryState
 from core.gallery.corrections_db import CurationStore, default_url
@@ -44,7 +44,6 @@ from core.stats.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 
-_ARRAY_ERRORS = (OSError, ValueError, KeyError, zipfile.BadZipFile)
 
 
 def save_bundle(
@@ -275,7 +274,7 @@ def _load_contents(folder: Path, config: BundleConfig) -> Contents:
             Calibration, read_json(folder / "calibration.json"), "calibration.json"
         )
         card = (folder / "card.md").read_text(encoding="utf-8")
-    except (*_ARRAY_ERRORS, CoreError) as err:
+    except (*ZIP_ERRORS, CoreError) as err:
         raise _damaged(folder, str(err)) from err
     if not (len(gallery_xy) == len(ends) == len(gallery) == len(descriptors)):
         raise _damaged(folder, "gallery, map and thumbnails differ in length")
