@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from core.config import Settings, build_record
 from core.errors import BackboneError, CheckpointError, ConfigError, CoreError
 from core.files import abandoned
-from core.files.whole import write_whole
+from core.files.whole import check_writable_folder, write_whole
 from core.gallery.corrections import Version, replay
 from core.gallery.corrections_db import CurationStore, Merge, default_url
 from core.models.bundle import check_model_id
@@ -182,7 +182,7 @@ def import_model(directory: Path, path: Path, *, settings: Settings, name: str =
         BackboneError: the pretrained backbones it needs are not available on this machine.
     """
     manifest, tensors = _read(path)
-    directory.mkdir(parents=True, exist_ok=True)
+    check_writable_folder(directory)
     workshop = Path(tempfile.mkdtemp(prefix=".importing-", suffix=f"-{os.getpid()}", dir=directory))
     abandoned.mark(workshop)
     try:
