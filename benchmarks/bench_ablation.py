@@ -9,7 +9,7 @@ the answers to single images), the same as a Markdown table, and results/accurac
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import harness
 
 from core.assessment.ablation import run_ablation, write_table
 from core.config import Settings
+from core.data.options import DataOptions
 from core.files.whole import write_text
 
 
@@ -27,6 +28,7 @@ class Case:
     path: str
     systems: tuple[str, ...] = ("1", "4", "5", "6")
     overrides: tuple[str, ...] = ()
+    options: DataOptions = field(default_factory=DataOptions)
     is_judged: bool = True  # whether to compare the vote with the baselines, in a separate file
 
 
@@ -40,7 +42,10 @@ SETS = {
     "busi": Case("busi"),
     # Images of 28 px: an input of 288 px would add nothing over 128 px.
     "pneumoniamnist": Case(
-        "pneumoniamnist/pneumoniamnist.npz", ("4", "5", "6"), ("preprocess.input_size=128",)
+        "pneumoniamnist/pneumoniamnist.npz",
+        ("4", "5", "6"),
+        ("preprocess.input_size=128",),
+        options=DataOptions(classes=(("0", "normal"), ("1", "disease"))),  # 1 is pneumonia
     ),
 }
 FLOORS = ("knn_frozen", "logreg_frozen")
@@ -87,6 +92,7 @@ def run(data: Path, name: str, *, case: Case, checkpoints: Path, n_seeds: int) -
         overrides=case.overrides,
         n_seeds=n_seeds,
         settings=Settings(checkpoints_dir=checkpoints),
+        options=case.options,
         progress=lambda done, text: print(f"{name} {done:4.0%} {text}", flush=True),
     )
     if case.is_judged:

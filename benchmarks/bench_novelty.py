@@ -6,6 +6,10 @@ images are photographs (whole and cropped), noise, near-blank and blank frames, 
 the test images of the other data sets, e.g. a chest film given to the fundus demo and vice versa.
 ``at_95`` gives the same at the limit that accepts 95 % of test.
 
+``copies`` is the fraction of ordinary copies of val and test images (saved again as JPEG, scaled,
+trimmed) that is accepted, and ``before`` everything at the limit of models that did not measure
+copies of their training images. The factor on those copies was chosen on val; test only reports.
+
 If a model is given for a data set, it is evaluated as shipped: with its own gallery and limit, and
 refusing if any member refuses. The score is the largest distance of a member in units of its limit,
 and a sample goes through ``answers.diagnose`` to verify that it decides the same. Without a model,
@@ -31,6 +35,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import ordinary_copies as copies
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
@@ -187,32 +192,62 @@ def score(
     return reference.score(descriptors) if len(descriptors) else np.zeros(0)
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Distances per kind, and the limit that they are compared with."""
+
+    values: dict[str, NDArray[np.floating]]
+    limit: float
+    before: "Scores | None" = None  # without the copies of training images
+
+
+def find_limit(reference: novelty.NoveltyReference, config: KnnConfig) -> float:
+    """The limit a model sets."""
+    return reference.compute_limit(percentile=config.novelty_percentile, slack=config.novelty_slack)
+
+
 def score_by_backbones(
-    embedder: Embedder, described: Descriptors, train: str, kinds: Sequence[str]
-) -> tuple[dict[str, NDArray[np.floating]], float]:
+    embedder: Embedder, described: Descriptors, name: str, kinds: Sequence[str]
+) -> Scores:
     """Distances of every kind to the training images, and the limit a model would set."""
-    config = KnnConfig()
-    reference = novelty.fit(described.find(embedder, train))
-    limit = reference.compute_limit(
-        percentile=config.novelty_percentile, slack=config.novelty_slack
-    )
-    scores = {kind: score(reference, described.find(embedder, kind)) for kind in kinds}
-    return {"gallery": reference.distances, **scores}, limit
+    gallery = described.find(embedder, f"{name}/train")
+    rows = copies.space_out(len(gallery), copies.N_FITTED)
+    copied = [
+        novelty.measure_copies(gallery, described.find(embedder, f"{name}/train, {kind}"), rows)
+        for kind in copies.FITTED
+    ]
+    old, new = novelty.fit(gallery), novelty.fit(gallery, copy_distances=np.stack(copied))
+    values = {kind: score(old, described.find(embedder, kind)) for kind in kinds}
+    values = {"gallery": old.distances, **values}
+    before = Scores(values, find_limit(old, KnnConfig()))
+    return Scores(values, find_limit(new, KnnConfig()), before)
 
 
-def score_by_model(
-    model: Model, described: Descriptors, kinds: Sequence[str]
-) -> tuple[dict[str, NDArray[np.floating]], float]:
+def score_by_model(model: Model, described: Descriptors, kinds: Sequence[str]) -> Scores:
     """The largest member distance in units of that member's limit, per kind; the limit is 1."""
-    scores = {}
+    values, old_values = {}, {}
     for kind in kinds:
-        by_member = [
-            score(m.bundle.contents.novelty, described.find(m.bundle.embedder, kind))
-            / m.bundle.novelty_limit
-            for m in model.members
-        ]
-        scores[kind] = np.max(by_member, axis=0)
-    return scores, 1.0
+        by_member, by_old = [], []
+        for member in model.members:
+            bundle = member.bundle
+            reference = bundle.contents.novelty
+            found = score(reference, described.find(bundle.embedder, kind))
+            old = dataclasses.replace(reference, copy_distances=None)
+            by_member.append(found / bundle.novelty_limit)
+            by_old.append(found / find_limit(old, bundle.config.run.knn))
+        values[kind], old_values[kind] = np.max(by_member, axis=0), np.max(by_old, axis=0)
+    return Scores(values, 1.0, Scores(old_values, 1.0))
+
+
+def sum_up_copies(scores: Scores, name: str) -> dict[str, dict[str, float]]:
+    """Fraction of val's and test's ordinary copies that is accepted."""
+    return {
+        split: {
+            kind: float((scores.values[f"{name}/{split}, {kind}"] <= scores.limit).mean())
+            for kind in copies.MEASURED
+        }
+        for split in ("val", "test")
+    }
 
 
 def check_decision(
@@ -278,7 +313,7 @@ def sum_up(
         "quantiles": {
             kind: np.round(np.quantile(values, [0.01, 0.05, 0.5, 0.95, 0.99]), 4).tolist()
             for kind, values in scores.items()
-            if len(values)
+            if len(values) and ", " not in kind  # copies have their own table
         },
     }
 
@@ -313,6 +348,12 @@ def list_sources(roots: dict[str, Path], models: dict[str, Model]) -> dict[str, 
             sources[f"{name}/{split}"] = Source(
                 partial(read_split, root, split, val_fraction=run.val_fraction, seed=run.seed)
             )
+            for kind, make in (copies.FITTED if split == "train" else copies.MEASURED).items():
+                n_wanted = copies.N_FITTED if split == "train" else copies.N_MEASURED
+                read = sources[f"{name}/{split}"].read
+                sources[f"{name}/{split}, {kind}"] = Source(
+                    partial(copies.copy_some, read, make, n_wanted=n_wanted)
+                )
     for family in FAMILIES:
         drawn = draw_family(family)
         readable = [picture for picture in drawn if picture is not None]
@@ -340,19 +381,28 @@ def main() -> None:
     for name in roots:
         others = [f"{other}/test" for other in roots if other != name]
         foreign = {kind: described.sources[kind].n_refused for kind in [*FAMILIES, *others]}
-        kinds = [f"{name}/val", f"{name}/test", *foreign]
+        own = [f"{name}/val", f"{name}/test"]
+        copied = [f"{split}, {kind}" for split in own for kind in copies.MEASURED]
+        kinds = [*own, *foreign, *copied]
         found: dict[str, object] = {"model": None, "preset": options.preset}
         if name in models:
-            scores, limit = score_by_model(models[name], described, kinds)
+            scores = score_by_model(models[name], described, kinds)
+            clean = {kind: scores.values[kind] for kind in [*own, *foreign]}
             found = {
                 "model": models[name].model_id,
                 "data_id": models[name].data_id,
-                "diagnosed": check_decision(models[name], described, scores),
+                "diagnosed": check_decision(models[name], described, clean),
             }
         else:
             embedder = embedder or build_embedder(build_preset(options.preset), settings)
-            scores, limit = score_by_backbones(embedder, described, f"{name}/train", kinds)
-        results[name] = {**found, **sum_up(scores, limit, name=name, foreign=foreign)}
+            scores = score_by_backbones(embedder, described, name, kinds)
+        results[name] = found
+        results[name] |= sum_up(scores.values, scores.limit, name=name, foreign=foreign)
+        results[name]["copies"] = sum_up_copies(scores, name)
+        assert scores.before is not None
+        before = sum_up(scores.before.values, scores.before.limit, name=name, foreign=foreign)
+        del before["quantiles"], before["at_95"]
+        results[name]["before"] = {**before, "copies": sum_up_copies(scores.before, name)}
     write(options.out, results, seconds=time.monotonic() - began)
 
 

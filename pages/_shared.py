@@ -39,6 +39,7 @@ CENTRE_KEY = "diagnose_centre"
 WIDTH_KEY = "diagnose_width"
 INVERT_KEY = "diagnose_invert"
 TAGS_KEY = "diagnose_tags"  # prefix: patient tags were asked for
+OVERLAY_KEY = "diagnose_overlay"  # + file and frame: its graphics are drawn
 EXPORT_FAILED_KEY = "diagnose_export_failed"  # case -> why its last download failed
 READER_FIRST_KEY = "diagnose_reader_first"
 HASHES_KEY = "diagnose_hashes"  # upload id -> sha256

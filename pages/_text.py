@@ -19,6 +19,7 @@ from babel.messages.pofile import read_po
 from core.answers.diagnosis import write_percent as percent  # noqa: F401 - the pages say it so
 from core.errors import CoreError
 from core.files.names import escape_markdown
+from core.images.notices import Notice
 from core.jobs.state import Job
 
 LOCALE_DIR = Path(__file__).parents[1] / "assets" / "locale"
@@ -47,6 +48,10 @@ ERRORS: dict[str, str] = {
         "The compression of this DICOM file ({syntax}) is not supported."
     ),
     "image.dicom_unsupported": N_("This type of DICOM image cannot be read ({reason})."),
+    "image.dicom_object": N_(
+        "This DICOM file is of the kind “{object}”, not an image that can be read. Choose the image"
+        " series that it belongs to."
+    ),
     "image.missing": N_("The file is no longer there."),
     "image.tiff_kind": N_(
         "This type of TIFF cannot be read here. Export it with 8 or 16 bits per sample, "
@@ -219,6 +224,74 @@ ERRORS: dict[str, str] = {
     "knn.nobody": N_("No training image is left to compare with."),
 }
 
+# Codes of core's notices -> sentence.
+NOTICES: dict[str, str] = {
+    "image.object_unknown": N_(
+        "The DICOM file does not state a known kind of object (SOP class); it was read as a "
+        "picture. Check that it is one."
+    ),
+    "image.for_processing": N_(
+        "This is raw detector data (FOR PROCESSING), not the image as displayed: the answer may "
+        "not hold. Prefer the FOR PRESENTATION image of the same view."
+    ),
+    "image.tile": N_(
+        "This is one tile of a tiled image, not the whole of it; every frame is another tile."
+    ),
+    "image.no_reference": N_(
+        "The DICOM file lacks {tags}: DICOM exports carry its patient but cannot refer to this "
+        "image."
+    ),
+    "image.aspect": N_(
+        "The file's pixels are not square (height / width {ratio}, from {source}): brought to true "
+        "proportion, resampled from {old} to {new}."
+    ),
+    "image.aspect_ignored": N_(
+        "The file states an impossible shape of its pixels (height / width {ratio}, from {source});"
+        " this statement was ignored."
+    ),
+    "image.aspect_conflict": N_(
+        "The file contradicts itself on the shape of its pixels: height / width {ratio} by "
+        "{source}, {other_ratio} by {other}. The first was used."
+    ),
+    "image.overlays": N_(
+        "Overlay graphics in the file ({n}), such as marks or text, are not part of the image that"
+        " was read."
+    ),
+    "image.overlays_hidden": N_(
+        "Overlay graphics in the file ({n}), such as marks or text, are not part of the image that"
+        " was read. Not all of them can be shown here."
+    ),
+    "image.palette_ignored": N_(
+        "The file gives some values of this image a colour, by a palette that cannot be read: it "
+        "is shown and read in grey."
+    ),
+}
+
+# What a DICOM object is, in core's words -> translated.
+OBJECTS: dict[str, str] = {
+    "directory of a disc": N_("directory of a disc"),
+    "segmentation": N_("segmentation"),
+    "radiotherapy dose map": N_("radiotherapy dose map"),
+    "radiotherapy structure set": N_("radiotherapy structure set"),
+    "radiotherapy plan or record": N_("radiotherapy plan or record"),
+    "structured report": N_("structured report"),
+    "parametric map": N_("parametric map"),
+    "map of measurements": N_("map of measurements"),
+    "presentation state": N_("presentation state"),
+    "encapsulated document": N_("encapsulated document"),
+    "waveform": N_("waveform"),
+    "raw data object": N_("raw data object"),
+    "spectroscopy record": N_("spectroscopy record"),
+    "real world value mapping": N_("real world value mapping"),
+    "registration": N_("registration"),
+    "set of fiducials": N_("set of fiducials"),
+    "surface model": N_("surface model"),
+    "key object selection": N_("key object selection"),
+    "overlay without its image": N_("overlay without its image"),
+    "set of measurements": N_("set of measurements"),
+    "report": N_("report"),
+}
+
 CLASS_NAMES: dict[str, str] = {
     "normal": N_("normal"),
     "healthy": N_("healthy"),
@@ -300,9 +373,26 @@ def describe_error(code: str | None, message: str, params: Mapping[str, object])
     if language() == "en" or template is None:
         return message
     try:
-        return _(template).format(**params)
+        return _(template).format(**_translate_params(params))
     except (KeyError, IndexError):  # a parameter core did not give
         return message
+
+
+def _translate_params(params: Mapping[str, object]) -> dict[str, object]:
+    """The kind of a DICOM object in the session's language; everything else as it is."""
+    known = OBJECTS.get(str(params.get("object")))
+    return {**params, "object": _(known)} if known else dict(params)
+
+
+def describe_notice(notice: Notice) -> str:
+    """A notice of core in the session's language; core's own sentence where there is none."""
+    template = NOTICES.get(notice.code)
+    if language() == "en" or template is None:
+        return notice.text
+    try:
+        return _(template).format(**notice.params)
+    except (KeyError, IndexError):
+        return notice.text
 
 
 def describe(error: CoreError) -> str:

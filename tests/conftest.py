@@ -81,17 +81,17 @@ def unsaid_checkpoints(tiny_checkpoints: Path, tmp_path: Path) -> Path:
     """Two models whose class names do not tell the disease, and their data in ``.demo-data``."""
     directory = tmp_path / "unsaid"
     for split in ("train", "test"):
-        for old, new in (("normal", "benign"), ("disease", "malignant")):
+        for old, new in (("normal", "plain"), ("disease", "spotted")):
             source = tiny_checkpoints / ".demo-data" / split / old
             shutil.copytree(source, directory / ".demo-data" / split / new)
     data = read_dataset(
-        directory / ".demo-data", DataOptions(disease_class="malignant"), val_fraction=0.25
+        directory / ".demo-data", DataOptions(disease_class="spotted"), val_fraction=0.25
     )
     for name in ("demo-triplet", "demo-metric"):
         shutil.copytree(tiny_checkpoints / name, directory / name)
         path = directory / name / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        config |= {"class_names": ["benign", "malignant"], "data_id": data.data_id}
+        config |= {"class_names": ["plain", "spotted"], "data_id": data.data_id}
         path.write_text(json.dumps(config), encoding="utf-8")
         write_seal(directory / name)
     return directory

@@ -18,6 +18,7 @@ from core.data.datasets import Dataset, read_dataset
 from core.errors import DataError, ImageError
 from core.export.worklist import to_csv, to_json
 from core.images.decode import Image, decode, encode_png, load
+from core.images.notices import Notice
 from core.images.phantom import draw
 from core.models.bundle import ModelBundle
 from core.models.ensemble import Ensemble
@@ -281,3 +282,31 @@ def test_the_generators_mark_is_no_burned_in_text_but_a_name_beside_it_is(
     assert both.burned_in
     assert not unmarked.has_synthetic_mark
     assert unmarked.burned_in
+
+
+def test_notices_and_overlays_come_with_the_answer_and_are_never_read(
+    tiny_bundle: ModelBundle, diagnosed: Diagnosis
+) -> None:
+    image = eye(950_003)
+    mask = np.zeros((2000, 1000), dtype=bool)
+    mask[1000:] = True
+    said = (Notice("image.overlays", "Overlay graphics.", {"n": 1}), Notice("x", "=Two."))
+    large = dataclasses.replace(image, pixels=np.resize(image.pixels, (2000, 1000, 3)))
+    marked = dataclasses.replace(large, notices=said, overlay=mask)
+    plain, done = (diagnose(tiny_bundle, [i], explain=False)[0] for i in (large, marked))
+    assert done.probabilities == plain.probabilities
+    assert done.notices == said
+    assert done.overlay is not None
+    assert done.overlay.shape == done.pixels.shape[:2] == (1024, 512)
+    assert done.overlay[512:].all()
+    assert not done.overlay[:511].any()
+    assert to_json(done)["notices"] == [
+        {"code": "image.overlays", "text": "Overlay graphics."},
+        {"code": "x", "text": "=Two."},
+    ]
+    assert to_json(diagnosed)["notices"] == []
+    assert list(to_json(done))[-1] == "notices"
+    (row,) = table([done])
+    assert list(row)[-1] == "notices"
+    assert row["notices"] == "Overlay graphics. =Two."
+    assert table([diagnosed])[0]["notices"] == ""

@@ -48,11 +48,11 @@ def test_a_model_says_itself_which_class_is_disease(unsaid_checkpoints: Path) ->
     settings = Settings(checkpoints_dir=unsaid_checkpoints, device="cpu")
     data = unsaid_checkpoints / ".demo-data"
     evaluation = assess("demo-triplet", data, split="test", settings=settings)
-    assert evaluation.disease_class == "malignant"
+    assert evaluation.disease_class == "spotted"
     assert evaluation.is_internal, "the same images as in training, with the same id"
     model = load_bundle(unsaid_checkpoints, "demo-triplet", settings=settings)
     assert [one.name for one in list_guests(unsaid_checkpoints, model)] == [evaluation.name]
-    turned = read_dataset(data, DataOptions(disease_class="benign"), val_fraction=0.25)
+    turned = read_dataset(data, DataOptions(disease_class="plain"), val_fraction=0.25)
     study = study_heatmaps(model, turned, split="test", n_images=1, n_faithful=0)
     assert study["n"] == 1
 

@@ -258,3 +258,19 @@ def test_predict_on_real_films(run, shared_data: Path, tmp_path: Path) -> None:
     rows = json.loads(out.read_text(encoding="utf-8"))
     assert len(rows) == len(files)
     assert np.all([row["error"] is None for row in rows])
+
+
+def test_what_a_file_is_and_how_it_was_read_is_said(
+    run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = pydicom.dcmread(PYDICOM_FILES / "CT_small.dcm")
+    raw.PresentationIntentType = "FOR PROCESSING"
+    raw.save_as(tmp_path / "raw.dcm")
+    out = tmp_path / "out.json"
+    files = [str(tmp_path / "raw.dcm"), str(PYDICOM_FILES / "liver_1frame.dcm")]
+    assert run("predict", "--model", "demo-triplet", *files, "--json", str(out)) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert [n["code"] for n in rows[0]["notices"]] == ["image.for_processing"]
+    assert rows[1]["error"].startswith("this DICOM file is a segmentation, not an image")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "raw.dcm: This is raw detector data (FOR PROCESSING)" in told

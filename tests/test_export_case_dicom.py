@@ -24,6 +24,7 @@ from core.export.case_dicom import (
     read_patient_tags,
 )
 from core.export.case_dicom.sheet import _load_font, _spell, _wrap, _write_head
+from core.images.decode import decode
 from core.images.quiet import hush
 
 CASE = Diagnosis(
@@ -209,6 +210,76 @@ def test_patient_tags_are_found_in_a_file_that_cannot_be_referred_to(source: byt
         "PatientAddress": "1 Main St",
         "ReferringPhysicianName": "Doc^A",
     }
+
+
+def capture_of(source: bytes, stated: dict[str, object]) -> bytes:
+    """The Secondary Capture of a source with these tags."""
+    with hush():
+        original = read(source)
+        for tag, value in stated.items():
+            setattr(original, tag, value)
+        data = encode_as_it_is(original)
+    return encode(build_secondary_capture(CASE, PICTURE, source=data))
+
+
+SIDES = {
+    "nothing stated": ({}, (None, "")),
+    "unpaired": ({"BodyPartExamined": "CHEST"}, ("CHEST", "")),
+    "side of the series": (
+        {"BodyPartExamined": "BREAST", "Laterality": "L"},
+        ("BREAST", "L"),
+    ),
+    "side of the image": (
+        {"BodyPartExamined": "BREAST", "ImageLaterality": "R", "Laterality": ""},
+        ("BREAST", "R"),
+    ),
+    "paired, side unknown": ({"BodyPartExamined": "KNEE"}, ("KNEE", "")),
+    "against the standard": ({"BodyPartExamined": "Chest", "Laterality": "left"}, ("CHEST", "")),
+    "more than one": ({"BodyPartExamined": ["CHEST", "HEAD"]}, (None, "")),
+}
+
+
+@pytest.mark.parametrize(("stated", "expected"), SIDES.values(), ids=SIDES)
+def test_body_part_and_side_are_the_sources(
+    source: bytes, stated: dict[str, object], expected: tuple[str | None, str]
+) -> None:
+    capture = read(capture_of(source, stated))
+    assert (capture.get("BodyPartExamined"), capture.ImageLaterality or "") == expected
+    assert "Laterality" not in capture
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+@pytest.mark.parametrize("stated", [stated for stated, _ in SIDES.values()], ids=SIDES)
+def test_a_validator_has_not_even_a_warning_on_body_part_and_side(
+    source: bytes, stated: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "sc.dcm"
+    path.write_bytes(capture_of(source, stated))
+    run = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+    assert [line for line in run.stderr.splitlines() if line[:5] in ("Error", "Warni")] == []
+
+
+@pytest.mark.parametrize(
+    "missing", ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+)
+def test_a_source_that_cannot_be_referred_to_keeps_its_patient(source: bytes, missing: str) -> None:
+    original = read(source)
+    del original[missing]
+    data = encode_as_it_is(original)
+    capture = build_secondary_capture(CASE, PICTURE, source=data)
+    report = read(encode(build_report(CASE, source=data, picture=capture)))
+    for made in (read(encode(capture)), report):
+        assert (made.PatientID, made.PatientName) == (original.PatientID, original.PatientName)
+        assert made.StudyInstanceUID
+        if missing != "StudyInstanceUID":
+            assert made.StudyInstanceUID == original.StudyInstanceUID
+    group = hd.sr.srread(io.BytesIO(encode(report))).content.get_image_measurement_groups()[0]
+    assert group.source_images[0].referenced_sop_instance_uid == capture.SOPInstanceUID
+    (notice,) = [n for n in decode(data).notices if n.code == "image.no_reference"]
+    assert notice.params == {"tags": missing}
+    with pytest.raises(ImageError, match="needs a DICOM image"):
+        build_report(CASE, source=data)
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")

@@ -15,6 +15,7 @@ from core.explanations.faithfulness import Faithfulness
 from core.export.case_pdf import build_pdf
 from core.export.pdf_text import spell
 from core.images.decode import decode, encode_png
+from core.images.notices import Notice
 from core.images.phantom import draw
 from core.models.ensemble import Ensemble
 
@@ -164,3 +165,9 @@ def test_a_rejected_file_has_no_report(tiny_ensemble: Ensemble) -> None:
     rejected = reject("a", ImageError("no"), model=tiny_ensemble)
     with pytest.raises(ImageError, match="not read"):
         build_pdf(tiny_ensemble, rejected)
+
+
+def test_the_notices_of_a_file_are_printed(tiny_ensemble: Ensemble, case: Diagnosis) -> None:
+    said = dataclasses.replace(case, notices=(Notice("x", "Raw detector data <FOR PROCESSING>."),))
+    assert "Raw detector data <FOR PROCESSING>." in read(build_pdf(tiny_ensemble, said))
+    assert "Raw detector" not in read(build_pdf(tiny_ensemble, case))

@@ -42,3 +42,31 @@ def test_bad_input_is_refused() -> None:
         novelty.fit(np.ones((1, 4), dtype=np.float32))
     with pytest.raises(ShapeError, match="descriptors"):
         novelty.fit(np.eye(4, dtype=np.float32)).score(np.ones((1, 3), dtype=np.float32))
+
+
+def test_copies_are_measured_without_their_originals(rng: np.random.Generator) -> None:
+    gallery = unit(rng, 30, np.eye(8)[0])
+    rows = np.array([4, 4, 17], dtype=np.int64)
+    copies = gallery[rows].copy()
+    copies[1] = unit(rng, 1, np.eye(8)[5])[0]  # far away: its original is not among the nearest
+    found = novelty.measure_copies(gallery, copies, rows)
+    for copy, row, distance in zip(copies, rows, found, strict=True):
+        others = np.delete(gallery, row, axis=0)
+        plain = np.sort(np.linalg.norm(others - copy, axis=1))[:5].mean()
+        assert distance == pytest.approx(plain, abs=1e-3)
+    few = novelty.measure_copies(gallery[:3], gallery[:1], np.array([0]))
+    plain = np.linalg.norm(gallery[1:3] - gallery[0], axis=1).mean()
+    assert few[0] == pytest.approx(plain, abs=1e-3)
+
+
+def test_ordinary_copies_lie_within_the_limit_and_only_raise_it(rng: np.random.Generator) -> None:
+    gallery = unit(rng, 200, np.eye(8)[0])
+    alone = novelty.fit(gallery).compute_limit(percentile=99.0, slack=1.2)
+    near = np.full((2, 10), alone / 2, dtype=np.float32)
+    assert novelty.fit(gallery, copy_distances=near).compute_limit(
+        percentile=99.0, slack=1.2
+    ) == pytest.approx(alone)
+    far = near.copy()
+    far[1] = np.linspace(alone, alone * 1.5, 10)
+    raised = novelty.fit(gallery, copy_distances=far).compute_limit(percentile=100.0, slack=1.2)
+    assert raised == pytest.approx(alone * 1.5 * 1.1, rel=1e-3)

@@ -376,3 +376,93 @@ def test_thumbnails_shrink_and_never_enlarge(rng: np.random.Generator) -> None:
     assert thumbnail(pixels[:10, :20]).shape == (10, 20, 3)
     np.testing.assert_array_equal(decode(encode_png(pixels)).pixels, pixels)
     assert decode(encode_jpeg(pixels)).format == "JPEG"
+
+
+def _build_tiff(*, orientation: tuple[int, bytes] | None = None, big: str = "") -> bytes:
+    """A TIFF of 2 x 3 grey pixels: classic or BigTIFF, with orientation of any type."""
+    pixels = bytes([10, 20, 30, 40, 50, 250])
+    order = big or "<"
+    word = "Q" if big else "I"
+    entries = [(256, 3, 3), (257, 3, 2), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
+    head = b"II" if order == "<" else b"MM"
+    size = 20 if big else 12
+    n_entries = len(entries) + 3 + bool(orientation)
+    start = 16 if big else 8
+    n_head = 8 if big else 2
+    at = start + n_head + n_entries * size + (8 if big else 4)
+    entries += [(273, 4, at), (278, 3, 2), (279, 4, len(pixels))]
+    rows = []
+    for tag, kind, value in entries:
+        body = struct.pack(f"{order}{'H' if kind == 3 else 'I'}", value)
+        rows.append((tag, kind, body))
+    if orientation:
+        rows.append((274, *orientation))
+    directory = b"".join(
+        struct.pack(f"{order}HH{word}", tag, kind, 1) + body.ljust(8 if big else 4, b"\0")
+        for tag, kind, body in sorted(rows)
+    )
+    version = struct.pack(f"{order}HHH", 43, 8, 0) if big else struct.pack(f"{order}H", 42)
+    count = struct.pack(f"{order}{'Q' if big else 'H'}", n_entries)
+    return (
+        head + version + struct.pack(f"{order}{word}", start) + count + directory
+        + struct.pack(f"{order}{word}", 0) + pixels
+    )  # fmt: skip
+
+
+def test_a_bigtiff_is_read() -> None:
+    classic, big = decode(_build_tiff()), decode(_build_tiff(big="<"))
+    assert classic.pixels[:, :, 0].tolist() == [[10, 20, 30], [40, 50, 250]]
+    np.testing.assert_array_equal(big.pixels, classic.pixels)
+    assert big.format == "TIFF"
+    saved = decode(encode(ramp(), "TIFF", big_tiff=True, compression="tiff_lzw"))
+    np.testing.assert_array_equal(saved.pixels[:, :, 0], ramp())
+
+
+def test_a_bigtiff_that_cannot_be_read_is_refused_in_words() -> None:
+    big = _build_tiff(big="<")
+    wide = big.replace(struct.pack("<HHQI", 256, 3, 1, 3), struct.pack("<HHQI", 256, 4, 1, 10**6))
+    wide = wide.replace(struct.pack("<HHQI", 257, 3, 1, 2), struct.pack("<HHQI", 257, 4, 1, 10**6))
+    for data, code in (
+        (_build_tiff(big=">"), "image.tiff_kind"),
+        (big[:40], "image.truncated"),
+        (big[:-3], "image.truncated"),
+        (b"II+\0\x08\0\0\0" + b"\xff" * 60, "image.truncated"),
+        (wide, "image.too_large"),
+    ):
+        with pytest.raises(ImageError) as caught:
+            decode(data)
+        assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (1, b"\x06"),  # BYTE
+        (3, b"\x06\0"),  # SHORT, as the standard has it
+        (4, b"\x06\0\0\0"),  # LONG
+        (6, b"\x06"),  # SBYTE
+        (7, b"\x06"),  # UNDEFINED
+        (2, b"6"),  # ASCII
+    ],
+)
+def test_orientation_of_any_type_is_applied(kind: int, value: bytes) -> None:
+    upright = [[40, 10], [50, 20], [250, 30]]
+    tiff = _build_tiff(orientation=(kind, value))
+    assert decode(tiff).pixels[:, :, 0].tolist() == upright
+    picture = PILImage.fromarray(np.array([[10, 20, 30], [40, 50, 250]], np.uint8))
+    count = struct.pack("<H", 1)
+    entry = struct.pack("<HHI", 274, kind, 1) + value.ljust(4, b"\0")
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + count + entry + b"\0\0\0\0"
+    for kind_of_file, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("JPEG", {})):
+        buffer = io.BytesIO()
+        picture.convert("RGB").save(buffer, kind_of_file, exif=exif, **options)
+        shown = decode(buffer.getvalue()).pixels[:, :, 0].astype(int)
+        assert shown.shape == (3, 2), kind_of_file
+        if kind_of_file != "JPEG":
+            assert shown.tolist() == upright
+
+
+@pytest.mark.parametrize("value", [b"\0", b"\x09", b"\xff"])
+def test_an_orientation_out_of_range_is_none(value: bytes) -> None:
+    image = decode(_build_tiff(orientation=(1, value)))
+    assert image.pixels[:, :, 0].tolist() == [[10, 20, 30], [40, 50, 250]]

@@ -17,7 +17,7 @@ from pydicom.pixels import apply_modality_lut, apply_windowing
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from core.errors import ImageError
-from core.images.codestream_size import find_codestream_size
+from core.images.codestream import Codestream, read_codestream
 from core.images.decode import decode
 from core.images.dicom_grey import _apply_window
 from core.images.intensity import scale_to_uint8
@@ -134,15 +134,16 @@ def test_every_pydicom_file_is_decoded_or_refused_with_a_reason() -> None:
             refused[path.name] = err.code
             continue
         n_decoded += 1
-        _check_polarity(path, image.pixels)
-    assert n_decoded >= 70
-    pixel_refusals = {n: c for n, c in refused.items() if c != "image.dicom_no_pixels"}
+        if path.name != "JPEG-lossy.dcm":  # its scan header is wrong; pydicom's decoders refuse it
+            _check_polarity(path, image.pixels)
+    assert n_decoded >= 63
+    not_pictures = {n for n, code in refused.items() if code == "image.dicom_object"}
+    assert not_pictures >= {"liver_1frame.dcm", "rtdose.dcm", "rtdose_rle.dcm", "rtplan.dcm"}
+    others = ("image.dicom_no_pixels", "image.dicom_object")
+    pixel_refusals = {n: c for n, c in refused.items() if c not in others}
     assert pixel_refusals == {
-        # 12-bit JPEG with marker errors; Pillow and libjpeg both refuse it
-        "JPEG-lossy.dcm": "image.dicom_unsupported",
         "JPEG2000-embedded-sequence-delimiter.dcm": "image.dicom_unsupported",
         "MR_truncated.dcm": "image.truncated",
-        "badVR.dcm": "image.dicom_unsupported",  # NumberOfFrames is "1A"
         "meta_missing_tsyntax.dcm": "image.empty",  # no Rows and Columns
         "nested_priv_SQ.dcm": "image.empty",
         "no_meta.dcm": "image.not_an_image",
@@ -306,21 +307,25 @@ def test_compressed_frames_that_lie_are_refused_before_decoding() -> None:
     assert caught.value.code == "image.truncated"
 
 
-def test_codestream_sizes_by_hand() -> None:
+def test_codestream_headers_by_hand() -> None:
     j2k = b"\xff\x4f\xff\x51\x00\x2f\x00\x00" + struct.pack(">4I", 70, 50, 10, 20)
-    assert find_codestream_size(j2k) == (60, 30)
-    jpeg_ls = b"\xff\xd8\xff\xf7\x00\x0b\x08" + struct.pack(">HH", 30, 60)
-    assert find_codestream_size(jpeg_ls) == (60, 30)
-    assert find_codestream_size(b"\xff\xd8\xff\xe0\xff\xff short") is None
-    assert find_codestream_size(b"RLE") is None
+    j2k += struct.pack(">4IHB", 60, 30, 10, 20, 3, 0x80 + 11)  # signed, 12 bits
+    assert read_codestream(j2k) == Codestream(60, 30, precision=12, n_samples=3)
+    jpeg_ls = b"\xff\xd8\xff\xf7\x00\x0b\x0c" + struct.pack(">HH", 30, 60) + b"\1\1\x11\0"
+    assert read_codestream(jpeg_ls) == Codestream(60, 30, precision=12)
+    scan = b"\xff\xda\0\x08\1\1\0"
+    assert not read_codestream(jpeg_ls + scan + b"\2\0\0").is_lossless  # NEAR of 2
+    assert read_codestream(jpeg_ls + scan + b"\0\0\0").is_lossless
+    assert read_codestream(b"\xff\xd8\xff\xe0\xff\xff short") is None
+    assert read_codestream(b"RLE") is None
     signature = struct.pack(">I", 12) + b"jP  \r\n\x87\n"
     other_box = struct.pack(">I", 10) + b"xml ab"
     jp2 = signature + other_box + struct.pack(">I", 0) + b"jp2c" + j2k
-    assert find_codestream_size(jp2) == (60, 30)
+    assert read_codestream(jp2) == read_codestream(j2k)
     with pytest.raises(ImageError, match="empty box"):  # pydicom would loop for ever
-        find_codestream_size(signature + struct.pack(">I", 0) + b"xml " + jp2)
+        read_codestream(signature + struct.pack(">I", 0) + b"xml " + jp2)
     with pytest.raises(ImageError, match="empty box"):
-        find_codestream_size(signature + other_box + b"\0\0")
+        read_codestream(signature + other_box + b"\0\0")
 
 
 def test_a_damaged_rle_frame_is_refused() -> None:

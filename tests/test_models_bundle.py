@@ -16,7 +16,10 @@ from safetensors.numpy import load_file, save_file
 from core.config import Settings
 from core.errors import CheckpointError, ConfigError
 from core.files.whole import write_text
+from core.gallery import novelty
 from core.images import phantom
+from core.images.decode import load
+from core.images.ordinary_copies import KINDS, recompress
 from core.models import registry
 from core.models.bundle import ModelBundle
 from core.models.bundle_files import read_bundle, save_bundle
@@ -80,13 +83,52 @@ def test_a_loaded_bundle_answers_for_itself(tiny_bundle: ModelBundle) -> None:
 def test_the_gallery_is_embedded_as_a_query_would_be(
     tiny_bundle: ModelBundle, phantom_folder: Path
 ) -> None:
-    from core.images.decode import load
-
     del phantom_folder
     root = Path(tiny_bundle.config.data_root)
     image = load(root / tiny_bundle.gallery.keys[3])
     again = tiny_bundle.embedder.embed([image.pixels]).embeddings[0]
     assert again @ tiny_bundle.gallery.embeddings[3] > 0.9999
+
+
+def edit_gallery(models: Path, **changes: np.ndarray | None) -> None:
+    path = models / "demo" / "gallery.npz"
+    with np.load(path) as arrays:
+        held = {**arrays, **changes}
+    np.savez(path, **{name: value for name, value in held.items() if value is not None})
+
+
+def test_the_limit_of_novelty_takes_in_ordinary_copies_of_the_gallery(
+    models: Path, tiny_bundle: ModelBundle
+) -> None:
+    reference, gallery = tiny_bundle.contents.novelty, tiny_bundle.gallery
+    assert reference.copy_distances is not None
+    assert reference.copy_distances.shape == (len(KINDS), len(gallery))  # fewer than 64
+    pixels = load(Path(tiny_bundle.config.data_root) / gallery.keys[5]).pixels
+    copy = tiny_bundle.embedder.describe([recompress(pixels)])
+    expected = novelty.measure_copies(reference.descriptors, copy, np.array([5]))
+    assert reference.copy_distances[0, 5] == pytest.approx(expected[0], abs=1e-4)
+    whole = tiny_bundle.embedder.embed([recompress(pixels)]).descriptors
+    np.testing.assert_allclose(copy, whole, atol=1e-5)
+    edit_gallery(models, copy_distances=np.full((1, 3), 1.5, np.float32))
+    assert read_bundle(models / "demo", CPU).novelty_limit == pytest.approx(1.65)
+
+
+def test_a_model_from_before_copies_were_measured_is_read(models: Path) -> None:
+    edit_gallery(models, copy_distances=None)
+    old = read_bundle(models / "demo", CPU)
+    assert old.contents.novelty.copy_distances is None
+    own = np.percentile(old.contents.novelty.distances, old.config.run.knn.novelty_percentile)
+    assert old.novelty_limit == pytest.approx(own * old.config.run.knn.novelty_slack)
+    saved = dataclasses.replace(old.config, model_id="again")
+    again = read_bundle(save_bundle(models, saved, old.embedder, old.contents), CPU)
+    assert again.contents.novelty.copy_distances is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 3.0])
+def test_impossible_distances_of_copies_are_refused(models: Path, value: float) -> None:
+    edit_gallery(models, copy_distances=np.full((1, 3), value, np.float32))
+    with pytest.raises(CheckpointError, match="distances of copies"):
+        read_bundle(models / "demo", CPU)
 
 
 def test_listing_finding_activating_deleting(models: Path) -> None:

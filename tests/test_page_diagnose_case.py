@@ -21,8 +21,11 @@ from core.errors import CoreError
 from core.export import case_dicom
 from core.images import phantom
 from core.images.decode import encode_png
+from core.images.notices import Notice
+from core.images.overlays import draw_overlay
 from core.models.ensemble import Ensemble
 from pages import _shared as shared
+from pages import _text
 from pages._diagnose.heatmaps import case_key
 
 
@@ -368,3 +371,42 @@ def test_copies_members_and_moved_originals_are_said(
     assert "1 training image of the same patient was excluded" in words(app)
     assert "original has moved" in words(app)
     assert "Answers of the ensemble members" in words(app)
+
+
+def test_how_a_file_was_read_is_said_and_its_graphics_are_drawn_on_request(app: AppTest) -> None:
+    path = get_testdata_file("examples_overlay.dcm")
+    file = pydicom.dcmread(str(path))
+    file.PresentationIntentType = "FOR PROCESSING"
+    buffer = io.BytesIO()
+    file.save_as(buffer)
+    upload(app, ("mr", buffer.getvalue(), ""))
+    assert not app.exception
+    assert "Overlay graphics in the file" in "".join(c.value for c in app.caption)
+    assert any("raw detector data" in w.value for w in app.warning)
+    (before,) = (d.pixels.copy() for d in app.session_state[shared.RESULTS_KEY].values())
+    drawn: list[np.ndarray] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "pages._diagnose.case.draw_overlay",
+            lambda pixels, mask: drawn.append(mask) or draw_overlay(pixels, mask),
+        )
+        app.run()
+        assert drawn == []  # off until asked for
+        find(app.toggle, "Show overlays").set_value(True).run()
+    assert not app.exception
+    expected = file.overlay_array(0x6000).astype(bool)
+    np.testing.assert_array_equal(drawn[0], expected)
+    (after,) = (d.pixels for d in app.session_state[shared.RESULTS_KEY].values())
+    np.testing.assert_array_equal(after, before)
+    upload(app, deep_file())
+    assert "Show overlays" not in {t.label for t in app.toggle}
+
+
+def test_notices_and_kinds_of_objects_are_translated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_text, "language", lambda: "zh_CN")
+    monkeypatch.setattr(_text, "_", lambda message: f"<{message}>")
+    notice = Notice("image.overlays", "English", {"n": 3})
+    assert _text.describe_notice(notice).startswith("<Overlay graphics in the file (3)")
+    assert _text.describe_notice(Notice("image.new", "English")) == "English"
+    told = _text.describe_error("image.dicom_object", "x", {"object": "segmentation"})
+    assert "“<segmentation>”" in told

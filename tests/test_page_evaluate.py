@@ -219,6 +219,24 @@ def test_a_model_knows_which_class_of_the_data_is_disease(
     assert started == ["evaluate"]
 
 
+def test_a_class_that_no_name_tells_is_asked_for(
+    app: AppTest, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(queue, "start", lambda _kind, params, **_more: started.append(params))
+    for split in ("train", "test"):
+        for number, name in enumerate(("normal", "disease")):
+            source = directory / ".demo-data" / split / name
+            shutil.copytree(source, tmp_path / split / str(number))
+    app.text_input(key="evaluate_data").set_value(str(tmp_path)).run()
+    app.button(key="evaluate_start").click().run()
+    assert not app.exception
+    assert started == []
+    app.selectbox(key="evaluate_disease").select("1").run()
+    app.button(key="evaluate_start").click().run()
+    assert [params["options"] for params in started] == [{"disease_class": "1"}]
+
+
 @pytest.mark.parametrize(("n", "words"), [(1, "1 was too close"), (2, "2 were too close")])
 def test_one_uncertain_image_is_counted_in_the_singular(n: int, words: str) -> None:
     answered = {"n_answered": 7, "accuracy": 0.5, "n_uncertain": n, "n_novel": 0}

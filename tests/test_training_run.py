@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_sample_images
 
+from core.answers.diagnose import diagnose
 from core.config import RunConfig, Settings, build_preset
-from core.data.datasets import Dataset, read_dataset
+from core.data.datasets import Dataset, load_record, read_dataset
 from core.errors import CheckpointError, ConfigError, DataError, JobError
+from core.images.decode import decode, encode_png
+from core.images.ordinary_copies import recompress
 from core.images.phantom import write_dataset
 from core.models.registry import load_bundle
 from core.network.build import build_embedder
@@ -422,8 +426,8 @@ def test_killed_three_times_it_ends_at_the_same_figures(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_offline_preset_learns_the_demo(tmp_path: Path) -> None:
-    """Real weights, few images, two epochs: far better than chance, and no collapse."""
-    write_dataset(tmp_path / "eyes", n_train=120, n_test=4, size=192)
+    """Real weights, few images: far better than chance, no collapse, and copies are known."""
+    write_dataset(tmp_path / "eyes", n_train=120, n_test=8, size=192)
     config = build_preset("offline").with_overrides(
         ["preprocess.input_size=160", "train.epochs=4", "train.n_views=2"]
     )
@@ -432,3 +436,9 @@ def test_the_offline_preset_learns_the_demo(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "ck" / "m" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["validation"]["auroc"] > 0.8
     assert metrics["warnings"] == []
+    bundle = load_bundle(tmp_path / "ck", "m", settings=settings_for(tmp_path / "ck"))
+    shown = [load_record(record).pixels for record in dataset.subset("test")]
+    copies = [decode(encode_png(recompress(eye, quality=75))) for eye in shown]
+    photograph = decode(encode_png(load_sample_images().images[0]))
+    answers = diagnose(bundle, [*copies, photograph], explain=False)
+    assert [d.abstain_reason == "novel" for d in answers] == [*[False] * len(copies), True]

@@ -21,6 +21,7 @@ from core.answers.votes import (
 )
 from core.config import describe_software
 from core.errors import CoreError
+from core.images.aspect import fit_mask
 from core.images.burned_in_text import find_text
 from core.images.decode import Image, thumbnail
 from core.images.phantom import find_mark
@@ -143,6 +144,10 @@ def _diagnose_one(model: Model, image: Image, *, with_maps: bool) -> Diagnosis:
         is_inverted=image.is_inverted,
         burned_in=tuple(r for r in text if mark is None or not r.lies_in(mark)),
         has_synthetic_mark=mark is not None,
+        notices=image.notices,
+        overlay=None
+        if image.overlay is None
+        else fit_mask(image.overlay, height=shown.shape[0], width=shown.shape[1]),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from core.images.notices import Notice
 from core.images.text_region import TextRegion
 
 RESEARCH_USE = "Research use, not a diagnosis."
@@ -129,6 +130,8 @@ class Diagnosis:
     is_inverted: bool = False
     burned_in: tuple[TextRegion, ...] = ()  # regions that look like text, except the mark below
     has_synthetic_mark: bool = False  # has the mark of core.images.phantom: synthetic
+    notices: tuple[Notice, ...] = ()  # how the file was read, where that is not obvious
+    overlay: NDArray[np.bool_] | None = None  # (H, W) of pixels: graphics beside it, never read
     reader: ReaderRead | None = None
     software: str = ""  # the NeighborDx version that produced the answer
     model_identity: str = ""  # hash of the model's files; empty for a model of an earlier version

@@ -189,7 +189,7 @@ def _print_answers(model: "LoadedModel", files: Sequence[Path], extras: Any) -> 
     print_text(RESEARCH_USE)
 
 
-_SHOWN = ("file", "status", "answer", "probabilities", "error", "abstain_reason")
+_SHOWN = ("file", "status", "answer", "probabilities", "error", "abstain_reason", "notices")
 
 
 def _print_worklist(rows: Iterable[dict[str, Any]]) -> None:
@@ -213,6 +213,9 @@ def _print_worklist(rows: Iterable[dict[str, Any]]) -> None:
             for row in first
         ],
     )
+    for row in first:
+        for notice in row["notices"]:
+            print_text(f"{Path(row['file']).name}: {notice['text']}")
     n_more = sum(counts.values()) - len(first)
     more = f", {n_more} of them not shown" if n_more else ""
     print_text(", ".join(f"{n} {status}" for status, n in sorted(counts.items())) + more)

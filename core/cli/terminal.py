@@ -145,11 +145,11 @@ class _Report:
         self.title = title
         self.bar = bar
         self.task = bar.add_task("", total=1.0) if bar else None
-        self.last = ""
+        self.last = -1  # twentieth that was last printed
 
     def __call__(self, done: float, text: str) -> None:
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, description=printable(text))
-        elif self.last != (line := f"{self.title} {done:4.0%}"):
-            self.last = line
-            print_text(f"{line} {text}")
+        elif self.last != (part := int(20 * done)):
+            self.last = part
+            print_text(f"{self.title} {done:4.0%} {text}")

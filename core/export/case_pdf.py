@@ -154,6 +154,7 @@ def _write_answer(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
         lines.append("<b>No close case</b>: even the nearest training image is not alike.")
     if diagnosis.burned_in:
         lines.append("The picture seems to hold burned-in text: check it for names.")
+    lines += [_spell(notice.text) for notice in diagnosis.notices]
     title = _style("Heading1", textColor=colour, spaceBefore=2, spaceAfter=4)
     return [_say(_spell(head), style=title), *(_say(line) for line in lines), Spacer(1, 3 * mm)]
 

@@ -88,6 +88,7 @@ def to_json(
         "software_version": diagnosis.software,
         "notice": RESEARCH_USE,
         "error": diagnosis.error,
+        "notices": [{"code": n.code, "text": n.text} for n in diagnosis.notices],
     }
 
 
@@ -125,7 +126,7 @@ _COLUMNS = (
     *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
     *("abstain_reason", "frame_number", "n_frames"),  # frame number as in DICOM, from 1
     *("window_centre", "window_width", "is_inverted", "reader_before_answer"),
-    "software_version",
+    *("software_version", "notices"),
 )
 
 
@@ -143,7 +144,8 @@ def _list_cells(row: Mapping[str, Any]) -> list[object]:
     else:
         cells += [row["frame"] + 1, row["n_frames"], *(row["window"] or ("", ""))]
         cells.append(row["is_inverted"])
-    return [*cells, reader["before_answer"] if reader else "", row["software_version"]]
+    cells += [reader["before_answer"] if reader else "", row["software_version"]]
+    return [*cells, " ".join(notice["text"] for notice in row["notices"])]
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:

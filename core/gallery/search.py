@@ -261,7 +261,12 @@ def split_parts(embeddings: NDArray[np.float32], n_parts: int) -> list[NDArray[n
 
 
 def measure_mean_distance(
-    rows: NDArray[np.float32], queries: NDArray[np.float32], n: int, *, n_skipped: int = 0
+    rows: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    n: int,
+    *,
+    n_skipped: int = 0,
+    barred: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """Compute the mean distance of each query to its n nearest rows.
 
@@ -270,13 +275,18 @@ def measure_mean_distance(
         queries: (Q, D).
         n: number of nearest rows; fewer if there are not as many.
         n_skipped: how many of the nearest to leave out; 1 if the queries are the rows themselves.
+        barred: (Q,) one row per query that is left out, near or not; then n_skipped must be 0.
 
     Returns:
         (Q,) Euclidean distances.
     """
-    squared, _ = faiss.knn(
-        np.ascontiguousarray(queries), np.ascontiguousarray(rows), min(n + n_skipped, len(rows))
-    )
+    n_found = min(n + (n_skipped if barred is None else 1), len(rows))
+    squared, found = faiss.knn(np.ascontiguousarray(queries), np.ascontiguousarray(rows), n_found)
+    if barred is not None:
+        own = np.argmax(found == barred[:, None], axis=1)
+        own[~(found == barred[:, None]).any(axis=1)] = n_found - 1  # not among them: the farthest
+        keep = np.arange(n_found)[None] != own[:, None]
+        squared = squared[keep].reshape(len(queries), n_found - 1)
     distances = np.sqrt(np.maximum(squared[:, n_skipped:], 0.0))
     mean: NDArray[np.float32] = distances.mean(axis=1)
     return mean

@@ -10,20 +10,25 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from core.errors import ImageError, check_shape
+from core.images import aspect
 from core.images.deep_colour import find_raw_mode, is_deep_colour, read_deep_colour
 from core.images.dicom import decode_dicom, is_dicom
 from core.images.dicom_grey import FileDisplay, WindowPreset
 from core.images.intensity import MAX_PIXELS, check_size, refuse_frame, stretch
+from core.images.jpeg_picture import check_jpeg_whole
+from core.images.notices import Notice
+from core.images.orientation import exchanges_axes, find_orientation, turn_upright
 from core.images.quiet import hush
 from core.images.tiff import Samples, is_whole, mend_samples, read_samples, refuse_kind
 
@@ -33,10 +38,13 @@ _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
     b"II*\x00": "TIFF",
     b"MM\x00*": "TIFF",
+    b"II+\x00": "TIFF",  # BigTIFF
+    b"MM\x00+": "TIFF",
     b"BM": "BMP",
     b"RIFF": "WebP",
     b"GIF8": "GIF",
 }
+_BIG_ENDIAN_BIG_TIFF = b"MM\x00+"  # Pillow takes its header for a classic one
 _FOREIGN = {
     b"%PDF": "a PDF document",
     b"PK\x03\x04": "a ZIP archive",
@@ -79,6 +87,8 @@ class Image:
     file_display: FileDisplay | None = None  # display of a grey DICOM frame without ``window``
     is_grey: bool = False  # equal channels; only then can the image be inverted
     is_inverted: bool = False  # whether it was inverted on request
+    notices: tuple[Notice, ...] = ()  # how the file was read, where that is not obvious
+    overlay: NDArray[np.bool_] | None = None  # (H, W) graphics beside the picture, never read
 
 
 def decode(
@@ -94,7 +104,7 @@ def decode(
     Grey images of more than 8 bits are stretched from their own range, excluding the outermost
     0.1 % of the values, to 0..255; colour of more than 8 bits is scaled by the bits in use. DICOM
     is displayed with its rescale and window. Transparent pixels become black. EXIF orientation is
-    applied; colour profiles are not.
+    applied; colour profiles are not. Pixels that the file states not to be square are resampled.
 
     Args:
         data: the whole file; not modified.
@@ -106,7 +116,7 @@ def decode(
 
     Raises:
         ImageError: empty, truncated, not an image, too large, constant, an unsupported DICOM, or a
-            window without width; the code says which.
+            window without width, or a DICOM object that is no picture; the code says which.
     """
     if window is not None and not (np.isfinite(window).all() and window[1] > 0):
         raise ImageError(
@@ -120,12 +130,14 @@ def decode(
             code="image.empty",
         )
     shown = None
+    notices: tuple[Notice, ...] = ()
     if is_dicom(data):
         shown = decode_dicom(data, frame=frame, window=window, invert=invert)
-        pixels, kind = shown.pixels, "DICOM"
+        pixels, kind, notices = shown.pixels, "DICOM", shown.notices
         bit_depth, n_frames = shown.bit_depth, shown.n_frames
+        proportions: Sequence[aspect.Statement] = shown.proportions
     else:
-        pixels, kind, bit_depth, n_frames = _decode_picture(data, frame=frame)
+        pixels, kind, bit_depth, n_frames, proportions = _decode_picture(data, frame=frame)
     if pixels.min() == pixels.max():
         raise ImageError(
             "every pixel of the image has the same value: there is nothing to see. Check the "
@@ -136,6 +148,10 @@ def decode(
     is_done = shown is not None and shown.value_range is not None  # DICOM: already inverted
     if invert and is_grey and not is_done:
         pixels = 255 - pixels
+    pixels, said = aspect.correct(pixels, proportions)
+    overlay = shown.overlay if shown else None
+    if overlay is not None:
+        overlay = aspect.fit_mask(overlay, height=pixels.shape[0], width=pixels.shape[1])
     pixels = np.ascontiguousarray(pixels)
     pixels.setflags(write=False)
     return Image(
@@ -152,6 +168,8 @@ def decode(
         file_display=shown.file_display if shown else None,
         is_grey=is_grey,
         is_inverted=invert and is_grey,
+        notices=(*notices, *said),
+        overlay=overlay,
     )
 
 
@@ -225,8 +243,10 @@ def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str, int, int]:
-    """Return pixels, format, bits per sample, number of frames."""
+def _decode_picture(
+    data: bytes, *, frame: int
+) -> tuple[NDArray[np.uint8], str, int, int, list[aspect.Statement]]:
+    """Return pixels, format, bits per sample, number of frames, what is said of pixel shape."""
     known = _recognise(data)
     if known is None:
         raise ImageError(
@@ -239,13 +259,16 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
     try:
         with _open(data) as picture:
             kind, n_frames = _turn_to_frame(picture, frame)
+            if kind == "JPEG":
+                check_jpeg_whole(data)
             bit_depth = _find_bit_depth(picture, data)
             samples = read_samples(picture)
+            proportions = _read_proportions(picture, lambda: _open(data, frame))
             if is_deep_colour(find_raw_mode(picture)) and (kind == "TIFF" or n_frames == 1):
                 pixels = read_deep_colour(lambda: _open(data, frame), turn=_turn_upright)
             else:
                 pixels = _to_rgb(_read_upright(picture), samples)
-            return pixels, kind, bit_depth, n_frames
+            return pixels, kind, bit_depth, n_frames, proportions
     except ImageError:
         raise
     except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning) as err:
@@ -256,6 +279,8 @@ def _decode_picture(data: bytes, *, frame: int) -> tuple[NDArray[np.uint8], str,
             params={"limit": MAX_PIXELS // 10**6},
         ) from err
     except (UnidentifiedImageError, *_PILLOW_ERRORS) as err:
+        if data.startswith(_BIG_ENDIAN_BIG_TIFF):
+            raise refuse_kind("a big-endian BigTIFF") from err
         if known == "TIFF" and isinstance(err, UnidentifiedImageError) and is_whole(data):
             raise refuse_kind("an unusual layout of samples") from err
         raise ImageError(
@@ -297,17 +322,26 @@ def _turn_to_frame(picture: ImageFile, frame: int) -> tuple[str, int]:
 
 
 @hush()
+def _read_proportions(
+    picture: ImageFile, open_again: Callable[[], ImageFile]
+) -> list[aspect.Statement]:
+    """What an opened file states of its pixels' shape, as they lie when it is turned upright."""
+    stated = aspect.read_picture(picture)
+    # looking for a PNG's orientation loads it: rarely needed, so on a second opening
+    if not stated or not exchanges_axes(find_orientation(open_again())):
+        return stated
+    return [aspect.Statement(s.source, 1 / s.ratio) for s in stated]
+
+
+@hush()
 def _read_upright(picture: ImageFile) -> PILImage.Image:
     picture.load()
     return _turn_upright(picture)
 
 
 def _turn_upright(picture: PILImage.Image) -> PILImage.Image:
-    """Apply the EXIF orientation; ignore a damaged EXIF block."""
-    try:
-        return ImageOps.exif_transpose(picture)
-    except _PILLOW_ERRORS:
-        return picture
+    """Apply the orientation that is left after loading: Pillow turns some TIFF files itself."""
+    return turn_upright(picture, find_orientation(picture))
 
 
 def _to_rgb(picture: PILImage.Image, samples: Samples | None) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ message quotes a tag value that could identify a patient. Grey values are conver
 levels in core.images.dicom_grey.
 """
 
+import dataclasses
 import io
 import itertools
 import struct
@@ -15,30 +16,39 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_partial, read_preamble
-from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
+from pydicom.pixels import apply_color_lut, convert_color_space
 from pydicom.tag import BaseTag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    RLELossless,
 )
 
 from core.errors import ImageError
-from core.images.codestream_size import find_codestream_size
+from core.images import aspect
+from core.images.dicom_codecs import decode_frame
 from core.images.dicom_grey import FileDisplay, WindowPreset, show_grey
+from core.images.dicom_layout import PIXEL_KEYWORDS, Layout, complete, read_layout, refuse_tag
+from core.images.dicom_objects import check_object
 from core.images.intensity import (
     check_frame_bytes,
-    check_size,
     divide_to_uint8,
     refuse_frame,
     scale_colour_to_uint8,
 )
+from core.images.notices import Notice
+from core.images.overlays import read_overlays
 from core.images.quiet import hush
+from core.images.stored_bits import take_stored_bits
+from core.images.supplemental_palette import (
+    PALETTE_IGNORED,
+    find_coloured,
+    hide_coloured,
+    take_palette,
+)
 
 _ERRORS = (
     BytesLengthException,
@@ -57,7 +67,6 @@ _ERRORS = (
     RuntimeError,
     MemoryError,
 )
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_DATA_TAG = 0x7FE00010  # the last element needed
 _MAX_ELEMENTS = 50_000  # far above any real file; zeros would parse as millions of elements
 _INFLATE_STEP = 2**22
@@ -75,6 +84,9 @@ class DecodedDicom:
     presets: tuple[WindowPreset, ...] = ()
     value_range: tuple[float, float] | None = None  # of a grey frame, modality units
     file_display: FileDisplay | None = None  # of a grey frame
+    notices: tuple[Notice, ...] = ()
+    proportions: tuple[aspect.Statement, ...] = ()  # of its pixels, the most reliable first
+    overlay: NDArray[np.bool_] | None = None  # (H, W), the file's graphics; no part of ``pixels``
 
 
 def is_dicom(data: bytes) -> bool:
@@ -101,15 +113,18 @@ def decode_dicom(
     try:
         with hush():
             dataset = _read(data)
-        return _decode(dataset, frame=frame, window=window, invert=invert)
+            notices = check_object(dataset)
+            _check_has_pixels(dataset)
+        decoded = _decode(dataset, frame=frame, window=window, invert=invert)
+        return _add_surroundings(dataset, decoded, frame=frame, notices=notices)
     except ImageError:
         raise
     except _ERRORS as err:
         raise ImageError(
-            f"the DICOM file is damaged or its pixels cannot be decoded ({type(err).__name__}). "
-            "Export it again from the archive, uncompressed if possible.",
+            "the DICOM file is damaged or its pixels cannot be decoded. Export it again from the "
+            "archive, uncompressed if possible.",
             code="image.dicom_unsupported",
-            params={"reason": type(err).__name__},
+            params={"reason": "damaged data"},
         ) from err
 
 
@@ -121,12 +136,6 @@ def _read(data: bytes) -> Dataset:
         return tag > _PIXEL_DATA_TAG or next(count) > _MAX_ELEMENTS
 
     dataset = read_partial(io.BytesIO(data), stop_when=is_enough, force=True)
-    if not any(keyword in dataset for keyword in _PIXELS):
-        raise ImageError(
-            "the DICOM file holds no image (it may be a report, a plan, a waveform or a directory, "
-            "or be cut off before its pixels). Choose the image series.",
-            code="image.dicom_no_pixels",
-        )
     if "TransferSyntaxUID" not in getattr(dataset, "file_meta", FileMetaDataset()):
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -134,6 +143,29 @@ def _read(data: bytes) -> Dataset:
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
         dataset.file_meta = meta
     return dataset
+
+
+def _check_has_pixels(dataset: Dataset) -> None:
+    if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
+        raise ImageError(
+            "the DICOM file holds no image (it may be a report, a plan, a waveform or a directory, "
+            "or be cut off before its pixels). Choose the image series.",
+            code="image.dicom_no_pixels",
+        )
+
+
+@hush()
+def _add_surroundings(
+    dataset: Dataset, decoded: DecodedDicom, *, frame: int, notices: tuple[Notice, ...]
+) -> DecodedDicom:
+    """Add what the file holds beside the pixels: their proportion, and overlay graphics."""
+    overlay, said = read_overlays(dataset, frame=frame)
+    return dataclasses.replace(
+        decoded,
+        notices=(*notices, *decoded.notices, *said),
+        proportions=tuple(aspect.read_dicom(dataset, frame=frame)),
+        overlay=overlay,
+    )
 
 
 def _check_inflated_size(data: bytes) -> None:
@@ -154,132 +186,72 @@ def _check_inflated_size(data: bytes) -> None:
 def _decode(
     dataset: Dataset, *, frame: int, window: tuple[float, float] | None, invert: bool
 ) -> DecodedDicom:
-    stored, bits, n_frames = _decode_stored(dataset, frame)
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        return DecodedDicom(_apply_palette(dataset, stored), bits, n_frames)
-    if stored.ndim == 3:
-        _check_colour(dataset)
-        return DecodedDicom(_colour_to_uint8(stored, bits), bits, n_frames)
-    shades = show_grey(dataset, stored, frame=frame, window=window, invert=invert)
+    stored = _decode_stored(dataset, frame)
+    bits, n_frames = stored.layout.bits_stored, stored.layout.n_frames
+    if stored.layout.photometric == "PALETTE COLOR":
+        return DecodedDicom(_apply_palette(dataset, stored.values), bits, n_frames)
+    if stored.values.ndim == 3:
+        _check_colour(stored.layout.photometric)
+        colour = _colour_to_uint8(stored.values, bits)
+        if stored.photometric == "YBR_FULL":
+            colour = convert_color_space(colour, "YBR_FULL", "RGB")
+        return DecodedDicom(colour, bits, n_frames)
+    coloured, colours, notices = _find_colours(dataset, stored.values, frame=frame)
+    grey = stored.values if coloured is None else hide_coloured(stored.values, coloured)
+    invert = invert and coloured is None
+    shades = show_grey(dataset, grey, frame=frame, window=window, invert=invert)
+    pixels = np.repeat(shades.grey[:, :, None], 3, axis=2)
+    if coloured is not None:
+        pixels[coloured] = colours
     return DecodedDicom(
-        np.repeat(shades.grey[:, :, None], 3, axis=2),
+        pixels,
         bits,
         n_frames,
         window=shades.window,
         presets=shades.presets,
         value_range=shades.value_range,
         file_display=shades.file_display,
+        notices=notices,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """The stored values of one frame."""
+
+    layout: Layout
+    values: NDArray[np.generic]  # (H, W) or (H, W, S)
+    photometric: str  # of these values: a decoder may have converted them
+
+
+def _find_colours(
+    dataset: Dataset, stored: NDArray[np.generic], *, frame: int
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.uint8], tuple[Notice, ...]]:
+    """Where a supplemental palette colours a grey frame, (H, W), with the (N, 3) colours there."""
+    none = np.zeros((0, 3), dtype=np.uint8)
+    try:
+        coloured = find_coloured(dataset, stored, frame=frame)
+        if coloured is None:
+            return None, none, ()
+        return coloured, _apply_palette(take_palette(dataset), stored)[coloured], ()
+    except _ERRORS:
+        return None, none, (PALETTE_IGNORED,)
 
 
 @hush()
-def _decode_stored(dataset: Dataset, frame: int) -> tuple[NDArray[np.generic], int, int]:
-    """Return the stored values of one frame, bits per value, number of frames."""
-    width, height = int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)
-    check_size(width, height)
-    samples = int(dataset.get("SamplesPerPixel") or 1)
-    bits_allocated = int(dataset.get("BitsAllocated") or 8)
-    check_frame_bytes(width * height * samples * max(8, bits_allocated) // 8)
-    n_frames = max(1, int(dataset.get("NumberOfFrames") or 1))  # text here hides frames: refuse it
-    refuse_frame(frame, n_frames)
-    if "NumberOfFrames" in dataset:
-        dataset.NumberOfFrames = n_frames  # pydicom reads it too and refuses 0
-    if not dataset.get("PhotometricInterpretation"):
-        dataset.PhotometricInterpretation = "RGB" if samples == 3 else "MONOCHROME2"
-    _check_transfer_syntax(dataset)
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        _check_codestream(dataset, frame=frame, n_frames=n_frames)
-    else:
-        _check_length(dataset, n_frames)
-    bits = int(dataset.get("BitsStored") or bits_allocated)
-    # pylibjpeg-rle panics on damaged data with a BaseException, which must not be caught here
-    is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
-    n_below = _find_bits_below(dataset, bits, bits_allocated)
-    if n_below:
-        dataset.BitsStored = bits + n_below  # pydicom would keep only the lowest bits
-    stored = pixel_array(dataset, index=frame, decoding_plugin="pydicom" if is_rle else "")
-    if n_below:
-        stored = stored >> n_below
-    return stored, bits, n_frames
-
-
-def _find_bits_below(dataset: Dataset, bits: int, bits_allocated: int) -> int:
-    """Number of bits below the value in a pixel cell (PS3.5 section 8.1.1), from HighBit.
-
-    An impossible HighBit is treated as absent; a JPEG frame defines its own bit positions.
-    """
-    syntax = dataset.file_meta.TransferSyntaxUID
-    high = dataset.get("HighBit")
-    if high is None or (syntax.is_encapsulated and syntax != RLELossless):
-        return 0
-    n_below = int(high) + 1 - bits
-    return n_below if 0 < n_below <= bits_allocated - bits else 0
-
-
-def _check_transfer_syntax(dataset: Dataset) -> None:
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    if decoder is None or not decoder.is_available:
-        raise ImageError(
-            f"the DICOM file is compressed as {syntax.name}, which cannot be decoded here. Export "
-            "it uncompressed, as JPEG, JPEG-LS, JPEG 2000 or RLE.",
-            code="image.dicom_transfer_syntax",
-            params={"syntax": syntax.name},
-        )
-
-
-def _check_length(dataset: Dataset, n_frames: int) -> None:
-    """Refuse an uncompressed file with fewer pixels than its header states as truncated."""
-    keyword = next(keyword for keyword in _PIXELS if keyword in dataset)
-    bits = int(dataset.get("BitsAllocated") or 8)
-    samples = int(dataset.get("SamplesPerPixel") or 1)
-    n_values = int(dataset.Rows) * int(dataset.Columns) * samples * n_frames
-    if str(dataset.get("PhotometricInterpretation")) == "YBR_FULL_422":
-        n_values = n_values * 2 // 3
-    expected, came = -(-n_values * bits // 8), len(dataset[keyword].value or b"")
-    if came < expected:
-        raise ImageError(
-            f"the DICOM file is cut off: its header promises {expected} bytes of pixels, "
-            f"{came} are there. Copy or export it again.",
-            code="image.truncated",
-            params={"format": "DICOM"},
-        )
-
-
-def _check_codestream(dataset: Dataset, *, frame: int, n_frames: int) -> None:
-    """Refuse missing frames, and a frame whose codestream size differs from the header."""
-    stream = io.BytesIO(dataset.PixelData)
-    parse_basic_offsets(stream)
-    n_fragments, _ = parse_fragments(stream)
-    if n_fragments < n_frames:
-        raise ImageError(
-            f"the DICOM file is cut off: its header promises {n_frames} frames, at most "
-            f"{n_fragments} are there. Copy or export it again.",
-            code="image.truncated",
-            params={"format": "DICOM"},
-        )
-    table, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
-    encoded = get_frame(
-        dataset.PixelData,
-        frame,
-        number_of_frames=n_frames,
-        extended_offsets=(table, lengths) if table and lengths else None,
+def _decode_stored(dataset: Dataset, index: int) -> _Stored:
+    layout = read_layout(dataset)
+    refuse_frame(index, layout.n_frames)
+    complete(dataset, layout)
+    frame = decode_frame(dataset, layout, index)
+    values = take_stored_bits(
+        frame.words, layout, precision=frame.precision, is_lossy=frame.is_lossy
     )
-    size = find_codestream_size(encoded)
-    if size is not None and size != (dataset.Columns, dataset.Rows):  # libjpeg hangs on height 0
-        raise ImageError(
-            f"the DICOM file contradicts itself: its compressed frame says {size[0]} x {size[1]} "
-            f"pixels, its header {dataset.Columns} x {dataset.Rows}. Export it again.",
-            code="image.dicom_unsupported",
-            params={"reason": "size"},
-        )
+    return _Stored(layout, values, frame.photometric)
 
 
-def _check_colour(dataset: Dataset) -> None:
-    if dataset.PhotometricInterpretation not in _COLOURS:
+def _check_colour(photometric: str) -> None:
+    if photometric not in _COLOURS:
         raise ImageError(
             f"the DICOM file's colours are stored in a way that cannot be shown; expected one of "
             f"{', '.join(_COLOURS)} or PALETTE COLOR. Export it as RGB.",
@@ -290,6 +262,8 @@ def _check_colour(dataset: Dataset) -> None:
 
 @hush()
 def _apply_palette(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.uint8]:
+    if not dataset.get("RedPaletteColorLookupTableDescriptor"):
+        raise refuse_tag("RedPaletteColorLookupTableDescriptor", "is missing")
     n_entries, first, _ = (int(v) for v in dataset.RedPaletteColorLookupTableDescriptor)
     # pydicom counts entries in the table's data type, which would overflow
     within = np.clip(stored.astype(np.int32), first, first + (n_entries or 2**16) - 1)

@@ -19,6 +19,7 @@ from core.images.quiet import hush
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _FORMAT = 258, 259, 262, 284, 339
 _PIECES = ((273, 279), (324, 325))  # offsets and byte counts of strips or tiles
+_BIG = 43  # BigTIFF
 _PLAIN, _SEPARATE, _WHITE_IS_ZERO, _SIGNED = 1, 2, 0, 2  # values of those tags
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error)
 
@@ -77,7 +78,7 @@ def mend_samples(picture: PILImage.Image, samples: Samples | None) -> NDArray[np
 def is_whole(data: bytes) -> bool:
     """Whether a TIFF's first directory is readable and everything it points to is in the file."""
     try:
-        directory = ImageFileDirectory_v2(data[:8])
+        directory = ImageFileDirectory_v2(data[: 16 if data[2] == _BIG else 8])
         stream = io.BytesIO(data)
         stream.seek(directory.next or len(data))
         directory.load(stream)

@@ -12,13 +12,14 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -125,6 +126,7 @@ def freeze_trained(embedder: Embedder) -> Embedder:
 
 def _save_arrays(folder: Path, contents: Contents) -> None:
     gallery = contents.gallery
+    copies = contents.novelty.copy_distances
     np.savez(
         folder / "gallery.npz",
         embeddings=gallery.embeddings,
@@ -134,6 +136,7 @@ def _save_arrays(folder: Path, contents: Contents) -> None:
         groups=np.array(gallery.groups, dtype=np.str_),
         sha256=np.array(gallery.sha256, dtype=np.str_),
         descriptors=contents.novelty.descriptors,
+        copy_distances=np.zeros((0, 0), np.float32) if copies is None else copies,
     )
     np.savez(
         folder / "projection.npz",
@@ -263,6 +266,7 @@ def _load_contents(folder: Path, config: BundleConfig) -> Contents:
                 n_parts=max(1, config.run.objective.n_adapters),
             )
             descriptors = arrays["descriptors"]
+            copies = _read_copies(arrays)
         with np.load(folder / "projection.npz", allow_pickle=False) as arrays:
             gallery_xy, key = arrays["gallery_xy"], str(arrays["cache_key"])
         with np.load(folder / "thumbnails.npz", allow_pickle=False) as arrays:
@@ -280,7 +284,7 @@ def _load_contents(folder: Path, config: BundleConfig) -> Contents:
     starts = [0, *ends[:-1]]
     return Contents(
         gallery=gallery,
-        novelty=novelty.fit(descriptors),
+        novelty=novelty.fit(descriptors, copy_distances=copies),
         gallery_xy=gallery_xy,
         projection_key=key,
         calibration=calibration,
@@ -288,6 +292,16 @@ def _load_contents(folder: Path, config: BundleConfig) -> Contents:
         thumbnails=tuple(data[a:b] for a, b in zip(starts, ends, strict=True)),
         card=card,
     )
+
+
+def _read_copies(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | None:
+    """Distances of ordinary copies, (V, M); None in a model that did not measure them."""
+    if "copy_distances" not in arrays or not arrays["copy_distances"].size:
+        return None
+    copies = arrays["copy_distances"]
+    if copies.ndim != 2 or not ((copies >= 0) & (copies <= 2)).all():  # of unit vectors
+        raise ValueError("the distances of copies are not a table of numbers from 0 to 2")
+    return copies.astype(np.float32)
 
 
 def read_bundle_config(folder: Path) -> BundleConfig:

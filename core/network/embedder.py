@@ -20,7 +20,7 @@ from core.network.backbone import Backbone, Tail
 from core.network.devices import choose_precision
 from core.network.net import N_CLASSES, EmbeddingNet
 from core.network.openvino import Run, compile_part
-from core.network.transforms import build_test_views, merge_views
+from core.network.transforms import build_batch, build_test_views, merge_views
 
 Progress = Callable[[float, str], None]
 _BATCH_SIZE = 8
@@ -188,6 +188,16 @@ class Embedder:
         if pending or not batches:
             flush()
         return join_embedded(batches)
+
+    def describe(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Descriptors (B, P) of a few images, as in ``Embedded``, without their embeddings.
+
+        Args:
+            images: each (H, W, 3) uint8 RGB.
+        """
+        batch = build_batch(images, size=self.config.preprocess.input_size)
+        with torch.inference_mode():
+            return self._compute_descriptors(self.run_trunks(batch))
 
     def _compute_descriptors(self, activations: Sequence[Tensor]) -> NDArray[np.float32]:
         """Pool (B, ...) frozen activations: unit length per backbone, then concatenated."""

@@ -21,6 +21,7 @@ from core.models.bundle import BundleConfig, Contents
 from core.network.embedder import Embedded, Embedder
 from core.stats import metrics
 from core.stats.calibration import fit_calibration
+from core.training import copy_distances
 from core.training.fitting import Log, compute_separation, compute_spread, find_collapse
 from core.training.trunk_cache import TrunkCache
 
@@ -82,9 +83,10 @@ def finish(embedder: Embedder, cache: TrunkCache, dataset: Dataset, *, log: Log)
     collapse = find_collapse(spread, separation)
     log(f"validation: accuracy {report.accuracy:.4f}, AUROC {report.auroc:.4f}, K {found.k}")
     mapped = projection.fit(embeddings, seed=config.train.seed)
+    copies = copy_distances.measure(embedder, cache, train_rows, known.descriptors)
     return Contents(
         gallery=gallery,
-        novelty=novelty.fit(known.descriptors),
+        novelty=novelty.fit(known.descriptors, copy_distances=copies),
         gallery_xy=mapped.gallery_xy,
         projection_key=mapped.cache_key,
         calibration=calibration,

@@ -143,6 +143,15 @@ class TrunkCache:
             for clean, drawn in zip(self._clean, self._augmented, strict=True)
         ]
 
+    def read_image(self, row: int) -> Image:
+        """Read the file behind a readable row again.
+
+        Raises:
+            ImageError: it is gone or can no longer be read.
+            DataError: it has changed since it went through the trunks.
+        """
+        return self._load(row)
+
     def read_thumbnail(self, row: int) -> bytes:
         """Read the encoded thumbnail of a readable row."""
         return (self.folder / "thumbnails" / f"{row}.jpg").read_bytes()

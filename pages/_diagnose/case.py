@@ -9,9 +9,16 @@ import streamlit as st
 from core.answers.diagnosis import Diagnosis
 from core.answers.reliability import describe_reliability
 from core.answers.scrutiny import Scrutiny
+from core.images.overlays import draw_overlay
 from core.models.ensemble import Model
 from pages._charts import cases as charts
-from pages._diagnose.display import show_controls, show_patient_tags, warn_of_text
+from pages._diagnose.display import (
+    choose_overlay,
+    show_controls,
+    show_notices,
+    show_patient_tags,
+    warn_of_text,
+)
 from pages._diagnose.evidence import show_map, show_neighbours
 from pages._diagnose.export import show_case_downloads
 from pages._diagnose.heatmaps import show_heatmaps
@@ -30,6 +37,7 @@ def show_case(model: Model, case_id: str, diagnosis: Diagnosis, source: Source) 
     left, right = st.columns([2, 3], gap="large")
     with left:
         _show_image(case_id, diagnosis)
+        show_notices(diagnosis)
         show_patient_tags(source)
     with right:
         if is_hidden(diagnosis):
@@ -69,8 +77,10 @@ def _show_rejected(diagnosis: Diagnosis) -> None:
 
 def _show_image(case_id: str, diagnosis: Diagnosis) -> None:
     if diagnosis.pixels is not None:
-        st.image(
-            diagnosis.pixels,
+        place = st.empty()  # the switch stands below the image that it changes
+        has_overlay = choose_overlay(diagnosis) and diagnosis.overlay is not None
+        place.image(
+            draw_overlay(diagnosis.pixels, diagnosis.overlay) if has_overlay else diagnosis.pixels,
             width="stretch",
             output_format="PNG",
             alt=_("Image that was read: {name}").format(name=diagnosis.file),

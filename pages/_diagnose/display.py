@@ -15,9 +15,17 @@ from core.images.text_region import TextRegion
 from pages import _shared as shared
 from pages._diagnose.intake import AS_STORED, Display, describe_file
 from pages._diagnose.sources import Source
-from pages._text import _, describe, plain
+from pages._text import _, describe, describe_notice, plain
 
 _CUSTOM = "custom"
+_WARNINGS = (  # notices that put the answer in doubt
+    "image.object_unknown",
+    "image.for_processing",
+    "image.tile",
+    "image.aspect_ignored",
+    "image.aspect_conflict",
+    "image.palette_ignored",
+)
 _TAG_NAMES = {  # DICOM's own keywords, shown as they are
     "PatientName": "Patient's Name",
     "OtherPatientNames": "Other Patient Names",
@@ -146,6 +154,30 @@ def _name_window(file: Image, name: str) -> str:
     preset = file.presets[int(name)]
     label = preset.name or _("Window {n}").format(n=int(name) + 1)
     return f"{label} ({preset.centre:g} / {preset.width:g})"
+
+
+def show_notices(diagnosis: Diagnosis) -> None:
+    """How the file was read, where that is not obvious; what may spoil the answer stands out."""
+    for notice in diagnosis.notices:
+        text = plain(describe_notice(notice))
+        if notice.code in _WARNINGS:
+            st.warning(text, icon=":material/warning:")
+        else:
+            st.caption(":material/info: " + text)
+
+
+def choose_overlay(diagnosis: Diagnosis) -> bool:
+    """Whether to draw the file's overlay graphics on the image on view."""
+    if diagnosis.overlay is None:
+        return False
+    return st.toggle(
+        _("Show overlays"),
+        key=f"{shared.OVERLAY_KEY}_{diagnosis.sha256}_{diagnosis.frame}",
+        help=_(
+            "Graphics in the file beside the picture, such as marks or text. They are drawn on "
+            "this view only: the model never sees them."
+        ),
+    )
 
 
 def warn_of_text(diagnosis: Diagnosis) -> None:

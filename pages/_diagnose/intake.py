@@ -249,7 +249,7 @@ def _read_one(model: Model, source: Source, *, key: ResultKey) -> Diagnosis:
     try:
         image = decode.decode(read(), name=name, frame=frame, window=window, invert=invert)
         # one pixel: the rest of the record says what can be set about the file
-        stub = dataclasses.replace(image, pixels=image.pixels[:1, :1].copy())
+        stub = dataclasses.replace(image, pixels=image.pixels[:1, :1].copy(), overlay=None)
         st.session_state[shared.FILES_KEY][content] = stub
         return diagnose(model, [image])[0]
     except CoreError as error:

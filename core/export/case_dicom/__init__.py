@@ -40,6 +40,9 @@ from core.export.case_dicom.source_tags import (
     PATIENT_TAGS,
     READ_ERRORS,
     complete,
+    find_body_part,
+    find_laterality,
+    is_referable,
     read_patient_tags,
     read_source,
 )
@@ -113,7 +116,7 @@ def build_secondary_capture(
         specific_character_set=_CHARACTERS,
     )
     capture.PatientOrientation = None  # the displayed image may be in any orientation
-    capture.Laterality = None
+    _state_side(capture, reference)
     capture.SeriesDescription = _cut(f"NeighborDx overlay. {RESEARCH_USE}", 64)
     capture.ImageComments = f"{say_answer(diagnosis)}. Model {diagnosis.model_id}. {RESEARCH_USE}"
     capture.BurnedInAnnotation = "YES"
@@ -121,6 +124,20 @@ def build_secondary_capture(
     what = "The image alone" if diagnosis.abstain_reason == "novel" else "Heatmap over the image"
     capture.DerivationDescription = _cut(f"{what}, {now:%Y-%m-%d}", 1024)
     return capture
+
+
+def _state_side(capture: Dataset, reference: Dataset) -> None:
+    """State body part and side as the source does.
+
+    The side goes into the image's own tag, empty if it is unknown: the series' Laterality is then
+    not allowed, and without either it would be required of every part that is not known unpaired.
+    """
+    if "Laterality" in capture:
+        del capture.Laterality
+    body_part = find_body_part(reference)
+    if body_part:
+        capture.BodyPartExamined = body_part
+    capture.ImageLaterality = find_laterality(reference)
 
 
 @_hide_tag_values()
@@ -145,7 +162,8 @@ def build_report(
             code="export.rejected",
         )
     header = read_source(source) if source else None
-    for evidence in (complete(header) if header is not None else None, picture):
+    is_usable = header is not None and is_referable(header)
+    for evidence in (complete(header) if header is not None and is_usable else None, picture):
         with suppress(KeyError):  # a private or retired SOP class, unknown to highdicom
             if evidence is not None:
                 return _write_report(diagnosis, evidence)
@@ -268,14 +286,17 @@ def _name(diagnosis: Diagnosis, kind: str) -> str:
 
 
 def _read_reference(diagnosis: Diagnosis, source: bytes | None) -> Dataset:
+    """The source's header, its patient included; UIDs that it lacks are replaced by own ones."""
     header = read_source(source) if source else None
-    if header is not None:
-        return complete(header)
-    reference = Dataset()
-    reference.StudyInstanceUID = _name(diagnosis, "study")
-    reference.SeriesInstanceUID = _name(diagnosis, "series")
-    reference.SOPInstanceUID = _name(diagnosis, "image")
-    reference.SOPClassUID = SecondaryCaptureImageStorage
+    reference = Dataset() if header is None else header
+    for tag, value in (
+        ("StudyInstanceUID", _name(diagnosis, "study")),
+        ("SeriesInstanceUID", _name(diagnosis, "series")),
+        ("SOPInstanceUID", _name(diagnosis, "image")),
+        ("SOPClassUID", SecondaryCaptureImageStorage),
+    ):
+        if not reference.get(tag):
+            setattr(reference, tag, value)
     return complete(reference)
 
 

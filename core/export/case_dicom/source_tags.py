@@ -50,6 +50,8 @@ _DATES = ("PatientBirthDate", "StudyDate")
 _TEXTS = ("PatientID", "AccessionNumber", "StudyID")
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _SEXES = ("M", "F", "O")
+_SIDES = ("R", "L", "B", "U")
+_CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # with dots: ACR-NEMA
 
 
@@ -74,11 +76,13 @@ def _write(value: object) -> str:
 
 @hush()
 def read_source(data: bytes) -> Dataset | None:
-    """Read the header of a DICOM file that can be referenced; None for any other file."""
-    header = _read_header(data)
-    if header is None or not all(header.get(tag) for tag in _UIDS):
-        return None
-    return header
+    """Read the header of a DICOM file; None for any other file."""
+    return _read_header(data)
+
+
+def is_referable(header: Dataset) -> bool:
+    """Whether another object can refer to this one: it states its class and its three UIDs."""
+    return all(header.get(tag) for tag in _UIDS)
 
 
 def _read_header(data: bytes) -> Dataset | None:
@@ -117,6 +121,23 @@ def complete(header: Dataset) -> Dataset:
         if tag not in done:
             setattr(done, tag, None)
     return done
+
+
+@hush()
+def find_body_part(header: Dataset) -> str | None:
+    """The body part examined, as a conformant code string; None if it is not stated as one."""
+    text = _find_text(header, "BodyPartExamined").upper()
+    return text if _CODE_STRING.fullmatch(text) else None
+
+
+@hush()
+def find_laterality(header: Dataset) -> str | None:
+    """The side of the image, or of its series: R, L, B (both) or U (unpaired); None if unknown."""
+    for tag in ("ImageLaterality", "Laterality"):
+        side = _find_text(header, tag).upper()
+        if side in _SIDES:
+            return side
+    return None
 
 
 def _find_text(header: Dataset, tag: str) -> str:
