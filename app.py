@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.config import Settings
 from core.data import uploads
+from core.files.read_only import is_read_only
 from core.jobs import queue
 from pages import _thumbnails as thumbnails
 from pages._sessions import sweep_closed_sessions
@@ -57,7 +58,9 @@ def ready(_request: Request) -> JSONResponse:
 
     directory = Settings.from_env().checkpoints_dir
     reason = None if registry.active_model_id(directory) else "no model can be loaded"
-    if shutil.disk_usage(directory if directory.is_dir() else ROOT).free < MIN_FREE_BYTES:
+    place = directory if directory.is_dir() else ROOT
+    # A read-only folder needs no space: images are read, and nothing is trained.
+    if not is_read_only(place) and shutil.disk_usage(place).free < MIN_FREE_BYTES:
         reason = "the disk is full"
     return JSONResponse({"ready": reason is None, "reason": reason}, 503 if reason else 200)
 

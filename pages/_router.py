@@ -6,6 +6,7 @@ import streamlit as st
 from PIL import Image
 
 from core.config import Settings, describe_software
+from core.files.read_only import is_read_only
 from core.models import registry
 from pages._shared import MODEL_KEY, show_errors
 from pages._text import (
@@ -56,6 +57,13 @@ def _choose_model() -> None:
                 _("Model"), ids, index=ids.index(active) if active in ids else 0, key=MODEL_KEY
             )
         _show_model(usable[chosen], with_name=len(ids) == 1)
+    if is_read_only(directory):
+        st.sidebar.caption(
+            _(
+                "The folder of the models is read-only: nothing can be trained, activated, "
+                "imported or deleted here, and evaluations are not kept."
+            )
+        )
     broken = [m for m in models if m.problem is not None]
     if broken:
         with st.sidebar.expander(_("Models that cannot be loaded"), icon=":material/warning:"):

@@ -129,3 +129,38 @@ def test_a_file_that_was_changed_on_the_way_is_refused(exported: Path, empty: Pa
     cut.write_bytes(exported.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="no safetensors file"):
         import_model(empty, cut, settings=SETTINGS)
+
+
+def relabel(name: str, number: int = 1) -> dict[str, Any]:
+    edit = {"key": "x", "field": "label", "old": "normal", "new": name}
+    return {
+        "number": number, "action": "change", "author": "", "created": "", "parent": 0,
+        "restores": None, "edits": [edit],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (lambda _: [], "no histories"),
+        (lambda mine: {mine: "x"}, "no histories"),
+        (lambda _: {"0123456789ab": [relabel("normal")]}, "of other data"),
+        (lambda mine: {mine: [{"number": 1}]}, "Field required"),
+        (lambda mine: {mine: [relabel("normal") | {"number": "1"}]}, "valid integer"),
+        (lambda mine: {mine: [relabel("zebra")]}, "none of the classes"),
+        (lambda mine: {mine: [relabel("normal", number=2)]}, "no whole history"),
+    ],
+)
+def test_corrections_that_cannot_be_are_refused_and_nothing_is_written(
+    told: Callable[[str], Any], words: str, exported: Path, empty: Path
+) -> None:
+    manifest, tensors = read(exported)
+    config = json.loads(manifest["folders"][0]["texts"]["config.json"])
+    manifest["corrections"] = told(config["data_id"])
+    manifest["sha256"] = exchange._compute_digest(manifest, tensors)
+    path = empty.parent / "forged.neighbordx"
+    save_file(tensors, path, metadata={"neighbordx": json.dumps(manifest)})
+    with pytest.raises(CheckpointError, match=words) as caught:
+        import_model(empty, path, settings=SETTINGS)
+    assert caught.value.code == "archive.refused"
+    assert list(empty.iterdir()) == []

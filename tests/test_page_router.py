@@ -21,3 +21,16 @@ def test_the_sidebar_names_the_version(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path))
     app = AppTest.from_file(ROOT / "pages" / "_router.py", default_timeout=20).run()
     assert any("Version 0." in text.value for text in app.sidebar.markdown)
+
+
+def test_a_read_only_folder_of_models_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path))
+    router = ROOT / "pages" / "_router.py"
+    app = AppTest.from_file(router, default_timeout=20).run()
+    assert not any("read-only" in text.value for text in app.sidebar.caption)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    app = AppTest.from_file(router, default_timeout=20).run()
+    assert not app.exception
+    assert any("is read-only" in text.value for text in app.sidebar.caption)

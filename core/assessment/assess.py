@@ -4,6 +4,7 @@ Owns the order of the parts and their share of the progress. Each part is saved 
 done, so a stopped run loses only the part in progress.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +17,12 @@ from core.config import Settings
 from core.data.datasets import read_dataset
 from core.data.options import DataOptions
 from core.errors import ConfigError
+from core.files.read_only import is_read_only
+from core.files.whole import check_writable_folder
 from core.models.registry import load_bundle
 from core.network.embedder import Progress
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("robustness", "explanations")
 
@@ -44,7 +49,8 @@ def assess(
         progress: called with the fraction done.
 
     Raises:
-        ConfigError: a part is unknown.
+        ConfigError: a part is unknown, or could not be kept because the model's folder cannot be
+            written. Without parts the evaluation is then made and returned, and not kept.
         CoreError: what loading the model or reading the data raises.
     """
     unknown = [part for part in parts if part not in PARTS]
@@ -54,6 +60,9 @@ def assess(
         )
     directory = settings.checkpoints_dir
     model = load_bundle(directory, model_id, settings=settings)
+    keeps = not is_read_only(directory / model_id)
+    if not keeps and parts:
+        check_writable_folder(directory / model_id)
     run = model.lead.config.run.train
     dataset = read_dataset(
         data,
@@ -64,7 +73,14 @@ def assess(
     )
     n_parts = 1 + len(parts)
     evaluation = run_evaluation(model, dataset, split=split, progress=_part(progress, 0, n_parts))
-    save_evaluation(directory, evaluation)
+    if keeps:
+        save_evaluation(directory, evaluation)
+    else:
+        logger.warning(
+            "the folder of model %s cannot be written, so this evaluation is not kept with it for "
+            "the Evaluate page and the report",
+            model_id,
+        )
     for index, part in enumerate(parts, start=1):
         report = _part(progress, index, n_parts)
         if part == "robustness":

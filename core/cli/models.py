@@ -26,6 +26,7 @@ from core.config import RECIPES
 from core.data.options import DataOptions
 from core.errors import ConfigError
 from core.files.processes import read_age
+from core.files.read_only import is_read_only
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is written down.")]
 
@@ -72,7 +73,10 @@ def compare(
         found = compare_models(
             one, two, dataset, split=split, hashes=(hashes[0], hashes[1]), progress=report
         )
-    save_comparison(directory, found)
+    if is_read_only(directory):
+        print_text(f"{directory} cannot be written, so this comparison is not kept for the gate.")
+    else:
+        save_comparison(directory, found)
     if not found.is_evidence:
         print_output(
             "The gate of `activate` does not count this comparison: it wants test images, none of "

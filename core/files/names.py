@@ -70,7 +70,7 @@ def escape_markdown(text: str) -> str:
     """Text shown by Markdown as it is: on one line, never as markup, link, list, math or emoji."""
     line = " ".join(printable(text).split("\n"))
     escaped = re.sub(r"([\\`*_{}\[\]()#+!|<>~$:&@-])", r"\\\1", line)
-    return re.sub(r"(?i)(\bwww(?=\.)|^\s*\d+(?=\.(?:\s|$)))\.", r"\1\\.", escaped)
+    return re.sub(r"(?i)(\bwww|^\s*\d+(?=\.(?:\s|$)))\.", r"\1\\.", escaped)
 
 
 def _escape(character: str) -> str:

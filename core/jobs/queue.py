@@ -21,6 +21,7 @@ from core.config.settings import find_cache_dir
 from core.errors import CheckpointError, JobError
 from core.files import abandoned
 from core.files.locks import hold_run
+from core.files.read_only import is_read_only
 from core.jobs import ending, state
 from core.jobs.kinds import KINDS, makes_model
 from core.jobs.state import Job
@@ -70,8 +71,7 @@ def start(kind: str, params: Mapping[str, Any], *, title: str, settings: Setting
 def list_jobs(checkpoints_dir: Path) -> list[Job]:
     """List every job, newest first, after settling orphaned ones."""
     directory = state.jobs_dir(checkpoints_dir)
-    if directory.is_dir():
-        settle(checkpoints_dir)
+    settle(checkpoints_dir)
     return [state.read_job(folder) for folder in reversed(state.list_folders(directory))]
 
 
@@ -124,9 +124,12 @@ def read_result(checkpoints_dir: Path, job_id: str) -> dict[str, Any]:
 def settle(checkpoints_dir: Path) -> None:
     """Settle orphaned jobs: one that was running becomes failed, a waiting one is queued again.
 
-    Called when the app starts and before every listing; cheap if there are none.
+    Called when the app starts and before every listing; cheap if there are none. In a folder that
+    cannot be written nothing is settled: no job can be running from here.
     """
     directory = state.jobs_dir(checkpoints_dir)
+    if not directory.is_dir() or is_read_only(directory):
+        return
     with state.hold_queue(directory):
         _settle_all(directory)
 

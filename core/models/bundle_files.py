@@ -26,7 +26,7 @@ from core.config import Settings, build_record
 from core.errors import CheckpointError, ConfigError, CoreError
 from core.files import abandoned
 from core.files.mapped_memory import release_pages
-from core.files.whole import hash_file, write_text
+from core.files.whole import check_writable_folder, hash_file, write_text
 from core.files.zips import ZIP_ERRORS
 from core.gallery import novelty
 from core.gallery.corrections import GalleryState
@@ -43,7 +43,6 @@ from core.network.embedder import Embedder
 from core.stats.calibration import Calibration
 
 logger = logging.getLogger(__name__)
-
 
 
 def save_bundle(
@@ -69,7 +68,7 @@ def save_bundle(
 @contextmanager
 def write_folder(final: Path) -> Iterator[Path]:
     """Yield a temporary folder to write a model to; flush and rename it when the block ends."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    check_writable_folder(final.parent)
     temporary = final.with_name(f".writing-{final.name}-{os.getpid()}")
     if abandoned.is_ours(temporary):  # of an earlier process with this id
         abandoned.remove(temporary)

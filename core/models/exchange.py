@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,14 +21,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from core.config import Settings, build_record
+from core.config import Settings
 from core.errors import BackboneError, CheckpointError, ConfigError, CoreError
 from core.files import abandoned
-from core.files.whole import write_whole
+from core.files.whole import check_writable_folder, write_whole
 from core.gallery.corrections import Version, replay
-from core.gallery.corrections_db import CurationStore, Merge, default_url
 from core.models.bundle import check_model_id
 from core.models.bundle_files import read_bundle, read_bundle_config
+from core.models.carried_corrections import (
+    Corrections,
+    add_corrections,
+    parse_corrections,
+    read_corrections,
+)
 from core.models.ensemble import is_ensemble, read_record
 from core.models.marks import MANIFEST_FILE, WEIGHTS_FILE, check_free, is_model
 from core.models.registry import find_model, list_models
@@ -43,32 +48,6 @@ _TEXTS = ("config.json", "calibration.json", "metrics.json", "card.md", "train.l
 _RAW = (WEIGHTS_FILE,)
 _ARRAYS = ("gallery.npz", "projection.npz", "thumbnails.npz")
 SUFFIX = ".neighbordx"
-
-
-@dataclass(frozen=True)
-class Corrections:
-    """What became of the corrections of one training set that came with a model."""
-
-    data_id: str
-    n_versions: int  # in the file
-    n_here: int  # afterwards
-    outcome: Merge
-
-    def __str__(self) -> str:
-        """What the imported model answers with, in a sentence."""
-        told = f"corrections of the gallery ({self.data_id}): "
-        if self.outcome in ("added", "same"):
-            return f"{told}version {self.n_here} came with the model and is in use."
-        if self.outcome == "newer":
-            return (
-                f"{told}the model came with version {self.n_versions} and answers here with version"
-                f" {self.n_here}, which continues it."
-            )
-        return (
-            f"{told}those in the file (version {self.n_versions}) differ from those here (version "
-            f"{self.n_here}) and were not taken: the model answers here with the ones here. Roll "
-            "the gallery back here, or import into another folder of models."
-        )
 
 
 @dataclass(frozen=True)
@@ -104,30 +83,12 @@ def export_model(
     manifest: dict[str, Any] = {"format": _FORMAT, "model_id": model_id, "folders": folders}
     manifest["identity"] = summary.identity
     settings = settings or Settings.from_env()
-    manifest["corrections"] = _read_corrections(directory, summary.data_id.split("+"), settings)
+    manifest["corrections"] = read_corrections(directory, summary.data_id.split("+"), settings)
     manifest["sha256"] = _compute_digest(manifest, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole(path) as temporary:
         save_file(tensors, temporary, metadata={"neighbordx": json.dumps(manifest)})
     return path
-
-
-def _open_corrections(directory: Path, settings: Settings) -> CurationStore:
-    return CurationStore(settings.database_url or default_url(directory))
-
-
-def _read_corrections(
-    directory: Path, data_ids: Sequence[str], settings: Settings
-) -> dict[str, list[dict[str, object]]]:
-    """The history of every gallery that was corrected, by training data id."""
-    store = _open_corrections(directory, settings)
-    try:
-        found = {data_id: store.read_history(data_id) for data_id in data_ids}
-    finally:
-        store.close()
-    return {
-        data_id: [v.to_json() for v in history] for data_id, history in found.items() if history
-    }
 
 
 def _pack(folder: Path, prefix: str, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -182,13 +143,13 @@ def import_model(directory: Path, path: Path, *, settings: Settings, name: str =
         BackboneError: the pretrained backbones it needs are not available on this machine.
     """
     manifest, tensors = _read(path)
-    directory.mkdir(parents=True, exist_ok=True)
+    check_writable_folder(directory)
     workshop = Path(tempfile.mkdtemp(prefix=".importing-", suffix=f"-{os.getpid()}", dir=directory))
     abandoned.mark(workshop)
     try:
         folders = _unpack(workshop, manifest, tensors, name=name)
         new = [f for f in folders if not _is_known(directory, f)]
-        histories = _parse_corrections(manifest, folders)
+        histories = _find_histories(manifest, folders)
         for folder in folders:
             _prove(folder, settings, histories)
         taken = {key for model in list_models(directory) for key in model.data_id.split("+")}
@@ -196,57 +157,17 @@ def import_model(directory: Path, path: Path, *, settings: Settings, name: str =
             _put(directory, folder)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
-    told = _add_corrections(directory, histories, settings, taken=taken)
+    told = add_corrections(directory, histories, settings, taken=taken)
     return Imported(folders[-1].name, told)
 
 
-def _parse_corrections(
-    manifest: dict[str, Any], folders: Sequence[Path]
-) -> dict[str, list[Version]]:
-    """Read the histories in a file; only of data that its models were trained on."""
+def _find_histories(manifest: dict[str, Any], folders: Sequence[Path]) -> dict[str, list[Version]]:
+    """Read the corrections in a file; only of data that its models were trained on."""
     known = {read_bundle_config(f).data_id for f in folders if not is_ensemble(f)}
     try:
-        told = manifest.get("corrections", {})
-        if not told.keys() <= known:
-            _refuse("it holds corrections of other data than its models'")
-        return {
-            data_id: [build_record(Version, entry, "corrections") for entry in history]
-            for data_id, history in told.items()
-        }
-    except (ConfigError, AttributeError, TypeError) as err:
-        _refuse(f"its corrections cannot be read ({err})", err)
-
-
-def _add_corrections(
-    directory: Path,
-    histories: Mapping[str, Sequence[Version]],
-    settings: Settings,
-    *,
-    taken: Collection[str],
-) -> tuple[Corrections, ...]:
-    """Add the histories, unless that would change the answers of a model that was here before.
-
-    Args:
-        directory: the checkpoints folder.
-        histories: by training data id.
-        settings: name the database.
-        taken: training data of the models that were here before.
-    """
-    if not histories:
-        return ()
-    store = _open_corrections(directory, settings)
-    try:
-        return tuple(
-            Corrections(
-                data_id=data_id,
-                n_versions=len(history),
-                outcome=store.add_history(data_id, history, may_add=data_id not in taken),
-                n_here=store.read_version(data_id),
-            )
-            for data_id, history in histories.items()
-        )
-    finally:
-        store.close()
+        return parse_corrections(manifest.get("corrections", {}), known)
+    except ConfigError as err:
+        _refuse(str(err), err)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from core.config import Settings
 from core.errors import CheckpointError, CoreError
 from core.files import abandoned
-from core.files.whole import write_text
+from core.files.whole import check_writable_folder, write_text
 from core.models.bundle_files import read_bundle, read_bundle_config, read_json
 from core.models.ensemble import Model, is_ensemble, read_ensemble, read_record
 from core.models.marks import list_folders, list_foreign, list_strangers
@@ -140,6 +140,7 @@ def activate(directory: Path, model_id: str) -> None:
     summary = find_model(directory, model_id)
     if summary.problem:
         raise CheckpointError(summary.problem)
+    check_writable_folder(directory)
     write_text(directory / _ACTIVE_FILE, summary.model_id)
 
 
@@ -152,6 +153,7 @@ def delete_model(directory: Path, model_id: str) -> None:
         CheckpointError: see ``check_deletable``.
     """
     check_deletable(directory, model_id)
+    check_writable_folder(directory)
     folder = directory / model_id
     if folder.is_symlink():
         folder.unlink()

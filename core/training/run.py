@@ -19,7 +19,7 @@ from core.config import RunConfig, Settings
 from core.data.datasets import Dataset
 from core.errors import CheckpointError, ConfigError, DataError, JobError
 from core.files.locks import hold_run
-from core.files.whole import write_text
+from core.files.whole import check_writable_folder, write_text
 from core.models.bundle import check_model_id
 from core.models.bundle_files import freeze_trained, save_bundle
 from core.models.marks import check_free
@@ -75,6 +75,7 @@ def train(
         DataError: too few images, or not enough disk space.
     """
     check_free(settings.checkpoints_dir, check_model_id(name))
+    check_writable_folder(settings.checkpoints_dir)
     with _open_run(settings.checkpoints_dir / ".runs" / name, resume=resume) as folder:
         log = _open_log(folder / "train.log")
         _check_same_run(folder, config, dataset, cache_trunk=cache_trunk)
