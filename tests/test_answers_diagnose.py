@@ -16,6 +16,7 @@ from core.answers.diagnosis import RESEARCH_USE, Diagnosis
 from core.assessment.predict_split import evaluate
 from core.data.datasets import Dataset, read_dataset
 from core.errors import DataError, ImageError
+from core.export.tables import defuse
 from core.export.worklist import to_csv, to_json
 from core.images.decode import Image, decode, encode_png, load
 from core.images.notices import Notice
@@ -173,6 +174,12 @@ def test_the_table_defuses_formulas(diagnosed: Diagnosis) -> None:
     assert lines[0].startswith("file,status,predicted_class,p_disease,p_normal")
     assert lines[1].startswith("'=HYPERLINK")
     assert len(lines) == 3
+    assert len(diagnosed.model_identity) == 64
+    assert lines[2].endswith(f",{diagnosed.model_identity}")
+    for formula in ("=1", "+1+1", "-x", "@a", "\t=1", " =1", "\n=1", "＝1", "＋a"):
+        assert defuse(formula) == f"'{formula}"
+    for number in ("-1.5", "+2", "-1e-3", "x=1", ""):
+        assert defuse(number) == number
 
 
 def test_no_file_gives_an_answer_where_the_screen_gives_none(diagnosed: Diagnosis) -> None:
@@ -307,6 +314,6 @@ def test_notices_and_overlays_come_with_the_answer_and_are_never_read(
     assert to_json(diagnosed)["notices"] == []
     assert list(to_json(done))[-1] == "notices"
     (row,) = table([done])
-    assert list(row)[-1] == "notices"
+    assert list(row)[-2:] == ["notices", "model_identity"]
     assert row["notices"] == "Overlay graphics. =Two."
     assert table([diagnosed])[0]["notices"] == ""

@@ -13,6 +13,7 @@ import pytest
 from core.config import Settings
 from core.data.uploads import clean_uploads, find_data, uploads_dir
 from core.errors import DataError, JobError
+from core.files import abandoned
 from core.jobs import queue, state
 from core.jobs.state import Job
 from core.jobs.uploads import delete_upload, list_models_of, list_users
@@ -115,7 +116,16 @@ def test_what_a_cut_off_unpacking_or_deletion_left_goes_at_the_next_start(
     uploads = uploads_dir(directory)
     for name in (".deleted-x", f".unpacking-x-{2**22 - 3}", f".unpacking-y-{os.getpid()}"):
         (uploads / name).mkdir()
+    mine = uploads / ".deleted-scans"  # somebody's own folder of such a name
+    mine.mkdir()
+    (mine / "x.png").touch()
+    half = uploads / ".deleted-half"
+    half.mkdir()
+    (half / "x.png").touch()
+    abandoned.mark(half)
     clean_uploads(directory)
+    assert (mine / "x.png").exists()
+    shutil.rmtree(mine)
     assert {p.name for p in uploads.iterdir()} == {NAME, "other", f".unpacking-y-{os.getpid()}"}
     assert set(find_data(Settings(directory, data_dir=directory / "none"))) == {NAME, "other"}
     begin_later(monkeypatch)

@@ -140,6 +140,12 @@ class Diagnosis:
     error_params: Mapping[str, object] = field(default_factory=dict)
 
     @property
+    def model_name(self) -> str:
+        """The model and the start of its identity, for exports."""
+        known = f" ({self.model_identity[:16]})" if self.model_identity else ""
+        return f"{self.model_id}{known}"
+
+    @property
     def answer(self) -> str | None:
         """The predicted class; None if the model abstained or the file was rejected."""
         return self.predicted_class if self.status == "answered" else None

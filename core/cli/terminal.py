@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.config import Settings
+from core.config.settings import resolve_path
 from core.errors import ConfigError
 from core.files import whole
 from core.files.journal import drop_nan
@@ -63,7 +64,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="Data folder, table or MedMNIST .npz file.",
-        callback=lambda path: path.expanduser(),
+        callback=resolve_path,
     ),
 ]
 Model = Annotated[str, typer.Option("--model", help="Name of a model; see `models`.")]
@@ -83,7 +84,7 @@ def read_settings(checkpoints: Path | None) -> Settings:
     settings = Settings.from_env()
     if checkpoints is None:
         return settings
-    return dataclasses.replace(settings, checkpoints_dir=checkpoints.expanduser())
+    return dataclasses.replace(settings, checkpoints_dir=resolve_path(checkpoints))
 
 
 def write_json(path: Path | None, value: object) -> None:

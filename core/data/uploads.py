@@ -87,12 +87,16 @@ def find_upload(checkpoints_dir: Path, name: str) -> Path:
 
 
 def clean_uploads(checkpoints_dir: Path) -> None:
-    """Remove leftovers of interrupted unpacking or deletion; call it at start-up."""
+    """Remove leftovers of interrupted unpacking or deletion; call it at start-up.
+
+    Only folders that bear the writer's mark are removed, whatever their names.
+    """
     for folder in uploads_dir(checkpoints_dir).glob(".*"):
-        owner = re.fullmatch(r"\.unpacking-.*-(\d+)", folder.name)
-        is_left = owner is not None and abandoned.is_left(folder, int(owner[1]))
-        if is_left or folder.name.startswith(".deleted-"):
-            shutil.rmtree(folder, ignore_errors=True)
+        owner = re.fullmatch(r"\.(?:unpacking|deleted)-.*?(?:-(\d+))?", folder.name)
+        if owner is None or not abandoned.is_ours(folder):
+            continue
+        if folder.name.startswith(".deleted-") or abandoned.is_left(folder, int(owner[1] or 0)):
+            abandoned.remove(folder)
 
 
 def store(
@@ -125,6 +129,7 @@ def store(
                 prefix=f".unpacking-{final.name}-", suffix=f"-{os.getpid()}", dir=final.parent
             )
         )
+        abandoned.mark(workshop)
         try:
             extract(source, workshop / "data", limits=limits or ZipLimits())
             (workshop / "data").rename(final)

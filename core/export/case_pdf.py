@@ -314,7 +314,7 @@ def _write_members(diagnosis: Diagnosis) -> list[Flowable]:
 
 def _write_provenance(model: Model, diagnosis: Diagnosis) -> list[Flowable]:
     facts: Mapping[str, str] = {
-        "Model": f"{diagnosis.model_id}, made {model.created}",
+        "Model": f"{diagnosis.model_name}, made {model.created}",
         "Training data": diagnosis.data_id,
         "Read": diagnosis.created,
         "Software": f"NeighborDx {diagnosis.software}",

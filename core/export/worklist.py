@@ -126,7 +126,7 @@ _COLUMNS = (
     *("data_id", "created", "reader_class", "reader_confidence", "error", "notice"),
     *("abstain_reason", "frame_number", "n_frames"),  # frame number as in DICOM, from 1
     *("window_centre", "window_width", "is_inverted", "reader_before_answer"),
-    *("software_version", "notices"),
+    *("software_version", "notices", "model_identity"),
 )
 
 
@@ -145,7 +145,8 @@ def _list_cells(row: Mapping[str, Any]) -> list[object]:
         cells += [row["frame"] + 1, row["n_frames"], *(row["window"] or ("", ""))]
         cells.append(row["is_inverted"])
     cells += [reader["before_answer"] if reader else "", row["software_version"]]
-    return [*cells, " ".join(notice["text"] for notice in row["notices"])]
+    notices = " ".join(notice["text"] for notice in row["notices"])
+    return [*cells, notices, row["model_identity"]]
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:

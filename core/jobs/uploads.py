@@ -5,13 +5,13 @@ audits, evaluations and comparisons saved from it.
 """
 
 import re
-import shutil
 from pathlib import Path
 
 from core.assessment.model_comparison import delete_comparisons
 from core.assessment.store import delete_evaluations
 from core.data.uploads import find_upload
 from core.errors import DataError, JobError
+from core.files import abandoned
 from core.jobs import state
 from core.jobs.queue import delete, settle
 from core.jobs.state import Job
@@ -91,8 +91,9 @@ def delete_upload(checkpoints_dir: Path, name: str) -> None:
         delete_evaluations(checkpoints_dir, folder.resolve())
         delete_comparisons(checkpoints_dir, folder.resolve(), pairs=pairs)
         doomed = folder.with_name(f".deleted-{folder.name}")
+        abandoned.mark(folder)
         folder.rename(doomed)
     for job in users:
         if job.kind in ("audit", "trial", "compare"):
             delete(checkpoints_dir, job.job_id)
-    shutil.rmtree(doomed, ignore_errors=True)  # leftovers are removed at the next start
+    abandoned.remove(doomed)  # leftovers are removed at the next start

@@ -118,7 +118,7 @@ def build_secondary_capture(
     capture.PatientOrientation = None  # the displayed image may be in any orientation
     _state_side(capture, reference)
     capture.SeriesDescription = _cut(f"NeighborDx overlay. {RESEARCH_USE}", 64)
-    capture.ImageComments = f"{say_answer(diagnosis)}. Model {diagnosis.model_id}. {RESEARCH_USE}"
+    capture.ImageComments = f"{say_answer(diagnosis)}. Model {diagnosis.model_name}. {RESEARCH_USE}"
     capture.BurnedInAnnotation = "YES"
     capture.SoftwareVersions = _cut(diagnosis.software, 64) or None
     what = "The image alone" if diagnosis.abstain_reason == "novel" else "Heatmap over the image"
