@@ -47,7 +47,7 @@ def test_the_second_of_two_trainings_is_told_who_trains_and_not_to_delete_anythi
             assert caught.value.code == "job.busy"
     finally:
         os.kill(first.pid, signal.SIGKILL)
-        first.wait()
+        first.communicate()
     with pytest.raises(JobError, match="no process is training in it") as caught:
         train(phantom_dataset, tiny_config, name="x", settings=settings)
     assert caught.value.code == "job.interrupted"

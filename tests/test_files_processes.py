@@ -49,8 +49,8 @@ def test_another_start_another_boot_or_an_ended_process_is_not_alive(me: Process
     assert is_alive(known)
     assert child.stdin is not None
     child.stdin.close()
-    time.sleep(0.5)
-    assert not is_alive(known)  # a zombie
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended and is a zombie
+    assert not is_alive(known)
     child.wait()
     assert not is_alive(known)
 
