@@ -121,7 +121,9 @@ def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
 ) -> None:
     """Print a table of plain text."""
-    table = Table(*columns, title=title)
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a name that is cut cannot be typed again
     for row in rows:
         table.add_row(*map(str, row))
     CONSOLE.print(table)
