@@ -11,12 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from odd_folder import fill
 
 from core.answers import diagnose
+from core.config import Settings
 from core.export import batch
 from core.files.names import show_name
+from core.images.decode import encode_png
+from core.models.registry import load_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -150,6 +154,43 @@ def batch_journal(out: Path, about: dict):
     from core.files.journal import Journal
 
     return Journal(out, about, resume=False)
+
+
+@pytest.mark.slow
+def test_data_of_no_utf8_name_go_all_the_way(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NEIGHBORDX_CHECKPOINTS", str(tmp_path / "ck"))
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcnchen [dr x]"))
+    rng = np.random.default_rng(0)
+    for name, bright in (("normal", 0), ("flu", 90)):
+        for i in range(24):
+            path = root / name / os.fsdecode(b"M\xfcller %d.png" % i if i % 3 else b"a%d.png" % i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = (rng.integers(0, 120, (64, 64, 3)) + bright).astype(np.uint8)
+            path.write_bytes(encode_png(pixels))
+    out = tmp_path / "out.json"
+    data, model = ("--data", str(root)), ("--model", "m")
+    for command in (
+        ("audit", *data, "--json", str(out)),
+        ("train", *data, "--name", "m", "--preset", "tiny-random", "--set", "train.epochs=1"),
+        ("predict", *model, str(root), "--json", str(out), "--csv", str(tmp_path / "out.csv")),
+        ("evaluate", *model, *data, "--split", "val"),
+        ("findings", *model, "--csv", str(tmp_path / "findings.csv")),
+        ("report", *model, "--html", str(tmp_path / "r.html"), "--pdf", str(tmp_path / "r.pdf")),
+        ("export", *model, str(tmp_path / "m.neighbordx")),
+        ("import", str(tmp_path / "m.neighbordx"), "--name", "copy"),
+        ("jobs", "evaluate", *model, *data, "--split", "val", "--wait"),
+        ("jobs", "list"),
+        ("models",),
+    ):
+        assert run(*command) == 0, (command[0], capsys.readouterr().err)
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert len(rows) == 48
+    assert all(row["error"] is None for row in rows)
+    assert "M\\xfcnchen [dr x]" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    model_of = load_bundle(tmp_path / "ck", "m", settings=Settings(tmp_path / "ck", device="cpu"))
+    assert all(model_of.has_original(i) for i in range(len(model_of.gallery)))
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from core.config import build_record
 from core.data.datasets import Dataset, load_record
 from core.data.manifest import read_columns
 from core.errors import CheckpointError, ConfigError, DataError, ImageError
+from core.files.names import read_path, write_path
 from core.files.whole import write_text
 from core.images.decode import encode_jpeg, thumbnail
 from core.models.ensemble import Model
@@ -160,7 +161,7 @@ def compare_models(
         rows=rows,
         subgroups=compare_subgroups(rows, read_subgroups(dataset.root, keys), limit=limit),
         n_unreadable=len(set(one.unreadable) | set(two.unreadable)),
-        data_root=str(dataset.root.resolve()),
+        data_root=write_path(dataset.root),
         first_gallery=first.data_id,
         second_gallery=second.data_id,
         n_known=len(_find_known(first, dataset, one) | _find_known(second, dataset, two)),
@@ -173,7 +174,10 @@ def _find_known(model: Model, dataset: Dataset, reading: SplitReading) -> set[st
     known = find_copies(model, reading) | find_validated(model, reading)
     for member in model.members:
         config, contents = member.bundle.config, member.bundle.contents
-        if config.data_id == dataset.data_id or Path(config.data_root) == dataset.root.resolve():
+        if (
+            config.data_id == dataset.data_id
+            or read_path(config.data_root) == dataset.root.resolve()
+        ):
             validated = contents.metrics.get("validation_answers", {}).get("keys", ())
             known |= {*contents.gallery.keys, *validated} & set(reading.keys)
     return known
@@ -310,5 +314,5 @@ def delete_comparisons(
             place, pair = raw.get("data_root"), (raw["first"], raw["second"])
         except (OSError, ValueError, KeyError, AttributeError):  # its folder is unknown
             continue
-        if Path(place).is_relative_to(data_root) if place else pair in pairs:
+        if read_path(place).is_relative_to(data_root) if place else pair in pairs:
             path.unlink(missing_ok=True)

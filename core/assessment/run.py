@@ -15,6 +15,7 @@ from core.assessment.predict_split import SplitReading, describe_reading, read_s
 from core.assessment.record import Evaluation
 from core.data.datasets import Dataset, load_record
 from core.data.manifest import read_columns
+from core.files.names import show_name, write_path
 from core.gallery.k_search import search_k
 from core.images.decode import encode_jpeg, thumbnail
 from core.models.bundle import ModelBundle
@@ -47,8 +48,8 @@ def run_evaluation(
         gallery_id=model.data_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - began,
-        data_name=dataset.root.name,
-        data_root=str(dataset.root.resolve()),
+        data_name=show_name(dataset.root.name),
+        data_root=write_path(dataset.root),
         disease_class=model.disease_class,
         other_class=model.other_class,
         is_synthetic=model.is_synthetic,

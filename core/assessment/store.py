@@ -26,6 +26,7 @@ from core.config import Settings
 from core.data.options import TrainingData
 from core.errors import CheckpointError, CoreError
 from core.files import abandoned
+from core.files.names import read_path
 from core.files.whole import write_text
 from core.gallery.corrections_db import open_store
 from core.models.bundle import check_model_id
@@ -272,7 +273,7 @@ def delete_evaluations(checkpoints_dir: Path, data_root: Path) -> None:
     """Delete all models' saved answers and thumbnails of the images in a folder (resolved)."""
     for path in checkpoints_dir.glob(f"*/{FOLDER}/*/record.json"):
         try:
-            is_inside = Path(str(read_json(path).get("data_root"))).is_relative_to(data_root)
+            is_inside = read_path(str(read_json(path).get("data_root"))).is_relative_to(data_root)
         except CheckpointError:  # its source is unknown
             continue
         if is_inside:

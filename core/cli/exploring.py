@@ -21,6 +21,7 @@ from core.cli.terminal import (
     write_text,
 )
 from core.errors import ConfigError
+from core.files.names import read_path
 from core.gallery.corrections import Change
 
 
@@ -69,7 +70,7 @@ def findings(
     bundle = load_bundle(machine.checkpoints_dir, model, settings=machine)
     with show_progress("findings") as report:
         tables = prepare(bundle, machine.checkpoints_dir, progress=report)
-    extra, _ = read_manifest(Path(bundle.lead.config.data_root), bundle.gallery.keys)
+    extra, _ = read_manifest(read_path(bundle.lead.config.data_root), bundle.gallery.keys)
     seen = explore(bundle, tables, extra=extra)
     lists = {
         "wrong_when_left_out": review_lists.find_wrong(seen),

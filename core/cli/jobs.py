@@ -24,6 +24,7 @@ from core.cli.terminal import (
 from core.config import RECIPES
 from core.data.options import DataOptions
 from core.errors import JobError
+from core.files.names import write_path
 from core.jobs import metrics, queue
 
 JobId = Annotated[str, typer.Argument(help="Id of a job; see `jobs list`.")]
@@ -59,7 +60,7 @@ def train(
     from core.training.ensemble import name_members
 
     params = {
-        "data": str(data.resolve()),
+        "data": write_path(data),
         "name": check_model_id(name),
         "preset": preset,
         "recipe": recipe,
@@ -94,7 +95,7 @@ def evaluate(
     """Queue the evaluation of a model on a split."""
     params = {
         "model": model,
-        "data": str(data.resolve()),
+        "data": write_path(data),
         "split": split,
         "options": options.to_json(),
     }

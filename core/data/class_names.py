@@ -13,6 +13,7 @@ from pathlib import Path
 
 from core.data.decisions import Decision, join
 from core.data.options import TrainingData
+from core.files.names import read_path
 
 
 def _words(text: str) -> frozenset[str]:
@@ -65,7 +66,7 @@ def decide_disease(
         if guess is not None and guess[0] != said:
             found.append(_decide("disease.against", said, normal))
         return said, found
-    is_own = model is not None and bool(model.root) and Path(model.root) == root.resolve()
+    is_own = model is not None and bool(model.root) and read_path(model.root) == root.resolve()
     if model is not None and model.disease_class in names:
         disease = model.disease_class
         if is_own or not is_number(disease):

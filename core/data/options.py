@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from core.config import build_record
 from core.errors import ConfigError, DataError
+from core.files.names import read_path
 
 Role = Literal["train", "val", "test", "class", "kind", "patient", "masks", "skip"]
 Layout = Literal["auto", "folders", "table", "npz"]
@@ -142,5 +143,5 @@ def choose_options(
     """Options given, else those of the model's own data, else none."""
     if options is not None and options != DataOptions():
         return options
-    is_own = model is not None and model.root and Path(model.root) == Path(root).resolve()
+    is_own = model is not None and model.root and read_path(model.root) == Path(root).resolve()
     return model.options if model is not None and is_own else DataOptions()

@@ -59,9 +59,9 @@ class Plan:
 
     @property
     def disease_reason(self) -> str:
-        """How it was decided which class is the disease, as a sentence; empty if it was not."""
-        found = [d for d in self.decisions if d.code.startswith("disease.") and d.kind == "said"]
-        return found[0].sentence if found else ""
+        """How it was decided which class is the disease, and what speaks against it; else empty."""
+        found = [d for d in self.decisions if d.code.startswith("disease.")]
+        return " ".join(d.sentence for d in found if d.kind != "question")
 
     def count(self) -> dict[str, dict[str, int]]:
         """Images by split and class; the split is "" where the data do not give it."""

@@ -27,9 +27,13 @@ def export_csv(
 
 
 def export_listing(rows: NDArray[np.int64], keys: Sequence[str], *, root: str) -> str:
-    """List the selected files, one full path per line, e.g. for ``rsync --files-from``."""
+    """List the selected files, one full path per line, e.g. for ``rsync --files-from``.
+
+    A name with a line break would be two names in such a list, so it is left out.
+    """
     base = root.rstrip("/")
-    return "".join(f"{base}/{keys[row]}\n" for row in rows.tolist())
+    paths = [f"{base}/{keys[row]}" for row in rows.tolist()]
+    return "".join(f"{path}\n" for path in paths if len(path.splitlines()) == 1)
 
 
 def _write_cell(value: Any) -> str:

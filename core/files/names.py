@@ -20,6 +20,16 @@ def show_name(name: str | os.PathLike[str]) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def write_path(path: Path) -> str:
+    """A path as valid Unicode, absolute, for records and jobs; ``read_path`` finds it again."""
+    return show_name(path.resolve())
+
+
+def read_path(text: str) -> Path:
+    """The path that ``write_path`` wrote; it need not exist."""
+    return find_path(Path(), text)
+
+
 def find_path(root: Path, key: str) -> Path:
     """The file that ``show_name`` showed as ``key`` below ``root``; it need not exist."""
     path = root / key

@@ -18,6 +18,7 @@ from core.config import RunConfig, Settings, TrainConfig
 from core.config.presets import build_config
 from core.data.options import DataOptions, TrainingData, read_options
 from core.errors import CoreError, JobError
+from core.files.names import read_path
 from core.files.processes import read_age
 from core.jobs import state
 
@@ -53,7 +54,7 @@ class Work:
         from core.data.datasets import read_dataset
 
         return read_dataset(
-            Path(self.params["data"]),
+            read_path(self.params["data"]),
             self.options,
             model=model,
             val_fraction=config.train.val_fraction,
@@ -136,7 +137,7 @@ def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
         return False
     disease = found.class_names[found.disease_index]
     return (
-        Path(found.data_root) == Path(work.params["data"]).resolve()
+        read_path(found.data_root) == read_path(work.params["data"]).resolve()
         and (work.options.disease_class or disease) == disease
     )
 
@@ -149,7 +150,7 @@ def _evaluate(work: Work) -> dict[str, Any]:
 
     evaluation = assess(
         str(work.params["model"]),
-        Path(work.params["data"]),
+        read_path(work.params["data"]),
         split=str(work.params.get("split", "test")),
         settings=work.settings,
         parts=list(work.params.get("parts", [])),
@@ -169,7 +170,7 @@ def _audit(work: Work) -> dict[str, Any]:
     from core.jobs.pictures import save_pictures
 
     default = TrainConfig()
-    plan = make_plan(Path(work.params["data"]), work.options)
+    plan = make_plan(read_path(work.params["data"]), work.options)
     splits = split_plan(
         plan,
         seeds=work.params.get("seeds", [default.seed]),

@@ -12,6 +12,7 @@ from core.assessment.store import delete_evaluations
 from core.data.uploads import find_upload
 from core.errors import DataError, JobError
 from core.files import abandoned
+from core.files.names import read_path
 from core.jobs import state
 from core.jobs.queue import delete, settle
 from core.jobs.state import Job
@@ -53,7 +54,7 @@ def list_models_of(checkpoints_dir: Path, name: str) -> list[str]:
         for model in list_models(checkpoints_dir)
         if model.problem is None
         and not is_ensemble(place := checkpoints_dir / model.model_id)
-        and Path(read_bundle_config(place).data_root).is_relative_to(folder)
+        and read_path(read_bundle_config(place).data_root).is_relative_to(folder)
     ]
 
 

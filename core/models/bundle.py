@@ -6,7 +6,6 @@ Owns the attributes through which the rest of the app uses a model. Reads and wr
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from core.config import RunConfig
 from core.data.options import DataOptions, TrainingData
 from core.errors import ConfigError
+from core.files.names import find_path, read_path
 from core.gallery.corrections import GalleryState
 from core.gallery.novelty import NoveltyReference
 from core.gallery.projection import Projection
@@ -204,8 +204,8 @@ class ModelBundle:
 
     def has_original(self, index: int) -> bool:
         """Whether the training image is still at its original path."""
-        root = Path(self.config.data_root)
-        return root.is_file() or (root / self.gallery.keys[index]).is_file()
+        root = read_path(self.config.data_root)
+        return root.is_file() or find_path(root, self.gallery.keys[index]).is_file()
 
 
 def check_model_id(model_id: str) -> str:

@@ -1,12 +1,12 @@
 """Load the original image behind a gallery row."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import ImageError
+from core.files.names import find_path, read_path
 from core.images.decode import Image, decode, load, thumbnail
 from core.models.ensemble import Model
 
@@ -24,7 +24,7 @@ def load_image(model: Model, index: int) -> tuple[Image, bool]:
     member, row = model.find_image(index)
     bundle = member.bundle
     key, sha256 = bundle.gallery.keys[row], bundle.gallery.sha256[row]
-    path = Path(bundle.config.data_root) / key
+    path = find_path(read_path(bundle.config.data_root), key)
     if path.is_file():
         try:
             image = load(path)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from core.config import RunConfig
 from core.data.datasets import Dataset
 from core.data.options import DataOptions
-from core.files.names import escape_markdown
+from core.files.names import escape_markdown, write_path
 from core.gallery import novelty, projection
 from core.gallery.k_search import KSearch, search_k
 from core.gallery.search import Gallery
@@ -154,7 +154,7 @@ def describe(
         class_names=dataset.class_names,
         disease_index=dataset.disease_index,
         data_id=dataset.data_id,
-        data_root=str(dataset.root.resolve()),
+        data_root=write_path(dataset.root),
         is_synthetic=is_synthetic,
         backbones=tuple(backbone.info for backbone in embedder.backbones),
         precision=embedder.precision,

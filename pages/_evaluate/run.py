@@ -1,7 +1,6 @@
 """Evaluate page: choose an evaluation, or start a new one."""
 
 import re
-from pathlib import Path
 
 import streamlit as st
 
@@ -12,6 +11,7 @@ from core.config import Settings
 from core.data.options import DataOptions
 from core.data.plan import SPLITS, make_plan
 from core.errors import CoreError
+from core.files.names import read_path, write_path
 from core.jobs import queue
 from core.jobs.kinds import lane_of
 from core.jobs.queue import Job
@@ -158,7 +158,7 @@ def _start(model: ModelSummary, data: str, split: str, parts: list[str]) -> None
     """Queue a job; a folder that is not there is refused at once."""
     settings = Settings.from_env()
     try:
-        root = Path(data).expanduser().resolve()
+        root = read_path(data).expanduser().resolve()
         training_data = store.find_training_data(settings.checkpoints_dir, model.model_id)
         said = st.session_state.get("evaluate_disease")
         options = DataOptions(disease_class=said) if said else None
@@ -171,7 +171,7 @@ def _start(model: ModelSummary, data: str, split: str, parts: list[str]) -> None
             "evaluate",
             {
                 "model": model.model_id,
-                "data": str(root),
+                "data": write_path(root),
                 "split": split,
                 "parts": parts,
                 "options": options.to_json() if options else {},

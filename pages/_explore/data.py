@@ -15,6 +15,7 @@ from core.exploring import gallery_table, map_store, other_splits, review_lists
 from core.exploring.gallery_table import Exploration, ManifestStatus
 from core.exploring.map_store import FittedMap
 from core.exploring.review_lists import Finding
+from core.files.names import read_path
 from core.gallery.leave_one_out import NeighbourTable
 from core.gallery.projection import MapSettings
 from core.models.ensemble import Model
@@ -106,7 +107,7 @@ def _seen(
     _tables: tuple[NeighbourTable, ...],
     key: tuple[str, str],  # noqa: ARG001 - cache key
 ) -> tuple[Exploration, ManifestStatus]:
-    root = Path(_model.lead.config.data_root)
+    root = read_path(_model.lead.config.data_root)
     extra, status = gallery_table.read_manifest(root, _model.gallery.keys)
     return gallery_table.explore(_model, _tables, extra=extra), status
 

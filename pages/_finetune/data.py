@@ -13,6 +13,7 @@ from core.data.plan import Plan
 from core.data.readiness import Finding, combine, read_finding
 from core.data.uploads import find_data, store, uploads_dir
 from core.errors import CoreError
+from core.files.names import show_name, write_path
 from core.jobs import queue
 from core.jobs.uploads import delete_upload, list_models_of, list_users
 from pages import _shared as shared
@@ -131,7 +132,7 @@ def _take_zip(settings: Settings) -> None:
 
 def audit_params(data: Path, options: DataOptions) -> dict[str, Any]:
     """What identifies one check of one data set."""
-    return {"data": str(data.resolve()), "options": options.to_json(), "seeds": list(SEEDS)}
+    return {"data": write_path(data), "options": options.to_json(), "seeds": list(SEEDS)}
 
 
 def chosen_seeds() -> list[int]:
@@ -161,7 +162,7 @@ def show_audit(data: Path, plan: Plan) -> dict[str, Any] | None:
             type="primary",
             icon=":material/fact_check:",
             on_click=_start_audit,
-            args=(params, data.name, settings),
+            args=(params, show_name(data.name), settings),
             disabled=bool(plan.questions),
             key="finetune_check",
             help=_("Reads all images once and compares them. Nothing is changed."),
@@ -173,7 +174,7 @@ def show_audit(data: Path, plan: Plan) -> dict[str, Any] | None:
         _("Check again"),
         icon=":material/refresh:",
         on_click=_start_audit,
-        args=(params, data.name, settings),
+        args=(params, show_name(data.name), settings),
         key="finetune_recheck",
     )
     return result

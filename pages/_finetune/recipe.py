@@ -9,6 +9,7 @@ from core.config import OBJECTIVES, PRESETS, RECIPES, Settings, build_preset
 from core.config.presets import build_config
 from core.data.plan import Plan
 from core.errors import ConfigError, CoreError
+from core.files.names import write_path
 from core.jobs import queue
 from core.models.bundle import check_model_id
 from core.training.ensemble import name_members
@@ -93,7 +94,7 @@ def choose_recipe(plan: Plan, audit: dict[str, Any]) -> dict[str, Any] | None:
             icon=":material/copyright:",
         )
     params = {
-        "data": str(plan.root.resolve()),
+        "data": write_path(plan.root),
         "options": plan.options.to_json(),
         "preset": preset,
         "recipe": recipe,

@@ -10,6 +10,7 @@ import streamlit as st
 from core.assessment.model_comparison import is_evidence
 from core.config import Settings
 from core.data.uploads import find_data
+from core.files.names import write_path
 from core.jobs import queue
 from core.models import registry
 from core.models.registry import ModelSummary
@@ -58,7 +59,7 @@ def show_compare(models: Sequence[ModelSummary]) -> None:
     params = {
         "first": first,
         "second": second,
-        "data": str(Path(places[place]).resolve()),
+        "data": write_path(Path(places[place])),
         "split": split,
         "disease_class": summary.disease_class,
     }

@@ -23,6 +23,7 @@ from core.config import RunConfig, Settings, build_preset
 from core.data.datasets import Dataset, read_dataset
 from core.data.options import DataOptions
 from core.errors import ConfigError
+from core.files.names import show_name
 from core.files.whole import write_text
 from core.models.bundle_files import read_bundle_config
 from core.models.ensemble import Model, build_ensemble
@@ -141,7 +142,7 @@ def run_ablation(
     _report(progress, 1.0, "done")
     return {
         "data": data_id,
-        "data_name": data.name,
+        "data_name": show_name(data.name),
         "preset": preset,
         "overrides": list(overrides),
         "n_seeds": n_seeds,
