@@ -475,3 +475,23 @@ def test_a_file_that_would_fill_the_memory_is_refused_unread(tmp_path: Path) -> 
     with pytest.raises(ImageError, match="at most 2 GiB are read") as caught:
         load(path)
     assert caught.value.code == "image.too_large"
+
+
+def test_every_single_bit_flip_of_an_animation_is_shown_or_refused() -> None:
+    first = PILImage.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8) * 5)
+    second = PILImage.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)[::-1] * 3).convert("P")
+    buffer = io.BytesIO()
+    frames = [first.quantize(4), second.quantize(4)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], optimize=False)
+    sound = buffer.getvalue()
+    assert len(sound) < 250
+    n_refused = 0
+    for place in range(8 * len(sound)):
+        broken = bytearray(sound)
+        broken[place // 8] ^= 1 << place % 8
+        for frame in (0, 1):
+            try:
+                decode(bytes(broken), frame=frame)
+            except ImageError:
+                n_refused += 1
+    assert n_refused > 100

@@ -194,3 +194,23 @@ def test_a_run_linked_elsewhere_is_not_deleted(tmp_path: Path) -> None:
     queue._delete_runs(tmp_path, ["m"])
     assert all(path.is_file() for path in outside)
     assert os.path.lexists(tmp_path / ".runs" / "m")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_gallery": []}, {"n_gallery": "many"}, {"k": 1.5}, {"validation": []},
+        {"validation": {"accuracy": "high"}}, {"validation": None},
+    ],
+)  # fmt: skip
+def test_odd_figures_are_a_problem_of_their_model_alone(
+    tiny_checkpoints: Path, tmp_path: Path, changes: dict
+) -> None:
+    for name in ("demo-triplet", "demo-metric"):
+        shutil.copytree(tiny_checkpoints / name, tmp_path / name)
+    path = tmp_path / "demo-triplet" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    odd, sound = sorted(registry.list_models(tmp_path), key=lambda model: model.problem is None)
+    assert odd.problem is not None
+    assert "demo-triplet/metrics.json" in odd.problem
+    assert sound.problem is None

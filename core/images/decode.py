@@ -65,6 +65,7 @@ _PILLOW_ERRORS = (
     TypeError,
     OverflowError,
     NotImplementedError,
+    AssertionError,  # a GIF whose second frame has lost its palette
 )
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.config import Settings
+from core.config import Settings, build_record
 from core.errors import CheckpointError, CoreError
 from core.files import abandoned
 from core.files.whole import check_writable_folder, write_text
@@ -61,11 +61,10 @@ def _summarise(folder: Path) -> ModelSummary:
         if is_ensemble(folder):
             return _summarise_ensemble(folder)
         config = read_bundle_config(folder)
-        metrics = read_json(folder / "metrics.json")
+        figures = _read_figures(folder)
         identity = read_identity(folder)
     except CoreError as err:
         return ModelSummary(folder.name, problem=str(err))
-    report = metrics.get("validation", {})
     return ModelSummary(
         model_id=folder.name,
         preset=config.run.preset,
@@ -76,10 +75,10 @@ def _summarise(folder: Path) -> ModelSummary:
         data_id=config.data_id,
         class_names=config.class_names,
         disease_class=config.class_names[config.disease_index],
-        val_accuracy=report.get("accuracy"),
-        val_auroc=report.get("auroc"),
-        n_gallery=int(metrics.get("n_gallery", 0)),
-        k=int(metrics.get("k", 0)),
+        val_accuracy=figures.accuracy,
+        val_auroc=figures.auroc,
+        n_gallery=figures.n_gallery,
+        k=figures.k,
         objective=config.run.objective.name,
         recipe=config.run.recipe,
         seed=config.run.train.seed,
@@ -90,6 +89,33 @@ def _summarise(folder: Path) -> ModelSummary:
     )
 
 
+@dataclass(frozen=True)
+class _Figures:
+    """The figures of metrics.json that are listed."""
+
+    accuracy: float | None = None
+    auroc: float | None = None
+    n_gallery: int = 0
+    k: int = 0
+
+
+def _read_figures(folder: Path) -> _Figures:
+    """Read them, whatever else the file holds.
+
+    Raises:
+        CheckpointError: the file is no object of JSON.
+        ConfigError: a figure is not of its type.
+    """
+    metrics = read_json(folder / "metrics.json")
+    report = metrics.get("validation", {})
+    kept: dict[str, object] = {n: metrics[n] for n in ("n_gallery", "k") if n in metrics}
+    if isinstance(report, dict):
+        kept |= {n: report[n] for n in ("accuracy", "auroc") if n in report}
+    else:
+        kept["validation"] = report  # refused with its value
+    return build_record(_Figures, kept, f"{folder.name}/metrics.json")
+
+
 def _count_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
@@ -98,8 +124,7 @@ def _summarise_ensemble(folder: Path) -> ModelSummary:
     record = read_record(folder)
     members = tuple(member.model_id for member in record.members)
     summaries = [_summarise(folder.parent / model_id) for model_id in members]
-    metrics = read_json(folder / "metrics.json")
-    report = metrics.get("validation", {})
+    figures = _read_figures(folder)
     return ModelSummary(
         model_id=folder.name,
         preset="ensemble",
@@ -110,9 +135,9 @@ def _summarise_ensemble(folder: Path) -> ModelSummary:
         data_id="+".join(dict.fromkeys(summary.data_id for summary in summaries)),
         class_names=record.class_names,
         disease_class=record.disease_class,
-        val_accuracy=report.get("accuracy"),
-        val_auroc=report.get("auroc"),
-        n_gallery=int(metrics.get("n_gallery", 0)),
+        val_accuracy=figures.accuracy,
+        val_auroc=figures.auroc,
+        n_gallery=figures.n_gallery,
         members=members,
         objective="ensemble",
         weight_source="; ".join(dict.fromkeys(summary.weight_source for summary in summaries)),
