@@ -22,6 +22,7 @@ from core.network.embedder import Embedded, Embedder
 SETTINGS = Settings(device="cpu")
 
 
+@pytest.mark.slow
 def test_systems_are_measured_and_compared_and_kept(
     phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

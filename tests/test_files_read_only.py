@@ -43,7 +43,9 @@ def put_dead_job(directory: Path) -> str:
 def models(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The models with a job and a leftover of killed processes, on a read-only mount."""
     directory = tmp_path_factory.mktemp("read-only") / "ck"
-    shutil.copytree(tiny_checkpoints, directory, ignore=shutil.ignore_patterns(".runs"))
+    shutil.copytree(
+        tiny_checkpoints, directory, ignore=shutil.ignore_patterns(".runs", "evaluations")
+    )
     left = directory / f".writing-x-{DEAD.pid}"
     left.mkdir()
     (left / abandoned.MARK).write_text(json.dumps(dataclasses.asdict(DEAD)), encoding="utf-8")
