@@ -143,6 +143,7 @@ def test_figures_on_images_that_the_model_was_fitted_on_are_said_to_be(
         assert ("K and calibration were fitted on" in block.text) is is_said
 
 
+@pytest.mark.slow
 def test_training_images_in_other_data_are_not_reported_as_an_external_test(
     directory: Path, name: str, seen_folder: Path
 ) -> None:
