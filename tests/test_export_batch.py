@@ -101,6 +101,10 @@ def test_answers_are_kept_as_they_come_and_a_stopped_batch_goes_on(
     assert len(set(pictures)) == len(pictures) == len(list(maps.iterdir()))
     assert len(table.read_text(encoding="utf-8").splitlines()) == 8
     assert not part.exists()
+    written = out.read_bytes()
+    assert run(*command, "--resume") == 0
+    assert "is complete; nothing to resume" in capsys.readouterr().err
+    assert out.read_bytes() == written
 
 
 def test_an_unforeseen_error_costs_one_row(

@@ -22,11 +22,12 @@ from core.cli.terminal import (
     show_progress,
 )
 from core.errors import ConfigError
-from core.files.journal import Journal
+from core.files.journal import Journal, find_journal
 from core.files.names import show_name
 from core.files.whole import check_writable_folder
 
 if TYPE_CHECKING:
+    from core.export.batch import Extras
     from core.export.formats import CaseFormat
     from core.models.ensemble import Model as LoadedModel
 
@@ -69,6 +70,10 @@ def predict(
     from core.export.batch import Extras, exists, list_files
     from core.models.registry import find_model, load_bundle
 
+    target = json_file or csv_file
+    if resume and target is not None and target.exists() and not find_journal(target).exists():
+        print_text(f"{show_name(target)} is complete; nothing to resume.")
+        return
     method = method or SHOWN
     find_method(method)
     extras = Extras(explain, method, _choose_formats(exports or ()), export_to)
@@ -93,7 +98,6 @@ def predict(
         "method": method,
         "exports": [str(export_to), *(exports or ())],
     }
-    target = json_file or csv_file
     if target is None:
         if resume:
             raise ConfigError("--resume needs --json or --csv: without them no answer is kept.")
@@ -120,7 +124,7 @@ def _choose_formats(keys: Sequence[str]) -> "list[CaseFormat]":
 
 
 def _keep_answers(
-    model: "LoadedModel", files: Sequence[Path], extras: Any, journal: Journal
+    model: "LoadedModel", files: Sequence[Path], extras: "Extras", journal: Journal
 ) -> None:
     """Answer the files that have no answer in the journal yet."""
     from core.export.batch import answer_files, skip_done
@@ -168,7 +172,7 @@ def _finish(
     journal.remove()
 
 
-def _print_answers(model: "LoadedModel", files: Sequence[Path], extras: Any) -> None:
+def _print_answers(model: "LoadedModel", files: Sequence[Path], extras: "Extras") -> None:
     """Print answers as they come, as one JSON list."""
     from core.export.batch import answer_files, format_list
 

@@ -20,6 +20,11 @@ from core.files.names import show_name
 _SYNC_EVERY_S = 1.0
 
 
+def find_journal(result: Path) -> Path:
+    """Where the journal of a result file lies, if there is one."""
+    return result.with_name(f"{result.name}.part")
+
+
 def drop_nan(value: object) -> object:
     """Replace undefined numbers with null, because JSON has neither NaN nor Infinity."""
     if isinstance(value, float):
@@ -46,7 +51,7 @@ class Journal:
             ConfigError: rows are there and ``resume`` is not set, they are of another run, or
                 another process is writing them.
         """
-        self.path = result.with_name(f"{result.name}.part")
+        self.path = find_journal(result)
         self._about = json.loads(json.dumps(dict(about)))
         self._resume = resume
         self._lock = FileLock(f"{self.path}.lock")
