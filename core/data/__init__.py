@@ -1,1 +1,1 @@
-"""Labelled images: folders, tables, npz, uploads, splits, audit, readiness to train."""
+"""Labelled images: the plan of a folder, tables, npz, uploads, splits, audit, readiness to train."""
