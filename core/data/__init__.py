@@ -1,1 +1,3 @@
-"""Labelled images: the plan of a folder, tables, npz, uploads, splits, audit, readiness to train."""
+"""Labelled images: the plan of a folder, tables, npz, uploads, splits, audit, readiness to
+train.
+"""
