@@ -228,6 +228,7 @@ def test_a_shared_trunk_is_kept_once_and_runs_once(
         np.testing.assert_allclose(outcome.embeddings, alone.embeddings, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_members_of_other_input_sizes_and_data_vote_together(
     models: Path, phantom_dataset: Dataset, tiny_bundle: ModelBundle
 ) -> None:

@@ -230,6 +230,7 @@ def test_the_number_of_threads_changes_no_answer(home: Path) -> None:
         assert [n.key for n in two.neighbours] == [n.key for n in one.neighbours]
 
 
+@pytest.mark.slow
 def test_order_and_company_of_the_files_change_no_answer(home: Path) -> None:
     images = draw_eyes(9)  # more than one batch
     together = {d.file: d for d in answer(home, "demo", images)}

@@ -30,6 +30,7 @@ def robust_config(tiny_config: RunConfig) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 def test_both_members_and_the_vote_are_written_and_a_resumed_run_keeps_what_is_done(
     robust_config: RunConfig, phantom_dataset: Dataset, tmp_path: Path
 ) -> None:
