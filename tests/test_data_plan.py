@@ -260,6 +260,15 @@ def test_split_words_without_class_folders_are_refused(tmp_path: Path) -> None:
     assert make_plan(tmp_path, said).class_names == ("Training", "Testing")
 
 
+@pytest.mark.parametrize("name", ["train", "Testing", "val"])
+def test_a_folder_called_like_a_split_is_no_class_beside_one(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="names of splits") as caught:
+        make_plan(fill(tmp_path, "normal", name))
+    assert caught.value.code == "data.splits"
+    said = DataOptions(folders=((name, "class"),))
+    assert make_plan(tmp_path, said).class_names == ("normal", name)
+
+
 def test_stray_files_and_system_folders_change_nothing(tmp_path: Path) -> None:
     fill(tmp_path, "normal", "flu")
     np.savez(tmp_path / "features.npz", embeddings=np.zeros((4, 2)))

@@ -92,3 +92,29 @@ def test_archives_that_cannot_be_listed() -> None:
         with pytest.raises(ImageError) as caught:
             list_entries(data)
         assert caught.value.code == code
+
+
+def test_every_damaged_directory_is_refused_or_read() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.png", b"1234")
+    sound = buffer.getvalue()
+    directory = sound.index(b"PK\x01\x02")
+    n_refused = 0
+    for place in range(directory, len(sound)):
+        for value in (0, 0x7F, 0xFF):
+            broken = bytearray(sound)
+            broken[place] = value
+            try:
+                for entry in list_entries(bytes(broken)):
+                    read_entry(bytes(broken), entry.place, max_bytes=1000)
+            except ImageError:
+                n_refused += 1
+    offset = bytearray(sound)  # a directory said to begin later: the entry begins before the file
+    end = sound.index(b"PK\x05\x06")
+    offset[end + 16 : end + 20] = (directory + 4).to_bytes(4, "little")
+    (entry,) = list_entries(bytes(offset))
+    with pytest.raises(ImageError) as caught:
+        read_entry(bytes(offset), entry.place, max_bytes=1000)
+    assert caught.value.code == "image.zip_damaged"
+    assert n_refused > 20

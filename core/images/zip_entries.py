@@ -57,7 +57,7 @@ def list_entries(data: bytes) -> list[Entry]:
     entries = [
         Entry(PurePosixPath(info.filename).name, place, info.file_size)
         for place, info in enumerate(infos)
-        if not info.is_dir() and _is_visible(info.filename)
+        if not info.filename.endswith("/") and _is_visible(info.filename)
     ]
     if not entries:
         raise ImageError(
