@@ -78,6 +78,17 @@ def test_a_name_that_is_taken_needs_another(
     assert len(list_models(empty)) == 2
 
 
+def check_refused(manifest: dict, tensors: dict, empty: Path, words: str) -> None:
+    """A file with a right hash is refused for this reason and leaves nothing."""
+    manifest["sha256"] = exchange._compute_digest(manifest, tensors)
+    path = empty.parent / "forged.neighbordx"
+    save_file(tensors, path, metadata={"neighbordx": json.dumps(manifest)})
+    with pytest.raises(CheckpointError, match=words) as caught:
+        import_model(empty, path, settings=SETTINGS)
+    assert caught.value.code == "archive.refused"
+    assert list(empty.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
@@ -92,13 +103,7 @@ def test_texts_that_would_fill_the_memory_are_refused(
 ) -> None:
     manifest, tensors = read(exported)
     manifest["folders"][0]["strings"]["gallery.npz"]["more"] = texts
-    manifest["sha256"] = exchange._compute_digest(manifest, tensors)
-    path = empty.parent / "forged.neighbordx"
-    save_file(tensors, path, metadata={"neighbordx": json.dumps(manifest)})
-    with pytest.raises(CheckpointError, match=words) as caught:
-        import_model(empty, path, settings=SETTINGS)
-    assert caught.value.code == "archive.refused"
-    assert list(empty.iterdir()) == []
+    check_refused(manifest, tensors, empty, words)
 
 
 def test_two_sessions_may_import_the_same_file_at_once(
@@ -157,10 +162,4 @@ def test_corrections_that_cannot_be_are_refused_and_nothing_is_written(
     manifest, tensors = read(exported)
     config = json.loads(manifest["folders"][0]["texts"]["config.json"])
     manifest["corrections"] = told(config["data_id"])
-    manifest["sha256"] = exchange._compute_digest(manifest, tensors)
-    path = empty.parent / "forged.neighbordx"
-    save_file(tensors, path, metadata={"neighbordx": json.dumps(manifest)})
-    with pytest.raises(CheckpointError, match=words) as caught:
-        import_model(empty, path, settings=SETTINGS)
-    assert caught.value.code == "archive.refused"
-    assert list(empty.iterdir()) == []
+    check_refused(manifest, tensors, empty, words)

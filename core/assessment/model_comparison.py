@@ -174,10 +174,7 @@ def _find_known(model: Model, dataset: Dataset, reading: SplitReading) -> set[st
     known = find_copies(model, reading) | find_validated(model, reading)
     for member in model.members:
         config, contents = member.bundle.config, member.bundle.contents
-        if (
-            config.data_id == dataset.data_id
-            or read_path(config.data_root) == dataset.root.resolve()
-        ):
+        if config.data_id == dataset.data_id or config.training_data.is_at(dataset.root):
             validated = contents.metrics.get("validation_answers", {}).get("keys", ())
             known |= {*contents.gallery.keys, *validated} & set(reading.keys)
     return known

@@ -1,9 +1,7 @@
 """The command that diagnoses images: predict."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +12,7 @@ from core.cli.terminal import (
     Checkpoints,
     JsonFile,
     Model,
+    echo_json,
     output_file,
     output_folder,
     print_table,
@@ -141,12 +140,17 @@ def _keep_answers(
                 report(n / len(files), f"{n} of {len(files)} files")
         except (OSError, ConfigError, KeyboardInterrupt) as err:
             why = "it was interrupted" if isinstance(err, KeyboardInterrupt) else str(err)
-            raise ConfigError(
-                f"the batch stopped after {journal.n_rows} files: {why} What was answered is kept "
-                f"in {show_name(journal.path)}; go on with --resume.",
-                code="output.stopped",
-                params={"n": journal.n_rows},
-            ) from err
+            text = f"the batch stopped after {journal.n_rows} files: {why} What was answered is"
+            raise _stop(journal, text, "go on") from err
+
+
+def _stop(journal: Journal, text: str, advice: str) -> ConfigError:
+    """Build the error of a batch that can go on."""
+    return ConfigError(
+        f"{text} kept in {show_name(journal.path)}; {advice} with --resume.",
+        code="output.stopped",
+        params={"n": journal.n_rows},
+    )
 
 
 def _finish(
@@ -162,12 +166,8 @@ def _finish(
             class_names=(model.disease_class, model.other_class),
         )
     except OSError as err:
-        raise ConfigError(
-            f"the results could not be written ({err.strerror or err}). The answers are kept in "
-            f"{show_name(journal.path)}; make room, and go on with --resume.",
-            code="output.stopped",
-            params={"n": journal.n_rows},
-        ) from err
+        text = f"the results could not be written ({err.strerror or err}). The answers are"
+        raise _stop(journal, text, "make room, and go on") from err
     _print_worklist(journal.read_rows())
     journal.remove()
 
@@ -177,8 +177,7 @@ def _print_answers(model: "LoadedModel", files: Sequence[Path], extras: "Extras"
     from core.export.batch import answer_files, format_list
 
     kept: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        report = stack.enter_context(show_progress("predict"))
+    with show_progress("predict") as report:
 
         def watch() -> Iterable[dict[str, Any]]:
             for row in answer_files(model, files, extras, warn=print_text):
@@ -187,8 +186,7 @@ def _print_answers(model: "LoadedModel", files: Sequence[Path], extras: "Extras"
                 report(len(kept) / len(files), f"{len(kept)} of {len(files)} files")
 
         for piece in format_list(watch()):
-            shown = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in piece)
-            typer.echo("".join(shown), nl=False)
+            echo_json(piece)
     _print_worklist(kept)
     print_text(RESEARCH_USE)
 

@@ -20,10 +20,9 @@ from rich.text import Text
 
 from core.config import Settings
 from core.config.settings import resolve_path
-from core.errors import ConfigError
 from core.files import whole
 from core.files.journal import drop_nan
-from core.files.names import printable, show_name
+from core.files.names import printable
 
 
 class _PlainConsole(Console):
@@ -98,7 +97,7 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole.write_text(path, text)
     except OSError as err:
-        raise ConfigError(f"cannot write {show_name(path)} ({err.strerror}).") from err
+        raise whole.refuse_write(path, err) from err
 
 
 def print_text(text: str) -> None:
@@ -113,8 +112,13 @@ def print_output(text: str) -> None:
 
 def print_json(value: object) -> None:
     """Print JSON to standard output; characters that a terminal would obey are escaped."""
-    text = json.dumps(drop_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
-    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+    echo_json(json.dumps(drop_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def echo_json(text: str) -> None:
+    """Print a piece of JSON text to standard output, without a line break of its own."""
+    shown = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    typer.echo("".join(shown), nl=False)
 
 
 def print_table(

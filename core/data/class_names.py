@@ -13,7 +13,6 @@ from pathlib import Path
 
 from core.data.decisions import Decision, join
 from core.data.options import TrainingData
-from core.files.names import read_path
 
 
 def _words(text: str) -> frozenset[str]:
@@ -66,10 +65,9 @@ def decide_disease(
         if guess is not None and guess[0] != said:
             found.append(_decide("disease.against", said, normal))
         return said, found
-    is_own = model is not None and bool(model.root) and read_path(model.root) == root.resolve()
     if model is not None and model.disease_class in names:
         disease = model.disease_class
-        if is_own or not is_number(disease):
+        if model.is_at(root) or not is_number(disease):
             return disease, [_decide("disease.model", disease, two if disease == one else one)]
     guess = _read_names(one, two)
     if guess is None:

@@ -55,6 +55,10 @@ class TrainingData:
     root: str = ""
     options: DataOptions = DataOptions()
 
+    def is_at(self, root: Path) -> bool:
+        """Whether it lay in this folder."""
+        return bool(self.root) and read_path(self.root) == root.resolve()
+
 
 def read_options(raw: Mapping[str, Any]) -> DataOptions:
     """Rebuild options from their JSON.
@@ -143,5 +147,4 @@ def choose_options(
     """Options given, else those of the model's own data, else none."""
     if options is not None and options != DataOptions():
         return options
-    is_own = model is not None and model.root and read_path(model.root) == Path(root).resolve()
-    return model.options if model is not None and is_own else DataOptions()
+    return model.options if model is not None and model.is_at(root) else DataOptions()

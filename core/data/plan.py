@@ -179,7 +179,7 @@ def _find_images(root: Path, options: DataOptions) -> tuple[list[Found], list[De
                 params={"name": arrays[0].name},
             )
     if len(arrays) != 1:
-        listed = ", ".join(path.name for path in arrays) or "none"
+        listed = _list_names(arrays)
         raise DataError(
             f"expected one npz file with the arrays of MedMNIST in {show_name(root)}; found: "
             f"{listed}. Name the file itself.",
@@ -208,7 +208,7 @@ def _find_table(root: Path) -> Path:
             continue
         usable.append(path)
     if len(usable) != 1:
-        listed = ", ".join(path.name for path in usable) or "none"
+        listed = _list_names(usable)
         raise DataError(
             f"expected one table with the columns file and label in {show_name(root)}; found: "
             f"{listed}. Name the table itself.",
@@ -216,6 +216,10 @@ def _find_table(root: Path) -> Path:
             params={"name": listed},
         )
     return usable[0]
+
+
+def _list_names(paths: Sequence[Path]) -> str:
+    return ", ".join(show_name(path.name) for path in paths) or "none"
 
 
 def _read_table(path: Path) -> tuple[list[Found], list[Decision]]:

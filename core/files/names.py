@@ -35,16 +35,8 @@ def find_path(root: Path, key: str) -> Path:
     path = root / key
     if "\\x" not in key or path.exists():
         return path
-    raw = bytearray()
-    rest = key.encode()
-    while rest:
-        try:
-            is_escape = rest[:2] == b"\\x" and int(rest[2:4], 16) >= 0x80
-        except ValueError:
-            is_escape = False
-        raw += bytes([int(rest[2:4], 16)]) if is_escape else rest[:1]
-        rest = rest[4:] if is_escape else rest[1:]
-    other = root / os.fsdecode(bytes(raw))
+    raw = re.sub(rb"(?i)\\x([89a-f][0-9a-f])", lambda m: bytes([int(m[1], 16)]), key.encode())
+    other = root / os.fsdecode(raw)
     return other if other.exists() else path
 
 

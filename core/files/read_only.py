@@ -3,11 +3,8 @@
 Owns the question, which leaves no trace in the folder.
 """
 
-import errno
 import os
 from pathlib import Path
-
-ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_read_only(folder: Path) -> bool:
@@ -18,8 +15,3 @@ def is_read_only(folder: Path) -> bool:
     """
     there = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), None)
     return there is None or not os.access(there, os.W_OK | os.X_OK)
-
-
-def is_refusal(err: OSError) -> bool:
-    """Whether an error means that something cannot be written here, rather than that it failed."""
-    return err.errno in ERRORS

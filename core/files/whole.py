@@ -41,7 +41,7 @@ def check_writable(path: Path) -> None:
     except ConfigError:
         raise
     except (OSError, ValueError) as err:
-        raise _refuse(path, err) from err
+        raise refuse_write(path, err) from err
 
 
 def check_writable_folder(folder: Path) -> None:
@@ -56,10 +56,11 @@ def check_writable_folder(folder: Path) -> None:
             handle.write(b"0")
             handle.flush()
     except (OSError, ValueError) as err:
-        raise _refuse(folder, err) from err
+        raise refuse_write(folder, err) from err
 
 
-def _refuse(path: Path, err: OSError | ValueError) -> ConfigError:
+def refuse_write(path: Path, err: OSError | ValueError) -> ConfigError:
+    """Build the error for a file or folder that cannot be written."""
     reason = err.strerror if isinstance(err, OSError) and err.strerror else err
     return ConfigError(
         f"cannot write {show_name(path)} ({reason}).",

@@ -137,7 +137,7 @@ def _is_own(work: Work, folder: Path, recipes: Mapping[str, RunConfig]) -> bool:
         return False
     disease = found.class_names[found.disease_index]
     return (
-        read_path(found.data_root) == read_path(work.params["data"]).resolve()
+        found.training_data.is_at(read_path(work.params["data"]))
         and (work.options.disease_class or disease) == disease
     )
 

@@ -34,7 +34,7 @@ from core.gallery.corrections_db import CurationStore, default_url
 from core.gallery.projection import Projection
 from core.gallery.search import Gallery
 from core.models.bundle import BundleConfig, Contents, ModelBundle, check_model_id
-from core.models.marks import MANIFEST_FILE, WEIGHTS_FILE, check_free
+from core.models.marks import MANIFEST_FILE, WEIGHTS_FILE, build_damaged, check_free
 from core.models.seal import check_seal, compute_seal, write_seal
 from core.network.backbone import Backbone
 from core.network.build import build_embedder
@@ -198,7 +198,7 @@ def read_bundle(
     width = config.run.embedder.embedding_dim * contents.gallery.n_parts
     found = contents.gallery.embeddings.shape[1]
     if bundle.has_vote and found != width:
-        raise _damaged(folder, f"gallery embeddings have {found} values, not {width}")
+        raise build_damaged(folder, f"gallery embeddings have {found} values, not {width}")
     return bundle
 
 
@@ -239,15 +239,15 @@ def _load_net(folder: Path, config: BundleConfig, embedder: Embedder) -> None:
     kinds = {key: value.dtype for key, value in net.state_dict().items()}
     try:
         if hash_file(path) != config.weights_sha256:
-            raise _damaged(folder, f"{WEIGHTS_FILE} does not match its recorded hash")
+            raise build_damaged(folder, f"{WEIGHTS_FILE} does not match its recorded hash")
         state = load_file(path)
         net.load_state_dict(state, assign=True)
     except (OSError, SafetensorError, RuntimeError) as err:
-        raise _damaged(folder, f"{WEIGHTS_FILE}: {err}") from err
+        raise build_damaged(folder, f"{WEIGHTS_FILE}: {err}") from err
     if any(value.dtype != kinds[key] for key, value in state.items()):
-        raise _damaged(folder, f"{WEIGHTS_FILE} holds values of another precision")
+        raise build_damaged(folder, f"{WEIGHTS_FILE} holds values of another precision")
     if not all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point()):
-        raise _damaged(folder, f"{WEIGHTS_FILE} holds values that are not numbers")
+        raise build_damaged(folder, f"{WEIGHTS_FILE} holds values that are not numbers")
     net.to(embedder.device).arrange().requires_grad_(False).eval()
 
 
@@ -274,11 +274,11 @@ def _load_contents(folder: Path, config: BundleConfig) -> Contents:
         )
         card = (folder / "card.md").read_text(encoding="utf-8")
     except (*ZIP_ERRORS, CoreError) as err:
-        raise _damaged(folder, str(err)) from err
+        raise build_damaged(folder, str(err)) from err
     if not (len(gallery_xy) == len(ends) == len(gallery) == len(descriptors)):
-        raise _damaged(folder, "gallery, map and thumbnails differ in length")
+        raise build_damaged(folder, "gallery, map and thumbnails differ in length")
     if gallery.labels.min() < 0 or gallery.labels.max() >= len(config.class_names):
-        raise _damaged(folder, "gallery labels do not fit the class names")
+        raise build_damaged(folder, "gallery labels do not fit the class names")
     starts = [0, *ends[:-1]]
     return Contents(
         gallery=gallery,
@@ -312,9 +312,9 @@ def read_bundle_config(folder: Path) -> BundleConfig:
     try:
         config = build_record(BundleConfig, raw, "config.json")
     except ConfigError as err:
-        raise _damaged(folder, str(err)) from err
+        raise build_damaged(folder, str(err)) from err
     if not 0 <= config.disease_index < len(config.class_names):
-        raise _damaged(folder, "config.json: disease_index is not one of the classes")
+        raise build_damaged(folder, "config.json: disease_index is not one of the classes")
     # The folder's name is the id, so a copied or renamed bundle takes its new name.
     return dataclasses.replace(config, model_id=folder.name)
 
@@ -328,16 +328,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
-        raise _damaged(path.parent, f"{path.name}: {err}") from err
+        raise build_damaged(path.parent, f"{path.name}: {err}") from err
     if not isinstance(raw, dict):
-        raise _damaged(path.parent, f"{path.name}: expected an object")
+        raise build_damaged(path.parent, f"{path.name}: expected an object")
     return raw
-
-
-def _damaged(folder: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"model {folder.name!r} cannot be loaded ({reason}). "
-        "Restore the folder from a copy, or delete it and train again.",
-        code="checkpoint.damaged",
-        params={"model_id": folder.name, "reason": reason},
-    )

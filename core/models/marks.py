@@ -108,3 +108,13 @@ def check_free(directory: Path, model_id: str) -> None:
         code="checkpoint.foreign",
         params={"model_id": model_id},
     )
+
+
+def build_damaged(folder: Path, reason: str) -> CheckpointError:
+    """Build the error for a model folder whose content is not as it was written."""
+    return CheckpointError(
+        f"model {folder.name!r} cannot be loaded ({reason}). "
+        "Restore the folder from a copy, or delete it and train again.",
+        code="checkpoint.damaged",
+        params={"model_id": folder.name, "reason": reason},
+    )

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from core.errors import CheckpointError
 from core.files.whole import hash_file, write_text
-from core.models.marks import CONFIG_FILE, FILES, MANIFEST_FILE, WEIGHTS_FILE
+from core.models.marks import CONFIG_FILE, FILES, MANIFEST_FILE, WEIGHTS_FILE, build_damaged
 
 _FORMAT = "neighbordx-files-1"
 # Everything that takes part in an answer and its stated reliability, apart from the trunks (named
@@ -49,7 +48,7 @@ def compute_seal(folder: Path) -> Seal:
         files = {path.name: hash_file(path) for path in paths}
         arrays = {path.name: _hash_arrays(path) for path in paths if path.suffix == ".npz"}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as err:
-        raise _broken(folder, f"a file cannot be read ({err})") from err
+        raise build_damaged(folder, f"a file cannot be read ({err})") from err
     return Seal(files, arrays)
 
 
@@ -93,8 +92,8 @@ def read_seal(folder: Path) -> Seal | None:
         if is_good and (seal := Seal(files, arrays)).identity == raw["identity"]:
             return seal
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
-        raise _broken(folder, f"{MANIFEST_FILE} cannot be read ({err})") from err
-    raise _broken(folder, f"{MANIFEST_FILE} does not hold what it says")
+        raise build_damaged(folder, f"{MANIFEST_FILE} cannot be read ({err})") from err
+    raise build_damaged(folder, f"{MANIFEST_FILE} does not hold what it says")
 
 
 def read_identity(folder: Path) -> str:
@@ -119,9 +118,9 @@ def check_seal(folder: Path) -> Seal | None:
     there = {name for name in FILES - {MANIFEST_FILE} if (folder / name).is_file()}
     for name in sorted(there | seal.files.keys()):
         if name not in there and name not in _MAY_BE_MISSING:
-            raise _broken(folder, f"{name} is missing")
+            raise build_damaged(folder, f"{name} is missing")
         if name in there and hash_file(folder / name) != seal.files.get(name):
-            raise _broken(folder, f"{name} does not match its recorded hash")
+            raise build_damaged(folder, f"{name} does not match its recorded hash")
     return seal
 
 
@@ -145,13 +144,4 @@ def _compare(folder: Path, before: Seal, now: Seal) -> None:
             else before.files.get(name) == now.files.get(name)
         )
         if not is_same and name not in _MAY_BE_MISSING:
-            raise _broken(folder, f"{name} does not match its recorded hash")
-
-
-def _broken(folder: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"model {folder.name!r} cannot be loaded ({reason}). "
-        "Restore the folder from a copy, or delete it and train again.",
-        code="checkpoint.damaged",
-        params={"model_id": folder.name, "reason": reason},
-    )
+            raise build_damaged(folder, f"{name} does not match its recorded hash")
